@@ -1,0 +1,84 @@
+# The words of this project; CI uses the same ones. Each makes .venv and installs what it needs by itself.
+#   make run    build, then stream a story from the embedded model
+#   make test   every test that needs no torch
+#   make lint   formats, types, floors
+#   make asan   C++ and kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make judge  the live judges: HF transformers on torch
+#   make bench  speed here, as JSON on standard output
+#   make wheel  dist/*.whl
+PYTHON ?= python3
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := .stamps
+SAN_BUILD := build-asan
+
+CPP_SOURCES := $(shell find include kv_cache attention_cpu decoder src tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run build test lint format asan judge bench wheel clean
+.DELETE_ON_ERROR:
+
+run: build
+	$(BIN)/llm-decoder stream
+
+build: $(STAMPS)/build
+
+$(STAMPS)/venv:
+	@sh tools/check_prerequisites.sh "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/tools: $(STAMPS)/venv pyproject.toml
+	$(BIN)/python -m pip install -q "setuptools>=77" "pybind11>=2.13" "cmake>=3.21" wheel
+	@touch $@
+
+$(STAMPS)/build: $(STAMPS)/tools CMakeLists.txt setup.py $(CPP_SOURCES)
+	LLM_DECODER_BUILD_DIR=build $(BIN)/python -m pip install -q --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/build
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	@touch $@
+
+$(STAMPS)/judge: $(STAMPS)/dev
+	$(BIN)/python -m pip install -q "torch==2.13.0" "transformers>=5"
+	@touch $@
+
+test: $(STAMPS)/dev
+	$(BIN)/ctest --test-dir build --output-on-failure
+	$(BIN)/python -m pytest -m "not judge" $(PYTEST_ARGS)
+
+judge: $(STAMPS)/judge
+	$(BIN)/python -m pytest -m judge $(PYTEST_ARGS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files -z '*.h' '*.cpp' | xargs -0 $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/mypy
+	PYTHONPATH=build/python $(BIN)/lint-imports
+
+format: $(STAMPS)/dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	git ls-files -z --cached --others --exclude-standard '*.h' '*.cpp' | xargs -0 $(BIN)/clang-format -i
+
+asan: $(STAMPS)/dev
+	$(BIN)/cmake -S . -B $(SAN_BUILD) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLLM_DECODER_SANITIZE=address,undefined \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build $(SAN_BUILD) -j $(JOBS)
+	$(BIN)/ctest --test-dir $(SAN_BUILD) --output-on-failure
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=$(SAN_BUILD)/python $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/engine/test_kv_cache_properties.py $(PYTEST_ARGS)
+
+bench: $(STAMPS)/build
+	$(BIN)/llm-decoder bench --json
+
+wheel: $(STAMPS)/tools
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	@ls -l dist/*.whl
+
+clean:
+	rm -rf build build-* dist $(STAMPS) $(VENV) python/llm_decoder/_core*.so *.egg-info python/*.egg-info

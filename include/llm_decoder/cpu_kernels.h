@@ -1,0 +1,131 @@
+// The CPU kernels as one table of function pointers an ISA. Kernels are plain: pointers and sizes in, results out; the
+// caller owns memory, threads and choice. No kernel's result depends on how its rows, panels or items are split.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "llm_decoder/paged_kv.h"
+#include "llm_decoder/types.h"
+
+namespace llm_decoder {
+
+// Packed weights. Output channels lie in panels of 16; inside a panel the input channels follow each other:
+//   w8   uint8 [n_panels][k_padded / 4][16][4], q + 128, k padded to 4 with q = 0, channels past n with q = 0
+//   f32  float [n_panels][k][16], channels past n are 0
+constexpr std::int32_t kPanelWidth = 16;
+constexpr std::int32_t kDotWidth = 4;
+
+constexpr std::int64_t n_panels(std::int64_t n) { return ceil_div(n, kPanelWidth); }
+constexpr std::int64_t k_padded(std::int64_t k) { return round_up(k, kDotWidth); }
+constexpr std::int64_t packed_w8_bytes(std::int64_t n, std::int64_t k) { return n_panels(n) * kPanelWidth * k_padded(k); }
+constexpr std::int64_t packed_f32_bytes(std::int64_t n, std::int64_t k) { return n_panels(n) * kPanelWidth * k * 4; }
+
+// out[m, n] (+)= a[m, k] . w[n, k] + bias[n], for the columns of panels [panel_begin, panel_end).
+struct GemmF32Args {
+  const float* a = nullptr;  // [m, k]
+  std::int64_t a_stride = 0;
+  const float* w = nullptr;     // packed f32
+  const float* bias = nullptr;  // [n] or null
+  float* out = nullptr;         // [m, n]
+  std::int64_t out_stride = 0;
+  std::int32_t m = 0, n = 0, k = 0;
+  bool accumulate = false;  // add to what out holds
+};
+
+// The same on int8: out = (sum_k a_q * w_q) * a_scale * w_scale + bias. The int32 sum is exact and equal on every ISA.
+struct GemmW8Args {
+  const std::int8_t* a = nullptr;  // [m, k_padded(k)], zeros past k
+  std::int64_t a_stride = 0;
+  const float* a_scale = nullptr;         // [m]
+  const std::int32_t* a_sum = nullptr;    // [m], sum of the row's int8 values, which undoes the bias of the weights
+  const std::uint8_t* w = nullptr;        // packed w8
+  const float* w_scale = nullptr;         // [n]
+  const float* bias = nullptr;            // [n] or null
+  float* out = nullptr;                   // [m, n]
+  std::int64_t out_stride = 0;
+  std::int32_t m = 0, n = 0, k = 0;
+  bool accumulate = false;
+};
+
+// Rows quantised for GemmW8Args: symmetric, +-127, one scale a row; an all-zero row has scale 1.
+struct QuantizedRows {
+  std::int8_t* q = nullptr;  // [n_rows, k_padded(n_cols)]
+  std::int64_t q_stride = 0;
+  float* scale = nullptr;        // [n_rows]
+  std::int32_t* sum = nullptr;   // [n_rows]
+};
+
+struct AttentionArgs {
+  PagedKvView kv;
+  const float* q = nullptr;  // [n_tokens, n_heads, head_dim], after rope
+  std::int64_t q_stride = 0;    // floats between tokens
+  float* out = nullptr;      // [n_tokens, n_heads, head_dim]
+  std::int64_t out_stride = 0;
+  std::int32_t n_heads = 0;
+  float scale = 0.0f;        // multiplies q . k
+  std::int32_t window = 0;   // position p sees positions (p - window, p]; 0 = all up to p
+};
+
+// One unit of attention: consecutive query tokens of one sequence against one KV head, for all query heads that share it.
+struct AttentionItem {
+  const std::int32_t* block_table = nullptr;  // the sequence's page ids; entries left of the window or past the end are dead
+  std::int32_t kv_head = 0;
+  std::int32_t token_begin = 0;     // row of q and out
+  std::int32_t n_tokens = 0;
+  std::int32_t position_begin = 0;  // position of the first of these tokens in its sequence
+};
+
+struct CpuKernels {
+  const char* name;  // "generic", "avx2", "avx512vnni"
+
+  // Products.
+  void (*gemm_f32)(const GemmF32Args&, std::int32_t panel_begin, std::int32_t panel_end);
+  void (*gemm_w8)(const GemmW8Args&, std::int32_t panel_begin, std::int32_t panel_end);
+
+  // Rows in, rows out. x: float32 [n_rows, n_cols], strides in floats.
+  void (*quantize_rows)(const float* x, std::int64_t x_stride, std::int32_t n_rows, std::int32_t n_cols, QuantizedRows out);
+  void (*rms_norm)(const float* x, std::int64_t x_stride, const float* weight, float eps, std::int32_t n_rows,
+                   std::int32_t n_cols, float* out, std::int64_t out_stride);
+  // gate_up: [n_rows, 2 * n_cols], gate first. out[r, c] = silu(gate[r, c]) * up[r, c].
+  void (*silu_mul)(const float* gate_up, std::int64_t stride, std::int32_t n_rows, std::int32_t n_cols, float* out,
+                   std::int64_t out_stride);
+  // Rotates the first 2 * half channels of each head in place, halves apart (x[i], x[i + half]), as Llama checkpoints in
+  // the HF layout want it. x: one token's [n_heads, head_dim]; cos, sin: [half] of that token's position.
+  void (*rope)(float* x, std::int32_t n_heads, std::int32_t head_dim, std::int32_t half, const float* cos, const float* sin);
+
+  // Embedding rows out of the packed matrices, so that tied weights exist once. out: [hidden].
+  void (*embed_f32)(const float* w, std::int32_t token, std::int32_t hidden, float* out);
+  void (*embed_w8)(const std::uint8_t* w, const float* w_scale, std::int32_t token, std::int32_t hidden, float* out);
+
+  // Pages. key, value: one token's [n_kv_heads, head_dim], written at `slot` of `page`, quantised when the view is s8.
+  void (*append_kv)(const PagedKvView&, std::int32_t page, std::int32_t slot, const float* key, const float* value);
+  // scratch: attention_scratch_bytes(view, n_heads) bytes of the calling thread, 64-byte aligned.
+  void (*paged_attention)(const AttentionArgs&, const AttentionItem&, std::byte* scratch);
+  std::size_t (*attention_scratch_bytes)(const PagedKvView&, std::int32_t n_heads);
+
+  // Reductions over one row of logits [n].
+  // log(sum(exp(x))) in a fixed order; *max receives the largest value, *is_finite false if any is NaN or +inf.
+  float (*log_sum_exp)(const float* x, std::int32_t n, float* max, bool* is_finite);
+  std::int32_t (*argmax)(const float* x, std::int32_t n);  // the lowest index on ties
+};
+
+// The tables this machine can run, best first. "generic" is always last.
+const std::vector<const CpuKernels*>& cpu_kernels();
+
+// The table named `isa`, or the best one for "" or "auto". The environment's LLM_DECODER_CPU_ISA overrides "auto". Throws
+// std::invalid_argument naming the choices when this machine cannot run it or no such table exists.
+const CpuKernels& select_cpu_kernels(const char* isa);
+
+// Packing, once at load, baseline flags. w: [n, k] rows; `row_stride` in elements.
+void pack_f32(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, float* out);
+// Already quantised rows (symmetric int8) into the w8 layout.
+void pack_w8(const std::int8_t* q, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::uint8_t* out);
+// The inverse: rows [n, k] of int8 out of the packed form.
+void unpack_w8(const std::uint8_t* packed, std::int64_t n, std::int64_t k, std::int8_t* q, std::int64_t row_stride);
+// float rows -> int8 and scale [n]: scale = max|w| / 127, round half to even; an all-zero row has scale 1.
+void quantize_weight_rows(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::int8_t* q,
+                          std::int64_t q_stride, float* scale);
+
+}  // namespace llm_decoder

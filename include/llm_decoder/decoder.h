@@ -1,0 +1,32 @@
+// The verbs of a decoder: weights in, a ragged step through the layers, logits kept until the next step.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "llm_decoder/kv_cache.h"
+#include "llm_decoder/model_config.h"
+#include "llm_decoder/types.h"
+
+namespace llm_decoder {
+
+// A weight as the core keeps it; memory is borrowed and must outlive the decoder (it may be a mapped file).
+struct WeightView {
+  enum class Layout : std::uint8_t { vector, f32, w8 } layout = Layout::vector;
+  std::int64_t n = 0, k = 0;      // [n] for a vector, [n, k] for a packed matrix
+  const void* data = nullptr;     // float32 [n], or a packed matrix as in cpu_kernels.h
+  const float* scales = nullptr;  // [n] for w8
+};
+
+// Which rows of logits a sequence wants from a step.
+enum class LogitRows : std::uint8_t { none = 0, last = 1, all = 2 };
+
+// Prompt chunks and single decoded tokens in one ragged form. KV of these tokens must have been reserved in the cache.
+struct StepBatch {
+  Span<const std::int32_t> tokens;    // [n_tokens], sequences one after the other
+  Span<const std::int64_t> seq_ids;   // [n_seqs]
+  Span<const std::int32_t> counts;    // [n_seqs], tokens of each
+  Span<const std::uint8_t> want;      // [n_seqs], LogitRows
+};
+
+}  // namespace llm_decoder

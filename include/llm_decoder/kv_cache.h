@@ -1,0 +1,86 @@
+// The paged KV cache: who holds which page, which pages can be found again, which leave first. Policy (who is preempted,
+// who waits) is above; the verbs here are the mechanism. Not thread-safe: one thread owns a cache.
+//
+// A page is always exactly one of: free (content meaningless), held (in the table of at least one sequence), or cached
+// (held by nobody, found through the prefix index, evictable in LRU order, leaves before their parents).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "llm_decoder/paged_kv.h"
+#include "llm_decoder/types.h"
+
+namespace llm_decoder {
+
+struct KvCacheConfig {
+  std::int32_t n_pages = 0;
+  std::int32_t page_size = 0;  // in tokens, a multiple of 16
+  std::int32_t n_layers = 0;   // 0: bookkeeping only, no storage
+  std::int32_t n_kv_heads = 0;
+  std::int32_t head_dim = 0;
+  Dtype dtype = Dtype::f32;
+  std::int32_t window = 0;     // the widest window of the layers, 0 if any layer sees everything
+  std::uint64_t hash_mask = ~std::uint64_t{0};  // tests force collisions with few bits
+};
+
+struct KvCacheStats {
+  std::int64_t n_pages, n_free, n_held, n_cached, n_pinned;
+  std::int64_t n_sequences;
+  std::int64_t n_query_tokens, n_hit_tokens;  // prefix look-ups since construction
+  std::int64_t n_evictions, n_copies;         // pages evicted, pages copied on write
+  std::int64_t pool_bytes;
+};
+
+class KvCache {
+ public:
+  explicit KvCache(const KvCacheConfig& config);
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  struct Admission {
+    std::int64_t seq_id;
+    std::int32_t n_cached;  // leading tokens whose KV is already in pages, at most size - 1, a multiple of page_size
+  };
+
+  // A new sequence that will hold `tokens`; takes hold of the longest chain of cached full pages with the same tokens,
+  // parents and salt. Allocates nothing. length(seq_id) is n_cached afterwards.
+  Admission admit(Span<const std::int32_t> tokens, std::string_view salt);
+
+  // Makes room for counts[i] more tokens of every sequence, evicting cached pages and copying a shared partial page where
+  // one would be written to; for all of them or, when pages run short, for none (returns false, nothing changed).
+  bool reserve(Span<const std::int64_t> seq_ids, Span<const std::int32_t> counts);
+
+  // The KV of counts[i] tokens (<= what was reserved) has been written: lengths grow, full pages enter the prefix index,
+  // unused reservations are given back, pages wholly left of the window are let go. tokens: [sum(counts)], sequences in order.
+  void commit(Span<const std::int64_t> seq_ids, Span<const std::int32_t> counts, Span<const std::int32_t> tokens);
+
+  std::int64_t fork(std::int64_t seq_id);   // a second sequence on the same pages
+  void release(std::int64_t seq_id);        // its pages become cached if they are in the index, free otherwise
+  // Pages of this prefix that are in the index now stay until unpinned. Counted: pin twice, unpin twice. Returns the tokens
+  // (a multiple of page_size) that were pinned, or unpinned.
+  std::int32_t pin(Span<const std::int32_t> tokens, std::string_view salt);
+  std::int32_t unpin(Span<const std::int32_t> tokens, std::string_view salt);
+  void clear_prefix_index();                // forgets every cached page that nobody holds and nobody pinned
+
+  std::int32_t length(std::int64_t seq_id) const;                     // tokens committed
+  const std::vector<std::int32_t>& page_table(std::int64_t seq_id) const;  // page ids, -1 left of the window
+  std::int32_t n_pages_for(std::int32_t n_tokens) const;
+  PagedKvView layer(std::int32_t layer) const;
+  const KvCacheConfig& config() const;
+  KvCacheStats stats() const;
+
+  // Proves every page is in exactly one state, counts add up, parents exist, no cycle. Throws std::logic_error saying what
+  // is broken.
+  void check_integrity() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace llm_decoder

@@ -1,0 +1,34 @@
+// Plain types that cross rooms. Nothing here owns memory.
+//
+// Axis order, written once: activations are [n_tokens, n_heads, head_dim] (token outermost), weights are
+// [n_out, n_in] row-major before packing, pages are tiles as drawn in paged_kv.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace llm_decoder {
+
+enum class Dtype : std::uint8_t { f32, s8 };
+
+// A borrowed run of `size` elements.
+template <class T>
+struct Span {
+  T* data = nullptr;
+  std::size_t size = 0;
+
+  Span() = default;
+  Span(T* data_, std::size_t size_) : data(data_), size(size_) {}
+  template <class Container>
+  Span(Container& container) : data(container.data()), size(container.size()) {}
+
+  T& operator[](std::size_t i) const { return data[i]; }
+  T* begin() const { return data; }
+  T* end() const { return data + size; }
+  bool empty() const { return size == 0; }
+};
+
+constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+
+}  // namespace llm_decoder

@@ -1,0 +1,69 @@
+"""Builds the C++ core with CMake and lays the checkout's rooms out as one package, llm_decoder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+ROOMS = [room for room in ("api", "web", "cli", "reranker", "config") if (ROOT / room / "__init__.py").exists()]
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds the target `_core`, then copies it to where setuptools wants it.
+
+    `LLM_DECODER_BUILD_DIR` names a build folder to share with plain CMake (then with the C++ tests); without it the build
+    happens in setuptools' own temporary folder.
+    """
+
+    def build_extension(self, ext: Extension) -> None:
+        shared = os.environ.get("LLM_DECODER_BUILD_DIR")
+        build_dir = Path(shared).resolve() if shared else Path(self.build_temp).resolve() / "cmake"
+        options = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DLLM_DECODER_TESTS={'ON' if shared else 'OFF'}",
+            "-DCMAKE_BUILD_TYPE=Release",
+        ]
+        cmake = find_cmake()
+        subprocess.run([cmake, "-S", str(ROOT), "-B", str(build_dir), *options], check=True)
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+        targets = [] if shared else ["--target", "_core"]
+        subprocess.run([cmake, "--build", str(build_dir), "-j", jobs, *targets], check=True)
+
+        built = list((build_dir / "python" / "llm_decoder").glob("_core*.so"))
+        if len(built) != 1:
+            raise RuntimeError(f"[setup.py] expected one _core module under {build_dir}, got {built}")
+        destination = Path(self.get_ext_fullpath(ext.name))
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(built[0], destination)
+
+
+def find_cmake() -> str:
+    """The cmake beside this interpreter (pip installs one as a build requirement), else the one on PATH."""
+    beside = Path(sys.executable).parent / "cmake"
+    found = str(beside) if beside.exists() else shutil.which("cmake")
+    if found is None:
+        raise RuntimeError("[setup.py] cmake >= 3.21 is needed: pip install cmake")
+    return found
+
+
+packages = find_packages("python", include=["llm_decoder", "llm_decoder.*"])
+for room in ROOMS:
+    packages += [f"llm_decoder.{room}"] + [f"llm_decoder.{room}.{name}" for name in find_packages(room)]
+
+setup(
+    packages=packages,
+    package_dir={"": "python"} | {f"llm_decoder.{room}": room for room in ROOMS},
+    package_data={
+        "llm_decoder": ["py.typed", "*.pyi", "embedded/**/*"],
+        "llm_decoder.config": ["*.yaml", "*.json"],
+    },
+    ext_modules=[Extension("llm_decoder._core", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
