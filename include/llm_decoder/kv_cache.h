@@ -1,8 +1,16 @@
-// The paged KV cache: who holds which page, which pages can be found again, which leave first. Policy (who is preempted,
-// who waits) is above; the verbs here are the mechanism. Not thread-safe: one thread owns a cache.
+// The paged KV cache: who holds which page, which pages can be found again, which leave first. Policy (who is
+// preempted, who waits) is above; the verbs here are the mechanism. Not thread-safe: one thread owns a cache.
 //
 // A page is always exactly one of: free (content meaningless), held (in the table of at least one sequence), or cached
-// (held by nobody, found through the prefix index, evictable in LRU order, leaves before their parents).
+// (held by nobody, found through the prefix index, evictable in LRU order, leaves before their parents unless pinned).
+// With a window, a page that a sequence has left behind may leave before its children: a prefix is found as long as the
+// pages that the window still needs are there.
+//
+// After Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention"; the
+// prefix tree after Zheng et al. 2024, "SGLang", section 3.
+//
+// Errors are std::invalid_argument: an unknown or released sequence, a sequence named twice in one call, negative
+// counts, more tokens than were reserved, a sequence past 2^31 - 1 tokens. A call that throws has changed nothing.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +31,7 @@ struct KvCacheConfig {
   std::int32_t n_kv_heads = 0;
   std::int32_t head_dim = 0;
   Dtype dtype = Dtype::f32;
-  std::int32_t window = 0;     // the widest window of the layers, 0 if any layer sees everything
+  std::int32_t window = 0;                      // the widest window of the layers, 0 if any layer sees everything
   std::uint64_t hash_mask = ~std::uint64_t{0};  // tests force collisions with few bits
 };
 
@@ -37,6 +45,8 @@ struct KvCacheStats {
 
 class KvCache {
  public:
+  // Throws std::bad_alloc, with a message, when the system refuses the memory. It is taken from the system page by
+  // page, as it is first written.
   explicit KvCache(const KvCacheConfig& config);
   ~KvCache();
   KvCache(const KvCache&) = delete;
@@ -51,35 +61,42 @@ class KvCache {
   // parents and salt. Allocates nothing. length(seq_id) is n_cached afterwards.
   Admission admit(Span<const std::int32_t> tokens, std::string_view salt);
 
-  // Makes room for counts[i] more tokens of every sequence, evicting cached pages and copying a shared partial page where
-  // one would be written to; for all of them or, when pages run short, for none (returns false, nothing changed).
+  // Makes room for counts[i] more tokens of every sequence past its length, evicting cached pages and copying a shared
+  // partial page where one would be written to; for all of them or, when pages run short, for none (returns false,
+  // nothing changed). A second reserve before the commit replaces the first.
   bool reserve(Span<const std::int64_t> seq_ids, Span<const std::int32_t> counts);
 
-  // The KV of counts[i] tokens (<= what was reserved) has been written: lengths grow, full pages enter the prefix index,
-  // unused reservations are given back, pages wholly left of the window are let go. tokens: [sum(counts)], sequences in order.
+  // The KV of counts[i] tokens (<= what was reserved) has been written: lengths grow, full pages enter the prefix
+  // index, unused reservations are given back, pages wholly left of the window are let go. tokens: [sum(counts)],
+  // sequences in order. A full page whose tokens are in the index already is exchanged for the page that is there, so
+  // page tables may change.
   void commit(Span<const std::int64_t> seq_ids, Span<const std::int32_t> counts, Span<const std::int32_t> tokens);
 
-  std::int64_t fork(std::int64_t seq_id);   // a second sequence on the same pages
-  void release(std::int64_t seq_id);        // its pages become cached if they are in the index, free otherwise
-  // Pages of this prefix that are in the index now stay until unpinned. Counted: pin twice, unpin twice. Returns the tokens
-  // (a multiple of page_size) that were pinned, or unpinned.
+  std::int64_t fork(std::int64_t seq_id);  // a second sequence on the same pages; none of its tokens may be uncommitted
+  void release(std::int64_t seq_id);       // its pages become cached if they are in the index, free otherwise
+  // The pages that a sequence going on from the longest known prefix of `tokens` needs stay until unpinned. Counted:
+  // pin twice, unpin twice. Returns the tokens (a multiple of page_size) of the prefix that was pinned, or unpinned:
+  // unpin takes back one pin of the longest pinned prefix.
   std::int32_t pin(Span<const std::int32_t> tokens, std::string_view salt);
   std::int32_t unpin(Span<const std::int32_t> tokens, std::string_view salt);
-  void clear_prefix_index();                // forgets every cached page that nobody holds and nobody pinned
+  void clear_prefix_index();  // forgets every cached page that nobody holds and nobody pinned
 
-  std::int32_t length(std::int64_t seq_id) const;                     // tokens committed
-  const std::vector<std::int32_t>& page_table(std::int64_t seq_id) const;  // page ids, -1 left of the window
-  std::int32_t n_pages_for(std::int32_t n_tokens) const;
+  std::int32_t length(std::int64_t seq_id) const;  // tokens committed
+  // Page ids of [0, length + reserved), -1 left of the window. Valid until the next verb that changes the cache.
+  const std::vector<std::int32_t>& page_table(std::int64_t seq_id) const;
+  std::int32_t n_pages_for(std::int32_t n_tokens) const;  // of a sequence that keeps all its pages
+  std::int64_t page_bytes() const;                        // of one page over all layers, K and V and scales
   PagedKvView layer(std::int32_t layer) const;
   const KvCacheConfig& config() const;
   KvCacheStats stats() const;
 
-  // Proves every page is in exactly one state, counts add up, parents exist, no cycle. Throws std::logic_error saying what
-  // is broken.
+  // Proves every page is in exactly one state, counts add up, parents exist, no cycle. Throws std::logic_error saying
+  // what is broken.
   void check_integrity() const;
 
- private:
   struct Impl;
+
+ private:
   std::unique_ptr<Impl> impl_;
 };
 

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 namespace llm_decoder {
 
@@ -19,7 +20,7 @@ struct Span {
 
   Span() = default;
   Span(T* data_, std::size_t size_) : data(data_), size(size_) {}
-  template <class Container>
+  template <class Container, class = decltype(std::declval<Container&>().data())>
   Span(Container& container) : data(container.data()), size(container.size()) {}
 
   T& operator[](std::size_t i) const { return data[i]; }

@@ -1,0 +1,98 @@
+// The two products of gemm-inl.h on AVX-512: a line is one register, a tile has at most 28 sums, which leaves registers for
+// two lines and a broadcast.
+
+constexpr int kMaxTileSums = 28;
+constexpr int kMaxTilePanels = 4;
+
+constexpr int panels_of_tile(int n_rows) {
+  return kMaxTileSums / n_rows < kMaxTilePanels ? kMaxTileSums / n_rows : kMaxTilePanels;
+}
+
+__mmask16 panel_mask(std::int32_t n, std::int32_t panel) {
+  const std::int32_t n_left = n - panel * kPanelWidth;
+  return n_left >= kPanelWidth ? 0xffff : static_cast<__mmask16>((1u << n_left) - 1);
+}
+
+struct ProductW8 {
+  using Args = GemmW8Args;
+  using Unit = std::int32_t;  // 4 int8 activations
+  using Sums = __m512i;
+  using Line = __m512i;
+  using Factor = __m512i;
+  static constexpr int kMaxTileRows = kMaxTileSums / 2;
+  static constexpr int kMaxLoneTileRows = kMaxTileSums;
+  static constexpr int tile_panels(int n_rows) { return panels_of_tile(n_rows); }
+
+  static std::int64_t n_steps(const Args& args) { return ceil_div(args.k, kDotWidth); }
+  static const std::uint8_t* panel(const Args& args, std::int32_t panel) { return args.w + panel * n_steps(args) * kLineBytes; }
+  static void copy_row(const Args& args, std::int32_t row, std::int64_t step, std::int64_t n, Unit* out) {
+    std::memcpy(out, args.a + row * args.a_stride + step * kDotWidth, static_cast<std::size_t>(n) * sizeof(Unit));
+  }
+
+  static Sums zero() { return _mm512_setzero_si512(); }
+  static Line load_line(const std::uint8_t* line) { return _mm512_loadu_si512(line); }
+  static Factor broadcast(const Unit* unit) { return _mm512_set1_epi32(*unit); }
+  static Sums add(Sums sums, Line line, Factor factor) { return _mm512_dpbusd_epi32(sums, line, factor); }
+
+  static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel, const Sums* sums) {
+    const __mmask16 mask = panel_mask(args.n, panel);
+    const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth;
+    const __m512 w_scale = _mm512_maskz_loadu_ps(mask, args.w_scale + column);
+    const __m512 bias = args.bias ? _mm512_maskz_loadu_ps(mask, args.bias + column) : _mm512_setzero_ps();
+    for (std::int32_t r = 0; r < n_rows; ++r) {
+      const std::int64_t i = row + r;
+      float* out = args.out + i * args.out_stride + column;
+      const __m512i offset = _mm512_slli_epi32(_mm512_set1_epi32(args.a_sum[i]), 7);
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[r], offset));
+      __m512 y = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(args.a_scale[i]), w_scale));
+      if (args.bias) y = _mm512_add_ps(y, bias);
+      if (args.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
+      _mm512_mask_storeu_ps(out, mask, y);
+    }
+  }
+};
+
+struct ProductF32 {
+  using Args = GemmF32Args;
+  using Unit = float;
+  using Sums = __m512;
+  using Line = __m512;
+  using Factor = __m512;
+  static constexpr int kMaxTileRows = kMaxTileSums / 2;
+  static constexpr int kMaxLoneTileRows = kMaxTileSums;
+  static constexpr int tile_panels(int n_rows) { return panels_of_tile(n_rows); }
+
+  static std::int64_t n_steps(const Args& args) { return args.k; }
+  static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
+    return reinterpret_cast<const std::uint8_t*>(args.w) + panel * n_steps(args) * kLineBytes;
+  }
+  static void copy_row(const Args& args, std::int32_t row, std::int64_t step, std::int64_t n, Unit* out) {
+    std::memcpy(out, args.a + row * args.a_stride + step, static_cast<std::size_t>(n) * sizeof(Unit));
+  }
+
+  static Sums zero() { return _mm512_setzero_ps(); }
+  static Line load_line(const std::uint8_t* line) { return _mm512_loadu_ps(line); }
+  static Factor broadcast(const Unit* unit) { return _mm512_set1_ps(*unit); }
+  static Sums add(Sums sums, Line line, Factor factor) { return _mm512_fmadd_ps(line, factor, sums); }
+
+  static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel, const Sums* sums) {
+    const __mmask16 mask = panel_mask(args.n, panel);
+    const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth;
+    const __m512 bias = args.bias ? _mm512_maskz_loadu_ps(mask, args.bias + column) : _mm512_setzero_ps();
+    for (std::int32_t r = 0; r < n_rows; ++r) {
+      float* out = args.out + (row + r) * args.out_stride + column;
+      __m512 y = sums[r];
+      if (args.bias) y = _mm512_add_ps(y, bias);
+      if (args.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
+      _mm512_mask_storeu_ps(out, mask, y);
+    }
+  }
+};
+
+void gemm_w8(const GemmW8Args& args, std::int32_t panel_begin, std::int32_t panel_end) {
+  multiply<ProductW8>(args, panel_begin, panel_end);
+}
+
+void gemm_f32(const GemmF32Args& args, std::int32_t panel_begin, std::int32_t panel_end) {
+  multiply<ProductF32>(args, panel_begin, panel_end);
+}

@@ -1,0 +1,142 @@
+"""The flags that verbs share. A field is a flag of the same name with dashes, mirrored by LLM_DECODER_<FIELD>.
+
+`ModelOptions` are the parameters of `LLM`, `SamplingOptions` the fields of `SamplingParams`. None = not given: the
+environment has been asked already; a settings file, the model's generation_config.json or the default decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from llm_decoder.sampling import SamplingParams
+
+# Enough for a story or an answer; SamplingParams' own 16 is meant for programs.
+DEFAULT_MAX_TOKENS = 512
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No speed report on standard error.")]
+
+
+def _flag(metavar: str | None, help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, show_default=False, show_envvar=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, where it runs, and how much memory it may take."""
+
+    model: Annotated[str | None, _flag("MODEL", "Folder or hub id. Default: the story model.", "--model", "-m")] = None
+    device: Annotated[str | None, _flag("NAME", "auto, cpu or cuda.")] = None
+    quantization: Annotated[str | None, _flag("NAME", "auto, none or int8.")] = None
+    dtype: Annotated[str | None, _flag("NAME", "auto or float32, the reference precision.")] = None
+    kv_cache_dtype: Annotated[str | None, _flag("NAME", "auto, float32 or int8.")] = None
+    kv_cache_bytes: Annotated[str | None, _flag("SIZE", "Memory of the KV cache: 512MiB, 2G.")] = None
+    max_model_len: Annotated[int | None, _flag("N", "Context length in tokens, at most the model's.")] = None
+    page_size: Annotated[int | None, _flag("N", "Tokens a page of the KV cache; a multiple of 16.")] = None
+    threads: Annotated[int | None, _flag("N", "Threads that compute. Default: one a core.")] = None
+    config: Annotated[Path | None, _flag("DIR", "Settings files. Default: ./config, else the packaged ones.")] = None
+    offline: Annotated[bool, _flag(None, "Never use the network.", "--offline")] = False
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """What was given, as keyword arguments of `LLM`. Raises typer.BadParameter for a size that is none."""
+        names = [field.name for field in fields(self) if field.name not in ("config", "offline")]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if "kv_cache_bytes" in given:
+            given["kv_cache_bytes"] = parse_size(given["kv_cache_bytes"])
+        return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How an answer is sampled and when it stops."""
+
+    max_tokens: Annotated[int | None, _flag("N", f"Tokens to generate [{DEFAULT_MAX_TOKENS}].")] = None
+    min_tokens: Annotated[int | None, _flag("N", "No end before so many tokens.")] = None
+    temperature: Annotated[float | None, _flag("X", "0 = greedy.", "--temperature", "-t")] = None
+    top_k: Annotated[int | None, _flag("K", "Sample among the k likeliest tokens. 0 = off.")] = None
+    top_p: Annotated[float | None, _flag("P", "Sample among the likeliest that reach p. 1 = off.")] = None
+    min_p: Annotated[float | None, _flag("P", "Sample among those p times as likely as the best.")] = None
+    repetition_penalty: Annotated[float | None, _flag("X", "For tokens in prompt and answer. 1 = off.")] = None
+    presence_penalty: Annotated[float | None, _flag("X", "For tokens in the answer. 0 = off.")] = None
+    frequency_penalty: Annotated[float | None, _flag("X", "The same for each use. 0 = off.")] = None
+    logit_bias: Annotated[list[str] | None, _flag("ID=BIAS", "Added to a token's logit. Repeatable.")] = None
+    allowed_token_ids: Annotated[str | None, _flag("ID,ID,...", "Generate only these.")] = None
+    bad_token_ids: Annotated[str | None, _flag("ID,ID,...", "Never generate these.")] = None
+    bad_words: Annotated[list[str] | None, _flag("TEXT", "Never generate this. Repeatable.")] = None
+    seed: Annotated[int | None, _flag("N", "Same seed, same answer.")] = None
+    stop: Annotated[list[str] | None, _flag("TEXT", "End the answer at this text. Repeatable.")] = None
+    stop_token_ids: Annotated[str | None, _flag("ID,ID,...", "End the answer at these.")] = None
+    include_stop_str_in_output: Annotated[bool | None, _flag(None, "Keep the text that stopped the answer.")] = None
+    ignore_eos: Annotated[bool | None, _flag(None, "Go on after the model's end token.")] = None
+    n: Annotated[int | None, _flag("N", "Answers a prompt.", "--n")] = None
+    logprobs: Annotated[int | None, _flag("N", "Log probabilities, N alternatives a token (--json).")] = None
+    prompt_logprobs: Annotated[int | None, _flag("N", "The same for the prompt (--json).")] = None
+    skip_special_tokens: Annotated[bool | None, _flag(None, "Special tokens give no text [yes].")] = None
+    cache_salt: Annotated[str | None, _flag("TEXT", "Share cached prefixes only under this salt.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, with the values that SamplingParams takes. Raises typer.BadParameter."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {name: value for name, value in values.items() if value not in (None, [], ())}
+        for name in ("allowed_token_ids", "bad_token_ids", "stop_token_ids"):
+            if name in found:
+                found[name] = _token_ids(name, found[name])
+        if "logit_bias" in found:
+            found["logit_bias"] = dict(_bias(entry) for entry in found["logit_bias"])
+        return found
+
+
+def sampling_params(options: SamplingOptions, defaults: dict[str, Any] | None = None) -> SamplingParams:
+    """The SamplingParams of the flags over `defaults` (the settings files') over DEFAULT_MAX_TOKENS.
+
+    Raises typer.BadParameter, which names the flag, when a value is out of its limits.
+    """
+    from llm_decoder.errors import InvalidRequestError
+    from llm_decoder.sampling import SamplingParams
+
+    given = options.given()
+    fallback = max(DEFAULT_MAX_TOKENS, given.get("min_tokens", 0))
+    values = {"max_tokens": fallback, **(defaults or {}), **given}
+    try:
+        return SamplingParams.from_dict(values)
+    except InvalidRequestError as error:
+        raise typer.BadParameter(str(error), param_hint=flag(error.param)) from None
+
+
+def flag(name: str | None) -> str | None:
+    """max_tokens -> --max-tokens"""
+    return f"--{name.replace('_', '-')}" if name else None
+
+
+def parse_size(text: str) -> int:
+    """ "512MiB", "2G", "1_000_000" -> bytes; K, M, G, T are powers of 1024. Raises typer.BadParameter."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    power = "KMGT".find(number[-1:]) + 1 if number[-1:] else 0
+    try:
+        n_bytes = float(number[:-1] if power else number) * 1024**power
+    except ValueError:
+        n_bytes = -1.0
+    if not 0 < n_bytes < 2**63:
+        hint = "--kv-cache-bytes"
+        raise typer.BadParameter(f"need a size such as 512MiB, 2G or 1000000, got {text!r}", param_hint=hint)
+    return int(n_bytes)
+
+
+def _token_ids(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"need token ids such as 3,17,204, got {text!r}", param_hint=flag(name)) from None
+
+
+def _bias(entry: str) -> tuple[int, float]:
+    token, _, bias = entry.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise typer.BadParameter(f"need ID=BIAS such as 42=-5, got {entry!r}", param_hint="--logit-bias") from None

@@ -1,0 +1,46 @@
+"""Follows a request event by event."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_decoder.cli._output import emit_text
+
+if TYPE_CHECKING:
+    from llm_decoder.outputs import RequestOutput, StreamEvent
+
+
+def follow(events: Generator[StreamEvent, None, None], each: Callable[[StreamEvent], None]) -> RequestOutput:
+    """Hands every event to `each` and returns the finished request. Leaving early, as by Ctrl-C, cancels it."""
+    output = None
+    with contextlib.closing(events):
+        for event in events:
+            each(event)
+            output = event.output or output
+    assert output is not None, "a stream ends with an event that has the output"
+    return output
+
+
+def follow_text(events: Generator[StreamEvent, None, None]) -> RequestOutput:
+    """Writes the text of a single answer to standard output as it comes, and a line end behind it, however it ends."""
+    try:
+        return follow(events, lambda event: emit_text(event.text))
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            emit_text("\n")
+
+
+def read_stdin() -> str:
+    """All of standard input, without a byte order mark and the last line end."""
+    return sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
+
+
+def samples_path() -> Path:
+    """The packaged prompts, a JSON object a line."""
+    import llm_decoder
+
+    return Path(llm_decoder.__file__).parent / "embedded" / "samples" / "prompts.jsonl"

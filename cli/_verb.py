@@ -1,0 +1,96 @@
+"""What every verb has in common: groups of flags, and how an error or Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+_Debug = Annotated[
+    bool, typer.Option("--debug", envvar="LLM_DECODER_DEBUG", show_envvar=False, help="Show where an error came from.")
+]
+
+
+def verb(function: Callable[..., int | None]) -> Callable[..., None]:
+    """`function` as a typer command.
+
+    A parameter whose type is a dataclass is spread into one flag a field. The number that `function` returns is the
+    exit code; an error of ours is one line on standard error and exit code 1, Ctrl-C is 130, and a reader that went
+    away (`| head`) is no error. With --debug the traceback is shown.
+    """
+    parameters, groups = _parameters(function)
+
+    @functools.wraps(function)
+    def command(*, debug: bool, **values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        raise typer.Exit(run(lambda: function(**values), debug=debug))
+
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def run(function: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Calls `function` and turns how it ended into an exit code. Usage errors (typer's) pass through."""
+    from llm_decoder.cli._output import complain
+
+    from llm_decoder.errors import LLMDecoderError
+
+    try:
+        return function() or EXIT_OK
+    except BrokenPipeError:
+        forget_stdout()
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except (LLMDecoderError, OSError, UnicodeError, MemoryError) as error:
+        if debug:
+            raise
+        complain("error", str(error) or type(error).__name__)
+        return EXIT_ERROR
+
+
+def forget_stdout() -> None:
+    """Points standard output at nothing, so that Python's last flush does not meet the closed pipe again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, type]]:
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    hints = get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        kind = hints[parameter.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            groups[parameter.name] = kind
+            parameters += _flags_of(kind)
+        else:
+            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    parameters.append(inspect.Parameter("debug", keyword_only, default=False, annotation=_Debug))
+    return parameters, groups
+
+
+@functools.cache
+def _flags_of(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    flags = []
+    for field in dataclasses.fields(group):
+        kind, option = get_args(hints[field.name])
+        option = copy.copy(option)
+        option.envvar = f"LLM_DECODER_{field.name.upper()}"
+        annotation = Annotated[kind, option]
+        flags.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+        )
+    return flags

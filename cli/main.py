@@ -1,0 +1,89 @@
+"""The command line program `llm-decoder`: one file a verb. What is heavy is imported inside the verbs."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+from llm_decoder.cli._verb import EXIT_INTERRUPTED, forget_stdout, verb
+from llm_decoder.cli.batch import batch
+from llm_decoder.cli.bench import bench
+from llm_decoder.cli.cache import clear_cache, list_cache
+from llm_decoder.cli.chat import chat
+from llm_decoder.cli.convert import convert
+from llm_decoder.cli.devices import devices
+from llm_decoder.cli.generate import generate
+from llm_decoder.cli.models_list import list_models, show_model
+from llm_decoder.cli.stream import stream
+
+app = typer.Typer(
+    name="llm-decoder",
+    help="Runs language models on this machine: text, chat and batches from INT8 weights and one paged KV cache.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="Quantised weights kept on disk.", no_args_is_help=True)
+
+for name, function in {
+    "generate": generate,
+    "chat": chat,
+    "batch": batch,
+    "stream": stream,
+    "convert": convert,
+    "list": list_models,
+    "show": show_model,
+    "devices": devices,
+    "bench": bench,
+}.items():
+    app.command(name)(verb(function))
+app.add_typer(cache_app, name="cache")
+cache_app.command("ls")(verb(list_cache))
+cache_app.command("clear")(verb(clear_cache))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        import llm_decoder
+
+        typer.echo(f"llm-decoder {llm_decoder.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", is_eager=True, callback=_show_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Flags that stand before the verb."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the program on `arguments` (None: those of the process) and returns its exit code.
+
+    0 done, 1 an error that standard error names, 2 wrong usage, 130 Ctrl-C.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A text that the terminal's encoding lacks is shown escaped; it must not end the program.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        app(args=arguments, prog_name="llm-decoder")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    else:
+        code = 0
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        forget_stdout()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

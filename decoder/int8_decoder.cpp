@@ -1,0 +1,252 @@
+#include "int8_decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "llm_decoder/errors.h"
+#include "rope_rows.h"
+
+namespace llm_decoder {
+namespace {
+
+// Work below this is done sooner by the calling thread than by waking up others.
+constexpr std::int64_t kInlineElements = 16 << 10;   // values of rows
+constexpr std::int64_t kInlinePairs = 512;           // (query head, position) pairs of attention
+constexpr std::int64_t kRowItemsPerThread = 4;
+
+void check_positive(std::int32_t value, const char* name) {
+  check_arg(value > 0, "INT8Decoder", name, " must be positive, got ", value);
+}
+
+void check_config(const ModelConfig& c) {
+  check_positive(c.n_layers, "n_layers");
+  check_positive(c.hidden_size, "hidden_size");
+  check_positive(c.n_heads, "n_heads");
+  check_positive(c.n_kv_heads, "n_kv_heads");
+  check_positive(c.head_dim, "head_dim");
+  check_positive(c.intermediate_size, "intermediate_size");
+  check_positive(c.vocab_size, "vocab_size");
+  check_positive(c.max_model_len, "max_model_len");
+  constexpr char kPlace[] = "INT8Decoder";
+  check_arg(c.n_heads % c.n_kv_heads == 0, kPlace, "n_heads must be a multiple of n_kv_heads, got ", c.n_heads, " and ",
+            c.n_kv_heads);
+  check_arg(c.windows.size() == static_cast<std::size_t>(c.n_layers), kPlace, "windows must have an entry for each of ",
+            c.n_layers, " layers, got ", c.windows.size());
+  for (const std::int32_t window : c.windows) {
+    check_arg(window >= 0, kPlace, "windows must not be negative, got ", window);
+  }
+  check_arg(2 * c.rope_inv_freq.size() <= static_cast<std::size_t>(c.head_dim), kPlace,
+            "rope_inv_freq must have at most head_dim / 2 entries, got ", c.rope_inv_freq.size(), " for head_dim ", c.head_dim);
+  check_arg(std::isfinite(c.attention_scale) && c.attention_scale > 0.0f, kPlace, "attention_scale must be positive, got ",
+            c.attention_scale);
+  check_arg(std::isfinite(c.norm_eps) && c.norm_eps >= 0.0f, kPlace, "norm_eps must not be negative, got ", c.norm_eps);
+  const std::int64_t largest = std::max(std::int64_t{2} * c.intermediate_size,
+                                        (std::int64_t{c.n_heads} + 2 * std::int64_t{c.n_kv_heads}) * c.head_dim);
+  check_arg(largest <= std::numeric_limits<std::int32_t>::max() / 16, kPlace, "a layer is too wide: ", largest);
+}
+
+}  // namespace
+
+INT8Decoder::INT8Decoder(const ModelConfig& config, int n_threads, const char* isa)
+    : config_((check_config(config), config)), kernels_(select_cpu_kernels(isa)), pool_(n_threads), sampler_(n_threads) {}
+
+void INT8Decoder::set_weight(const std::string& name, const WeightView& view) {
+  constexpr char kPlace[] = "INT8Decoder.set_weight";
+  check_arg(!is_final_, kPlace, "weights cannot change after finalize, got ", name);
+  check_arg(view.n > 0 && view.n <= std::numeric_limits<std::int32_t>::max(), kPlace, name, " has a wrong size: ", view.n);
+  if (view.layout != WeightView::Layout::vector) {
+    check_arg(view.k > 0 && view.k <= std::numeric_limits<std::int32_t>::max(), kPlace, name, " has a wrong size: ", view.k);
+    check_arg(reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0, kPlace, name,
+              " must be aligned to 64 bytes; pack_w8 and pack_f32 return such arrays");
+  }
+  named_weights_[name] = view;
+}
+
+void INT8Decoder::finalize(std::int32_t max_tokens_per_step) {
+  check_arg(!is_final_, "INT8Decoder.finalize", "needs to be called once, was called twice");
+  check_arg(max_tokens_per_step > 0, "INT8Decoder.finalize", "max_tokens_per_step must be positive, got ", max_tokens_per_step);
+  weights_ = resolve_weights(config_, named_weights_);
+  workspace_ = Workspace(config_, weights_.layout, max_tokens_per_step, pool_.n_threads());
+  plan_.reserve(config_, max_tokens_per_step);
+  is_final_ = true;
+}
+
+std::int32_t INT8Decoder::step(const KvCache& cache, const StepBatch& batch) {
+  check_arg(is_final_, "INT8Decoder.step", "needs finalize first");
+  plan_.make(config_, cache, batch, workspace_.max_tokens, pool_.n_threads());
+  workspace_.ensure_logits_rows(config_, static_cast<std::int32_t>(plan_.logits_tokens.size()));
+  workspace_.ensure_attention_scratch(kernels_.attention_scratch_bytes(cache.layer(0), config_.n_heads));
+  n_logits_rows_ = 0;
+
+  embed();
+  for (std::int32_t i = 0; i < config_.n_layers; ++i) run_layer(i, cache);
+  compute_logits();
+  return n_logits_rows_;
+}
+
+// Calls fn(row, thread) for each row, n_cols values of work each.
+template <class Fn>
+void INT8Decoder::for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& fn) {
+  if (n_rows * n_cols <= kInlineElements || pool_.n_threads() == 1) {
+    for (std::int32_t row = 0; row < n_rows; ++row) fn(row, 0);
+    return;
+  }
+  const std::int64_t n_items = std::min<std::int64_t>(n_rows, kRowItemsPerThread * pool_.n_threads());
+  pool_.parallel_for(n_items, [&](std::int64_t item, int thread) {
+    const std::int64_t end = n_rows * (item + 1) / n_items;
+    for (std::int64_t row = n_rows * item / n_items; row < end; ++row) fn(static_cast<std::int32_t>(row), thread);
+  });
+}
+
+void INT8Decoder::embed() {
+  n_rows_ = static_cast<std::int32_t>(plan_.tokens.size());
+  const std::int64_t half = static_cast<std::int64_t>(config_.rope_inv_freq.size());
+  const Matrix& table = weights_.embedding;
+  for_rows(n_rows_, config_.hidden_size, [&](std::int32_t row, int) {
+    const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
+    float* out = workspace_.residual + row * workspace_.residual_stride;
+    if (is_w8()) {
+      kernels_.embed_w8(static_cast<const std::uint8_t*>(table.data), table.scales, token.id, config_.hidden_size, out);
+    } else {
+      kernels_.embed_f32(static_cast<const float*>(table.data), token.id, config_.hidden_size, out);
+    }
+    fill_rope_row(config_, token.position, workspace_.rope_cos + row * half, workspace_.rope_sin + row * half);
+  });
+}
+
+void INT8Decoder::run_layer(std::int32_t index, const KvCache& cache) {
+  const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(index)];
+  const PagedKvView kv = cache.layer(index);
+  const std::int32_t window = config_.windows[static_cast<std::size_t>(index)];
+  const bool is_last = index == config_.n_layers - 1;
+
+  multiply_rows(layer.attn_qkv, normed_operand(layer.ln1), into_wide());
+  store_kv(layer, kv);
+  attend(is_last ? plan_.last_attention : plan_.attention, kv, window);
+  if (is_last) keep_wanted_rows();
+  multiply_rows(layer.attn_o, attention_operand(layer.attn_o.k), into_residual());
+  run_mlp(layer);
+}
+
+// Finishes q and k (norm, rope) and puts k and v into their pages. Attention reads all keys and values back from there.
+void INT8Decoder::store_kv(const LayerWeights& layer, const PagedKvView& kv) {
+  const std::int32_t head_dim = config_.head_dim, n_heads = config_.n_heads, n_kv_heads = config_.n_kv_heads;
+  const std::int32_t half = static_cast<std::int32_t>(config_.rope_inv_freq.size());
+  const auto finish_heads = [&](float* heads, std::int32_t n, const float* norm, std::int32_t row) {
+    if (norm != nullptr) kernels_.rms_norm(heads, head_dim, norm, config_.norm_eps, n, head_dim, heads, head_dim);
+    const std::int64_t begin = std::int64_t{row} * half;
+    kernels_.rope(heads, n, head_dim, half, workspace_.rope_cos + begin, workspace_.rope_sin + begin);
+  };
+  for_rows(n_rows_, std::int64_t{n_heads + 2 * n_kv_heads} * head_dim, [&](std::int32_t row, int) {
+    const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
+    float* q = workspace_.wide + row * workspace_.wide_stride;
+    float* k = q + std::int64_t{n_heads} * head_dim;
+    const float* v = k + std::int64_t{n_kv_heads} * head_dim;
+    finish_heads(q, n_heads, layer.q_norm, row);
+    finish_heads(k, n_kv_heads, layer.k_norm, row);
+    kernels_.append_kv(kv, token.page, token.slot, k, v);
+  });
+}
+
+void INT8Decoder::attend(const StepPlan::Attention& attention, const PagedKvView& kv, std::int32_t window) {
+  AttentionArgs args;
+  args.kv = kv;
+  args.q = workspace_.wide;
+  args.q_stride = workspace_.wide_stride;
+  args.out = workspace_.operand;
+  args.out_stride = workspace_.operand_stride;
+  args.n_heads = config_.n_heads;
+  args.scale = config_.attention_scale;
+  args.window = window;
+  if (attention.n_pairs <= kInlinePairs) {
+    for (const AttentionItem& item : attention.items) kernels_.paged_attention(args, item, workspace_.attention_scratch(0));
+    return;
+  }
+  pool_.parallel_for(static_cast<std::int64_t>(attention.items.size()), [&](std::int64_t item, int thread) {
+    kernels_.paged_attention(args, attention.items[static_cast<std::size_t>(item)], workspace_.attention_scratch(thread));
+  });
+}
+
+// After the last attention only rows with logits go on: their residual and attention result move to the front.
+void INT8Decoder::keep_wanted_rows() {
+  const std::int32_t n_wanted = static_cast<std::int32_t>(plan_.logits_tokens.size());
+  for (std::int32_t i = 0; i < n_wanted; ++i) {
+    const std::int32_t row = plan_.logits_tokens[static_cast<std::size_t>(i)];
+    if (row == i) continue;
+    std::copy_n(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride,
+                workspace_.residual + i * workspace_.residual_stride);
+    std::copy_n(workspace_.operand + row * workspace_.operand_stride, workspace_.operand_stride,
+                workspace_.operand + i * workspace_.operand_stride);
+  }
+  n_rows_ = n_wanted;
+}
+
+void INT8Decoder::run_mlp(const LayerWeights& layer) {
+  multiply_rows(layer.mlp_gate_up, normed_operand(layer.ln2), into_wide());
+  multiply_rows(layer.mlp_down, gated_operand(), into_residual());
+}
+
+void INT8Decoder::compute_logits() {
+  n_logits_rows_ = n_rows_;
+  const std::int32_t n_cols = config_.hidden_size;
+  const QuantizedRows quantized = workspace_.quantized(n_cols);
+  for_rows(n_rows_, n_cols, [&](std::int32_t row, int) {
+    float* out = workspace_.hidden() + std::int64_t{row} * n_cols;
+    kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride, weights_.final_norm,
+                      config_.norm_eps, 1, n_cols, out, n_cols);
+    if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+  });
+  multiply_rows(weights_.lm_head, {workspace_.hidden(), n_cols, quantized},
+                {workspace_.logits(), config_.vocab_size, false});
+}
+
+// RMS norm of the residual, quantised row by row while it is in the cache.
+Operand INT8Decoder::normed_operand(const float* weight) {
+  const std::int32_t n_cols = config_.hidden_size;
+  const QuantizedRows quantized = workspace_.quantized(n_cols);
+  for_rows(n_rows_, n_cols, [&](std::int32_t row, int thread) {
+    float* out = is_w8() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
+    kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride, weight,
+                      config_.norm_eps, 1, n_cols, out, n_cols);
+    if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+  });
+  return {workspace_.operand, workspace_.operand_stride, quantized};
+}
+
+Operand INT8Decoder::attention_operand(std::int32_t k) {
+  const QuantizedRows quantized = workspace_.quantized(k);
+  if (is_w8()) {
+    for_rows(n_rows_, k, [&](std::int32_t row, int) {
+      kernels_.quantize_rows(workspace_.operand + row * workspace_.operand_stride, workspace_.operand_stride, 1, k,
+                             row_of(quantized, row));
+    });
+  }
+  return {workspace_.operand, workspace_.operand_stride, quantized};
+}
+
+// silu(gate) * up of the rows in `wide`.
+Operand INT8Decoder::gated_operand() {
+  const std::int32_t n_cols = config_.intermediate_size;
+  const QuantizedRows quantized = workspace_.quantized(n_cols);
+  for_rows(n_rows_, n_cols, [&](std::int32_t row, int thread) {
+    float* out = is_w8() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
+    kernels_.silu_mul(workspace_.wide + row * workspace_.wide_stride, workspace_.wide_stride, 1, n_cols, out, n_cols);
+    if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+  });
+  return {workspace_.operand, workspace_.operand_stride, quantized};
+}
+
+void INT8Decoder::multiply_rows(const Matrix& w, const Operand& in, const Output& out) {
+  if (n_rows_ > 0) multiply(kernels_, pool_, weights_.layout, w, in, n_rows_, out);
+}
+
+void INT8Decoder::sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result) {
+  sampler_.sample(logits(), params, n_top, kernels_, pool_, result);
+}
+
+void INT8Decoder::log_probs(Span<const std::int32_t> targets, std::int32_t n_top, const SampleResult& result) {
+  sampler_.log_probs(logits(), targets, n_top, kernels_, pool_, result);
+}
+
+}  // namespace llm_decoder

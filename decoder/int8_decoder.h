@@ -1,0 +1,85 @@
+// The decoder of the CPU: one loop over the layers that reads ModelConfig, with int8 or float32 matrices.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "llm_decoder/cpu_kernels.h"
+#include "llm_decoder/decoder.h"
+#include "llm_decoder/kv_cache.h"
+#include "llm_decoder/model_config.h"
+#include "llm_decoder/parallel.h"
+#include "products.h"
+#include "sampler.h"
+#include "step_plan.h"
+#include "weights.h"
+#include "workspace.h"
+
+namespace llm_decoder {
+
+// Results never depend on the number of threads, on the other sequences of a step, or on how a prompt is cut into steps.
+// Not thread-safe: one thread uses a decoder at a time.
+class INT8Decoder {
+ public:
+  // `isa` as select_cpu_kernels takes it. Throws std::invalid_argument for a configuration that contradicts itself.
+  INT8Decoder(const ModelConfig& config, int n_threads, const char* isa);
+
+  // Borrows memory, which must outlive the decoder; names are those of /weights, with attn_qkv and mlp_gate_up fused.
+  void set_weight(const std::string& name, const WeightView& view);
+
+  // Checks the weights and sizes all scratch. Throws std::invalid_argument naming the weight at fault.
+  void finalize(std::int32_t max_tokens_per_step);
+
+  // Runs the batch through the layers, writing its KV into the pages that the cache has reserved for it; the caller commits
+  // afterwards. Returns the number of rows of logits, sequences in order. Throws std::invalid_argument before anything is
+  // written when the batch does not fit.
+  std::int32_t step(const KvCache& cache, const StepBatch& batch);
+
+  // Of the last step; valid until the next one.
+  LogitsView logits() const { return {workspace_.logits(), n_logits_rows_, config_.vocab_size}; }
+  const float* hidden() const { return workspace_.hidden(); }  // [n_rows, hidden_size], after the final norm
+
+  // Draws from the logits of the last step, threads over rows.
+  void sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result);
+  void log_probs(Span<const std::int32_t> targets, std::int32_t n_top, const SampleResult& result);
+
+  const ModelConfig& config() const { return config_; }
+  const char* isa() const { return kernels_.name; }
+  int n_threads() const { return pool_.n_threads(); }
+  std::size_t workspace_bytes() const { return workspace_.n_bytes(); }
+
+ private:
+  void embed();
+  void run_layer(std::int32_t index, const KvCache& cache);
+  void store_kv(const LayerWeights& layer, const PagedKvView& kv);
+  void attend(const StepPlan::Attention& attention, const PagedKvView& kv, std::int32_t window);
+  void keep_wanted_rows();
+  void run_mlp(const LayerWeights& layer);
+  void compute_logits();
+
+  Operand normed_operand(const float* weight);
+  Operand attention_operand(std::int32_t k);
+  Operand gated_operand();
+  void multiply_rows(const Matrix& w, const Operand& in, const Output& out);
+  Output into_wide() const { return {workspace_.wide, workspace_.wide_stride, false}; }
+  Output into_residual() const { return {workspace_.residual, workspace_.residual_stride, true}; }
+
+  template <class Fn>
+  void for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& fn);
+
+  bool is_w8() const { return weights_.layout == WeightView::Layout::w8; }
+
+  ModelConfig config_;
+  const CpuKernels& kernels_;
+  ThreadPool pool_;
+  NamedWeights named_weights_;
+  DecoderWeights weights_;
+  Workspace workspace_;
+  StepPlan plan_;
+  Sampler sampler_;
+  std::int32_t n_rows_ = 0;         // of the residual, still carried; the last layer drops those that nobody reads
+  std::int32_t n_logits_rows_ = 0;  // of the last step
+  bool is_final_ = false;
+};
+
+}  // namespace llm_decoder

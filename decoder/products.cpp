@@ -1,0 +1,119 @@
+#include "products.h"
+
+#include <algorithm>
+
+namespace llm_decoder {
+namespace {
+
+// With few rows a product is a walk over the weights: items of this many bytes are long enough to stream and short enough
+// that no thread waits long for the last one.
+constexpr std::int64_t kFewRows = 8;
+constexpr std::int64_t kStreamedBytes = 96 << 10;
+constexpr std::int64_t kMinItemsPerThread = 4;
+// With many rows, rows and panels of an item stay in the L2 cache together.
+constexpr std::int64_t kManyRowsItemPanels = 12;
+constexpr std::int64_t kOperandBytes = 1 << 20;
+
+struct Split {
+  std::int32_t rows_of_item, panels_of_item;
+  std::int64_t n_row_blocks, n_panel_blocks;
+};
+
+std::int64_t evenly(std::int64_t n, std::int64_t n_parts) { return ceil_div(n, std::max<std::int64_t>(1, n_parts)); }
+
+Split split_panels(std::int64_t m, std::int64_t n, std::int64_t n_items) {
+  const std::int64_t panels = n_panels(n);
+  const std::int64_t per_item = evenly(panels, std::clamp<std::int64_t>(n_items, 1, panels));
+  return {static_cast<std::int32_t>(m), static_cast<std::int32_t>(per_item), 1, ceil_div(panels, per_item)};
+}
+
+Split split_rows_and_panels(std::int64_t m, std::int64_t n, std::int64_t row_bytes, int n_threads) {
+  const std::int64_t n_row_blocks = ceil_div(m * row_bytes, kOperandBytes);
+  const std::int64_t rows = evenly(m, n_row_blocks);
+  const std::int64_t panels = n_panels(n);
+  const std::int64_t n_items = std::max(ceil_div(panels, kManyRowsItemPanels), kMinItemsPerThread * n_threads);
+  Split split = split_panels(rows, n, n_items);
+  split.n_row_blocks = ceil_div(m, rows);
+  return split;
+}
+
+Split split_product(const Matrix& w, WeightView::Layout layout, std::int64_t m, int n_threads) {
+  if (n_threads == 1) return split_panels(m, w.n, 1);
+  const std::int64_t element_bytes = layout == WeightView::Layout::w8 ? 1 : 4;
+  if (m > kFewRows) return split_rows_and_panels(m, w.n, w.k * element_bytes, n_threads);
+  const std::int64_t n_streams = std::int64_t{w.n} * w.k * element_bytes / kStreamedBytes;
+  return split_panels(m, w.n, std::max(n_streams, kMinItemsPerThread * n_threads));
+}
+
+GemmF32Args f32_args(const Matrix& w, const Operand& in, const Output& out) {
+  GemmF32Args args;
+  args.a = in.rows;
+  args.a_stride = in.stride;
+  args.w = static_cast<const float*>(w.data);
+  args.bias = w.bias;
+  args.out = out.rows;
+  args.out_stride = out.stride;
+  args.n = w.n;
+  args.k = w.k;
+  args.accumulate = out.accumulate;
+  return args;
+}
+
+GemmW8Args w8_args(const Matrix& w, const Operand& in, const Output& out) {
+  GemmW8Args args;
+  args.a = in.quantized.q;
+  args.a_stride = in.quantized.q_stride;
+  args.a_scale = in.quantized.scale;
+  args.a_sum = in.quantized.sum;
+  args.w = static_cast<const std::uint8_t*>(w.data);
+  args.w_scale = w.scales;
+  args.bias = w.bias;
+  args.out = out.rows;
+  args.out_stride = out.stride;
+  args.n = w.n;
+  args.k = w.k;
+  args.accumulate = out.accumulate;
+  return args;
+}
+
+GemmF32Args rows_from(GemmF32Args args, std::int64_t row) {
+  args.a += row * args.a_stride;
+  args.out += row * args.out_stride;
+  return args;
+}
+
+GemmW8Args rows_from(GemmW8Args args, std::int64_t row) {
+  args.a += row * args.a_stride;
+  args.a_scale += row;
+  args.a_sum += row;
+  args.out += row * args.out_stride;
+  return args;
+}
+
+// Items of one row block follow each other, so that its rows stay in the cache.
+template <class Args>
+void run_items(ThreadPool& pool, const Split& split, std::int32_t m, const Args& args,
+               void (*kernel)(const Args&, std::int32_t, std::int32_t)) {
+  const std::int64_t panels = n_panels(args.n);
+  pool.parallel_for(split.n_row_blocks * split.n_panel_blocks, [&](std::int64_t item, int) {
+    const std::int64_t row = item / split.n_panel_blocks * split.rows_of_item;
+    const std::int64_t panel = item % split.n_panel_blocks * split.panels_of_item;
+    Args mine = rows_from(args, row);
+    mine.m = static_cast<std::int32_t>(std::min<std::int64_t>(split.rows_of_item, m - row));
+    kernel(mine, static_cast<std::int32_t>(panel), static_cast<std::int32_t>(std::min(panel + split.panels_of_item, panels)));
+  });
+}
+
+}  // namespace
+
+void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout layout, const Matrix& w, const Operand& in,
+              std::int32_t m, const Output& out) {
+  const Split split = split_product(w, layout, m, pool.n_threads());
+  if (layout == WeightView::Layout::w8) {
+    run_items(pool, split, m, w8_args(w, in, out), kernels.gemm_w8);
+  } else {
+    run_items(pool, split, m, f32_args(w, in, out), kernels.gemm_f32);
+  }
+}
+
+}  // namespace llm_decoder

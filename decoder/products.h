@@ -1,0 +1,34 @@
+// Matrix products of a step over all threads. Panels are split, and rows where there are many; never a sum.
+#pragma once
+
+#include <cstdint>
+
+#include "llm_decoder/cpu_kernels.h"
+#include "llm_decoder/decoder.h"
+#include "llm_decoder/parallel.h"
+#include "weights.h"
+
+namespace llm_decoder {
+
+// What a product reads: rows of float32 or of int8, as the layout of the weights wants.
+struct Operand {
+  const float* rows = nullptr;  // [m, k]
+  std::int64_t stride = 0;
+  QuantizedRows quantized;  // [m, k_padded]
+};
+
+inline QuantizedRows row_of(const QuantizedRows& rows, std::int64_t row) {
+  return {rows.q + row * rows.q_stride, rows.q_stride, rows.scale + row, rows.sum + row};
+}
+
+struct Output {
+  float* rows = nullptr;  // [m, n]
+  std::int64_t stride = 0;
+  bool accumulate = false;
+};
+
+// out (+)= in . w^T + bias for m rows.
+void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout layout, const Matrix& w, const Operand& in,
+              std::int32_t m, const Output& out);
+
+}  // namespace llm_decoder

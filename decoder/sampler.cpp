@@ -1,0 +1,273 @@
+#include "sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "llm_decoder/errors.h"
+#include "logit_edits.h"
+#include "philox.h"
+
+namespace llm_decoder {
+namespace {
+
+constexpr char kPlace[] = "sample";
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
+constexpr std::int32_t kNoToken = -1;
+// Most draws end among this many candidates; when not, that many times more are looked at.
+constexpr std::int32_t kFirstCandidates = 128;
+constexpr std::int32_t kMoreCandidates = 8;
+
+struct RowSummary {
+  float log_sum_exp, max;
+  bool is_usable;  // no NaN, no +inf, and at least one value above -inf
+};
+
+RowSummary summarise(const float* x, std::int32_t n, const CpuKernels& kernels) {
+  RowSummary summary{};
+  bool is_finite = false;
+  summary.log_sum_exp = kernels.log_sum_exp(x, n, &summary.max, &is_finite);
+  summary.is_usable = is_finite && summary.max > -kInfinity;
+  return summary;
+}
+
+std::int32_t rank_of(const float* x, std::int32_t n, float value) {
+  std::int32_t n_larger = 0;
+  for (std::int32_t i = 0; i < n; ++i) n_larger += x[i] > value ? 1 : 0;
+  return 1 + n_larger;
+}
+
+// The token's entries of `result`, of the raw logits.
+void report_token(const float* raw, std::int32_t n, const RowSummary& summary, std::int32_t token, std::size_t draw,
+                  const SampleResult& result) {
+  const bool is_valid = token != kNoToken && summary.is_usable;
+  result.logprobs[draw] = is_valid ? raw[token] - summary.log_sum_exp : kNotANumber;
+  result.ranks[draw] = is_valid ? rank_of(raw, n, raw[token]) : 0;
+}
+
+void report_top(const float* raw, std::int32_t n, const RowSummary& summary, std::size_t draw, std::int32_t n_top,
+                TopCandidates& top, const SampleResult& result) {
+  if (n_top == 0) return;
+  std::int32_t* ids = result.top_ids + draw * static_cast<std::size_t>(n_top);
+  float* logprobs = result.top_logprobs + draw * static_cast<std::size_t>(n_top);
+  std::fill_n(ids, n_top, kNoToken);
+  std::fill_n(logprobs, n_top, kNotANumber);
+  if (!summary.is_usable) return;
+  top.reset(raw, n);
+  for (const Candidate& candidate : top.find(n_top)) {
+    *ids++ = candidate.id;
+    *logprobs++ = candidate.value - summary.log_sum_exp;
+  }
+}
+
+// How a draw cuts the candidates off.
+struct Cut {
+  std::int32_t top_k;  // at most n
+  double top_p, min_p;
+};
+
+// One draw by inverse CDF over candidates in order. Probabilities are relative to the largest, whose value is 0.
+class Draw {
+ public:
+  Draw(const Cut& cut, double uniform, double sum_of_all) : cut_(cut), uniform_(uniform), sum_of_all_(sum_of_all) {}
+
+  // False when the answer lies beyond these candidates; never when `is_complete`.
+  bool choose(const std::vector<Candidate>& candidates, bool is_complete, bool has_top_k) {
+    double sum = sum_of_all_;
+    if (has_top_k) sum = sum_of(candidates, candidates.size());
+    std::size_t end = candidates.size();
+    if (cut_.top_p < 1.0 || cut_.min_p > 0.0) {
+      if (!find_end(candidates, sum, &end) && !is_complete) return false;
+      sum = sum_of(candidates, end);
+      is_complete = true;
+    }
+    return walk(candidates, end, uniform_ * sum) || is_complete;
+  }
+
+  std::int32_t token() const { return token_; }
+
+ private:
+  static double probability(const Candidate& candidate) { return std::exp(static_cast<double>(candidate.value)); }
+
+  static double sum_of(const std::vector<Candidate>& candidates, std::size_t end) {
+    double sum = 0.0;
+    for (std::size_t i = 0; i < end; ++i) sum += probability(candidates[i]);
+    return sum;
+  }
+
+  // The first candidate that top_p or min_p cuts off.
+  bool find_end(const std::vector<Candidate>& candidates, double sum, std::size_t* end) const {
+    double cumulative = 0.0;
+    for (std::size_t i = 0; i < candidates.size(); ++i) {
+      const double p = probability(candidates[i]);
+      if (i > 0 && (p < cut_.min_p || (cut_.top_p < 1.0 && cumulative >= cut_.top_p * sum))) {
+        *end = i;
+        return true;
+      }
+      cumulative += p;
+    }
+    return false;
+  }
+
+  // Leaves the last possible candidate in token_ when rounding has kept the sum below the target.
+  bool walk(const std::vector<Candidate>& candidates, std::size_t end, double target) {
+    double cumulative = 0.0;
+    for (std::size_t i = 0; i < end; ++i) {
+      const double p = probability(candidates[i]);
+      if (p <= 0.0) return true;
+      token_ = candidates[i].id;
+      cumulative += p;
+      if (cumulative > target) return true;
+    }
+    return false;
+  }
+
+  const Cut cut_;
+  const double uniform_, sum_of_all_;
+  std::int32_t token_ = kNoToken;
+};
+
+// x: [n], edited logits; becomes (x - max) / temperature.
+void scale_logits(float* x, std::int32_t n, float max, float temperature) {
+  for (std::int32_t i = 0; i < n; ++i) x[i] = (x[i] - max) / temperature;
+}
+
+std::int32_t draw_scaled(const float* scaled, std::int32_t n, const Cut& cut, double uniform, const CpuKernels& kernels,
+                         TopCandidates& top) {
+  const bool has_top_k = cut.top_k < n;
+  Draw draw(cut, uniform, std::exp(static_cast<double>(summarise(scaled, n, kernels).log_sum_exp)));
+  top.reset(scaled, n);
+  std::int64_t m = has_top_k ? cut.top_k : std::min(n, kFirstCandidates);
+  while (!draw.choose(top.find(static_cast<std::int32_t>(m)), m == cut.top_k, has_top_k)) {
+    m = std::min<std::int64_t>(cut.top_k, m * kMoreCandidates);
+  }
+  return draw.token();
+}
+
+std::int32_t draw_token(const float* raw, std::int32_t n, const RowSummary& raw_summary, const SamplingParams& params,
+                        std::size_t draw, const CpuKernels& kernels, Sampler::Scratch& scratch) {
+  const float temperature = params.temperature[draw];
+  const bool is_greedy = temperature == 0.0f;
+  const bool is_edited = has_logit_edits(params, draw);
+  if (is_greedy && !is_edited) return kernels.argmax(raw, n);
+
+  scratch.logits.assign(raw, raw + n);
+  float* x = scratch.logits.data();
+  float max = raw_summary.max;
+  if (is_edited) {
+    edit_logits(params, draw, {x, static_cast<std::size_t>(n)}, scratch);
+    const RowSummary summary = summarise(x, n, kernels);
+    if (!summary.is_usable) return kNoToken;
+    max = summary.max;
+  }
+  if (is_greedy) return kernels.argmax(x, n);
+  scale_logits(x, n, max, temperature);
+  const std::int32_t top_k = params.top_k[draw];
+  const Cut cut{top_k == 0 ? n : std::min(top_k, n), params.top_p[draw], params.min_p[draw]};
+  return draw_scaled(x, n, cut, philox_uniform(params.seed[draw], params.position[draw]), kernels, scratch.top);
+}
+
+template <class T>
+void check_one_each(Span<T> values, std::size_t n_draws, const char* name) {
+  check_arg(values.size == n_draws, kPlace, name, " must have one entry for each of ", n_draws, " rows, got ", values.size);
+}
+
+void check_ids(const RaggedIds& ragged, std::size_t n_draws, std::int32_t vocab_size, const char* name) {
+  check_arg(ragged.offsets.size == n_draws + 1, kPlace, name, "_offsets must have ", n_draws + 1, " entries, got ",
+            ragged.offsets.size);
+  check_arg(ragged.offsets[0] == 0 && ragged.offsets[n_draws] == static_cast<std::int64_t>(ragged.ids.size), kPlace, name,
+            "_offsets must go from 0 to the number of ids, ", ragged.ids.size, ", got ", ragged.offsets[0], " to ",
+            ragged.offsets[n_draws]);
+  for (std::size_t i = 0; i < n_draws; ++i) {
+    check_arg(ragged.offsets[i] <= ragged.offsets[i + 1], kPlace, name, "_offsets must ascend, got ", ragged.offsets[i],
+              " before ", ragged.offsets[i + 1]);
+  }
+  for (const std::int32_t id : ragged.ids) {
+    check_arg(id >= 0 && id < vocab_size, kPlace, name, " ids must be in [0, ", vocab_size, "), got ", id);
+  }
+}
+
+template <class Ok>
+void check_values(Span<const float> values, std::size_t n_draws, const char* name, const char* need, const Ok& ok) {
+  check_one_each(values, n_draws, name);
+  for (const float value : values) check_arg(ok(value), kPlace, name, " must be ", need, ", got ", value);
+}
+
+bool is_finite(float value) { return std::isfinite(value); }
+
+void check_params(const SamplingParams& p, const LogitsView& logits) {
+  const std::size_t n = p.rows.size;
+  for (const std::int32_t row : p.rows) {
+    check_arg(row >= 0 && row < logits.n_rows, kPlace, "rows must be in [0, ", logits.n_rows, "), got ", row);
+  }
+  check_values(p.temperature, n, "temperature", "finite and not negative", [](float v) { return is_finite(v) && v >= 0.0f; });
+  check_values(p.top_p, n, "top_p", "in (0, 1]", [](float v) { return v > 0.0f && v <= 1.0f; });
+  check_values(p.min_p, n, "min_p", "in [0, 1]", [](float v) { return v >= 0.0f && v <= 1.0f; });
+  check_values(p.repetition_penalty, n, "repetition_penalty", "finite and positive",
+               [](float v) { return is_finite(v) && v > 0.0f; });
+  check_values(p.presence_penalty, n, "presence_penalty", "finite", is_finite);
+  check_values(p.frequency_penalty, n, "frequency_penalty", "finite", is_finite);
+  check_values(p.bias_values, p.bias.ids.size, "bias_values", "finite", is_finite);
+  check_one_each(p.top_k, n, "top_k");
+  for (const std::int32_t top_k : p.top_k) check_arg(top_k >= 0, kPlace, "top_k must not be negative, got ", top_k);
+  check_one_each(p.seed, n, "seed");
+  check_one_each(p.position, n, "position");
+  check_ids(p.prompt, n, logits.vocab_size, "prompt");
+  check_ids(p.output, n, logits.vocab_size, "output");
+  check_ids(p.bias, n, logits.vocab_size, "bias");
+  check_ids(p.banned, n, logits.vocab_size, "banned");
+  check_ids(p.allowed, n, logits.vocab_size, "allowed");
+}
+
+void check_n_top(std::int32_t n_top, const LogitsView& logits, const char* place) {
+  check_arg(n_top >= 0 && n_top <= logits.vocab_size, place, "n_top must be in [0, ", logits.vocab_size, "], got ", n_top);
+}
+
+}  // namespace
+
+void Sampler::Scratch::reserve(std::int32_t vocab_size, std::size_t n_ids) {
+  logits.reserve(static_cast<std::size_t>(vocab_size));
+  kept.reserve(n_ids);
+  n_seen.resize(static_cast<std::size_t>(vocab_size), 0);
+  top.reserve(vocab_size);
+}
+
+void Sampler::sample(const LogitsView& logits, const SamplingParams& params, std::int32_t n_top, const CpuKernels& kernels,
+                     ThreadPool& pool, const SampleResult& result) {
+  check_params(params, logits);
+  check_n_top(n_top, logits, kPlace);
+  for (Scratch& scratch : scratch_) scratch.reserve(logits.vocab_size, params.allowed.ids.size);
+  pool.parallel_for(static_cast<std::int64_t>(params.rows.size), [&](std::int64_t item, int thread) {
+    const std::size_t draw = static_cast<std::size_t>(item);
+    const float* raw = logits.row(params.rows[draw]);
+    Scratch& scratch = scratch_[static_cast<std::size_t>(thread)];
+    const RowSummary summary = summarise(raw, logits.vocab_size, kernels);
+    const std::int32_t token =
+        summary.is_usable ? draw_token(raw, logits.vocab_size, summary, params, draw, kernels, scratch) : kNoToken;
+    result.tokens[draw] = token;
+    report_token(raw, logits.vocab_size, summary, token, draw, result);
+    report_top(raw, logits.vocab_size, summary, draw, n_top, scratch.top, result);
+  });
+}
+
+void Sampler::log_probs(const LogitsView& logits, Span<const std::int32_t> targets, std::int32_t n_top,
+                        const CpuKernels& kernels, ThreadPool& pool, const SampleResult& result) {
+  constexpr char kHere[] = "log_probs";
+  check_arg(targets.size == static_cast<std::size_t>(logits.n_rows), kHere, "needs a target for each of ", logits.n_rows,
+            " rows, got ", targets.size);
+  for (const std::int32_t id : targets) {
+    check_arg(id >= 0 && id < logits.vocab_size, kHere, "targets must be in [0, ", logits.vocab_size, "), got ", id);
+  }
+  check_n_top(n_top, logits, kHere);
+  for (Scratch& scratch : scratch_) scratch.top.reserve(logits.vocab_size);
+  pool.parallel_for(logits.n_rows, [&](std::int64_t item, int thread) {
+    const std::size_t row = static_cast<std::size_t>(item);
+    const float* raw = logits.row(static_cast<std::int32_t>(item));
+    const RowSummary summary = summarise(raw, logits.vocab_size, kernels);
+    report_token(raw, logits.vocab_size, summary, targets[row], row, result);
+    report_top(raw, logits.vocab_size, summary, row, n_top, scratch_[static_cast<std::size_t>(thread)].top, result);
+  });
+}
+
+}  // namespace llm_decoder

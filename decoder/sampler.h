@@ -1,0 +1,88 @@
+// Batched sampling and log probabilities. A row's result depends on its own logits and parameters alone.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "llm_decoder/cpu_kernels.h"
+#include "llm_decoder/parallel.h"
+#include "llm_decoder/types.h"
+#include "top_candidates.h"
+
+namespace llm_decoder {
+
+struct LogitsView {
+  const float* data = nullptr;  // [n_rows, vocab_size]
+  std::int32_t n_rows = 0;
+  std::int32_t vocab_size = 0;
+
+  const float* row(std::int32_t index) const { return data + static_cast<std::int64_t>(index) * vocab_size; }
+};
+
+// A run of token ids for each drawn row: ids[offsets[i] .. offsets[i + 1]).
+struct RaggedIds {
+  Span<const std::int64_t> offsets;  // [n_draws + 1], ascending from 0
+  Span<const std::int32_t> ids;
+
+  Span<const std::int32_t> of(std::size_t draw) const {
+    const std::int64_t begin = offsets[draw];
+    return {ids.data + begin, static_cast<std::size_t>(offsets[draw + 1] - begin)};
+  }
+};
+
+// One entry a draw; several draws may come from one row of logits. The value in brackets switches a parameter off.
+struct SamplingParams {
+  Span<const std::int32_t> rows;
+  Span<const float> temperature;         // 0: the largest
+  Span<const std::int32_t> top_k;        // [0]
+  Span<const float> top_p;               // [1]
+  Span<const float> min_p;               // [0]
+  Span<const float> repetition_penalty;  // [1], of tokens in prompt or output (Keskar et al. 2019)
+  Span<const float> presence_penalty;    // [0], of tokens in output
+  Span<const float> frequency_penalty;   // [0], of each time a token is in output
+  Span<const std::uint64_t> seed;
+  Span<const std::int64_t> position;  // of the drawn token in its sequence
+  RaggedIds prompt, output;
+  RaggedIds bias;
+  Span<const float> bias_values;  // beside bias.ids
+  RaggedIds banned;
+  RaggedIds allowed;  // an empty run allows all
+};
+
+// Filled by the sampler. Log probabilities are those of the raw logits, whatever the parameters.
+struct SampleResult {
+  std::int32_t* tokens = nullptr;  // [n_draws]; -1: the row holds NaN or +inf, or nothing is left to choose. Not of log_probs.
+  float* logprobs = nullptr;       // [n_draws]; NaN with token -1
+  std::int32_t* ranks = nullptr;   // [n_draws], 1 + how many logits are larger; 0 with token -1
+  std::int32_t* top_ids = nullptr;  // [n_draws, n_top], by descending probability, then ascending id; -1 for a row that is not finite
+  float* top_logprobs = nullptr;    // [n_draws, n_top]
+};
+
+class Sampler {
+ public:
+  explicit Sampler(int n_threads) : scratch_(static_cast<std::size_t>(n_threads)) {}
+
+  // Throws std::invalid_argument when a parameter or an id is out of its range.
+  void sample(const LogitsView& logits, const SamplingParams& params, std::int32_t n_top, const CpuKernels& kernels,
+              ThreadPool& pool, const SampleResult& result);
+
+  // Of targets[i] in row i.
+  void log_probs(const LogitsView& logits, Span<const std::int32_t> targets, std::int32_t n_top, const CpuKernels& kernels,
+                 ThreadPool& pool, const SampleResult& result);
+
+  // Of one thread.
+  struct Scratch {
+    std::vector<float> logits;          // [vocab_size], edited
+    std::vector<Candidate> kept;        // allowed ids and their logits
+    std::vector<std::int32_t> n_seen;   // [vocab_size], zero between uses
+    TopCandidates top;
+
+    // Takes the memory of any draw here, on the calling thread: a region of threads must not throw.
+    void reserve(std::int32_t vocab_size, std::size_t n_ids);
+  };
+
+ private:
+  std::vector<Scratch> scratch_;
+};
+
+}  // namespace llm_decoder

@@ -1,0 +1,56 @@
+// What a step will do, decided and checked before it touches any memory: where each token's KV goes, how attention is cut
+// into items, which tokens get logits.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "llm_decoder/cpu_kernels.h"
+#include "llm_decoder/decoder.h"
+#include "llm_decoder/kv_cache.h"
+#include "llm_decoder/model_config.h"
+
+namespace llm_decoder {
+
+class StepPlan {
+ public:
+  struct Token {
+    std::int32_t id;
+    std::int32_t position;  // in its sequence
+    std::int32_t page, slot;
+  };
+  // Attention as items that any thread may run in any order.
+  struct Attention {
+    std::vector<AttentionItem> items;
+    std::int64_t n_pairs = 0;  // (query head, visible position) pairs of all items: how much work it is
+  };
+
+  std::vector<Token> tokens;
+  Attention attention;
+  std::vector<std::int32_t> logits_tokens;  // token of each row of logits, ascending
+  Attention last_attention;                 // of these tokens only: the last layer computes nothing that nobody reads
+
+  // Reserves memory for steps of up to max_tokens tokens.
+  void reserve(const ModelConfig& config, std::int32_t max_tokens);
+
+  // Throws std::invalid_argument when the batch does not fit the model, the cache or its reservations.
+  void make(const ModelConfig& config, const KvCache& cache, const StepBatch& batch, std::int32_t max_tokens,
+            int n_threads);
+
+ private:
+  struct Sequence {
+    const std::int32_t* block_table;
+    std::int32_t token_begin, n_tokens;
+    std::int32_t position_begin;
+    LogitRows want;
+  };
+
+  void add_sequence(const ModelConfig& config, const KvCache& cache, const StepBatch& batch, std::size_t index);
+  void add_tokens(const ModelConfig& config, const KvCache& cache, const StepBatch& batch, const Sequence& sequence);
+  void check_distinct(const StepBatch& batch);
+
+  std::vector<Sequence> sequences_;
+  std::vector<std::int64_t> sorted_ids_;
+};
+
+}  // namespace llm_decoder

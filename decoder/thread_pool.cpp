@@ -1,0 +1,173 @@
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "llm_decoder/errors.h"
+#include "llm_decoder/parallel.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace llm_decoder {
+namespace {
+
+// A worker that finds nothing spins this long, because the next region of a step is mere microseconds away; then it yields
+// for as long again, which costs nothing when cores are free and much less than a spin when they are not; then it sleeps.
+constexpr auto kSpin = std::chrono::microseconds(80);
+constexpr int kPausesPerClockRead = 32;
+constexpr int kItemBits = 24;
+constexpr std::uint64_t kMaxItems = (std::uint64_t{1} << kItemBits) - 1;
+
+constexpr std::uint64_t generation_of(std::uint64_t ticket) { return ticket >> kItemBits; }
+constexpr std::uint64_t n_left_of(std::uint64_t ticket) { return ticket & kMaxItems; }
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// Waits until done() is true: spins, then yields. Returns false when `bound` passed first (bound 0: never).
+template <class Done>
+bool spin_until(const Done& done, std::chrono::microseconds bound) {
+  const auto start = std::chrono::steady_clock::now();
+  for (bool yielding = false;;) {
+    for (int i = 0; i < kPausesPerClockRead; ++i) {
+      if (done()) return true;
+      if (yielding) {
+        std::this_thread::yield();
+      } else {
+        pause();
+      }
+    }
+    const auto waited = std::chrono::steady_clock::now() - start;
+    if (bound.count() > 0 && waited > bound) return done();
+    yielding = waited > kSpin;
+  }
+}
+
+}  // namespace
+
+// A region is named by a ticket: its generation in the high bits, how many items nobody has taken yet in the low ones.
+// Items are taken by compare-and-swap on the whole ticket, so a worker that wakes late, with an old ticket in hand, takes
+// nothing, and the caller waits only for items that somebody took, never for a worker that the machine has not run.
+struct ThreadPool::State {
+  alignas(64) std::atomic<std::uint64_t> ticket{0};
+  // Written between regions only; atomic because a late worker may read them, and then fails to take an item.
+  std::atomic<Task> task{nullptr};
+  std::atomic<const void*> context{nullptr};
+  std::atomic<std::uint64_t> n_items{0};
+  alignas(64) std::atomic<std::uint64_t> n_done{0};
+  alignas(64) std::atomic<int> n_sleeping{0};
+  std::atomic<bool> stop{false};
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::vector<std::thread> workers;
+
+  // Takes and runs items of the region in `seen` until none is left.
+  void work(std::uint64_t seen, int thread) {
+    const std::uint64_t generation = generation_of(seen);
+    std::uint64_t n_mine = 0;
+    while (generation_of(seen) == generation && n_left_of(seen) > 0) {
+      // Read before the swap: while an item is left to take, these belong to the region of the ticket.
+      const Task run_item = task.load(std::memory_order_relaxed);
+      const void* argument = context.load(std::memory_order_relaxed);
+      const std::uint64_t item = n_items.load(std::memory_order_relaxed) - n_left_of(seen);
+      if (!ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      run_item(argument, static_cast<std::int64_t>(item), thread);
+      ++n_mine;
+      seen = ticket.load(std::memory_order_acquire);
+    }
+    if (n_mine > 0) n_done.fetch_add(n_mine, std::memory_order_release);
+  }
+
+  void sleep_until_new(std::uint64_t old_generation) {
+    std::unique_lock<std::mutex> lock(mutex);
+    // Sequentially consistent with the caller's store of the ticket and load of n_sleeping: one of the two sees the other.
+    n_sleeping.fetch_add(1);
+    wake.wait(lock, [&] { return stop.load() || generation_of(ticket.load()) != old_generation; });
+    n_sleeping.fetch_sub(1, std::memory_order_relaxed);
+  }
+
+  void worker_loop(int thread) {
+    std::uint64_t generation = 0;
+    for (;;) {
+      std::uint64_t seen = 0;
+      const auto is_new = [&] {
+        seen = ticket.load(std::memory_order_acquire);
+        return generation_of(seen) != generation;
+      };
+      if (!spin_until(is_new, 2 * kSpin)) {
+        sleep_until_new(generation);
+        if (stop.load()) return;
+        seen = ticket.load(std::memory_order_acquire);
+      }
+      if (stop.load(std::memory_order_relaxed)) return;
+      generation = generation_of(seen);
+      work(seen, thread);
+    }
+  }
+
+  std::uint64_t publish(std::uint64_t n_left) {
+    const std::uint64_t generation = generation_of(ticket.load(std::memory_order_relaxed)) + 1;
+    const std::uint64_t fresh = generation << kItemBits | n_left;
+    ticket.store(fresh);
+    if (n_sleeping.load() > 0) {
+      { std::lock_guard<std::mutex> lock(mutex); }
+      wake.notify_all();
+    }
+    return fresh;
+  }
+
+  void shut_down() {
+    stop.store(true);
+    publish(0);
+    for (std::thread& worker : workers) worker.join();
+  }
+};
+
+ThreadPool::ThreadPool(int n_threads) : state_(nullptr) {
+  check_arg(n_threads >= 1, "ThreadPool", "n_threads must be at least 1, got ", n_threads);
+  state_ = new State;
+  try {
+    state_->workers.reserve(static_cast<std::size_t>(n_threads - 1));
+    for (int thread = 1; thread < n_threads; ++thread) {
+      state_->workers.emplace_back([state = state_, thread] { state->worker_loop(thread); });
+    }
+  } catch (...) {
+    state_->shut_down();
+    delete state_;
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  state_->shut_down();
+  delete state_;
+}
+
+int ThreadPool::n_threads() const { return static_cast<int>(state_->workers.size()) + 1; }
+
+void ThreadPool::run(std::int64_t n_items, Task task, const void* context) {
+  if (state_->workers.empty() || n_items <= 1) {
+    for (std::int64_t item = 0; item < n_items; ++item) task(context, item, 0);
+    return;
+  }
+  check_state(static_cast<std::uint64_t>(n_items) <= kMaxItems, "ThreadPool", "too many items in one region: ", n_items);
+  State& state = *state_;
+  state.task.store(task, std::memory_order_relaxed);
+  state.context.store(context, std::memory_order_relaxed);
+  state.n_items.store(static_cast<std::uint64_t>(n_items), std::memory_order_relaxed);
+  state.n_done.store(0, std::memory_order_relaxed);
+  state.work(state.publish(static_cast<std::uint64_t>(n_items)), 0);
+  spin_until([&] { return state.n_done.load(std::memory_order_acquire) == static_cast<std::uint64_t>(n_items); },
+             std::chrono::microseconds(0));
+}
+
+}  // namespace llm_decoder

@@ -1,0 +1,82 @@
+// All scratch of the layer loop, sized once. Only the logits (rows that steps ask for) and the attention scratch (page
+// geometry of the cache) may still grow at the door of a step; they never shrink.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "llm_decoder/cpu_kernels.h"
+#include "llm_decoder/decoder.h"
+#include "llm_decoder/model_config.h"
+
+namespace llm_decoder {
+
+// Uninitialised, 64-byte aligned memory. Pages that nothing touches cost nothing.
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(std::size_t n_bytes);
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(static_cast<void*>(memory_.get()));
+  }
+  std::size_t n_bytes() const { return n_bytes_; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<std::byte, Free> memory_;
+  std::size_t n_bytes_ = 0;
+};
+
+class Workspace {
+ public:
+  Workspace() = default;
+  Workspace(const ModelConfig& config, WeightView::Layout layout, std::int32_t max_tokens, int n_threads);
+
+  std::int32_t max_tokens = 0;
+  // float32 [max_tokens, stride]
+  float* residual = nullptr;
+  std::int64_t residual_stride = 0;
+  float* wide = nullptr;  // q, k, v of the step, later gate and up
+  std::int64_t wide_stride = 0;
+  float* operand = nullptr;  // attention's result; with float weights also what the next product reads
+  std::int64_t operand_stride = 0;
+  float* rope_cos = nullptr;  // [max_tokens, half]
+  float* rope_sin = nullptr;
+
+  // The operand of a w8 product with k input channels.
+  QuantizedRows quantized(std::int32_t k) const;
+  float* row_scratch(int thread) const { return row_scratch_.as<float>() + thread * row_scratch_stride_; }
+  std::byte* attention_scratch(int thread) const {
+    return attention_scratch_.as<std::byte>() + static_cast<std::size_t>(thread) * attention_scratch_stride_;
+  }
+
+  float* hidden() const { return hidden_.as<float>(); }  // [n_rows, hidden_size]
+  float* logits() const { return logits_.as<float>(); }  // [n_rows, vocab_size]
+
+  void ensure_logits_rows(const ModelConfig& config, std::int32_t n_rows);
+  void ensure_attention_scratch(std::size_t n_bytes);
+  std::size_t n_bytes() const;
+
+ private:
+  template <class T>
+  T* allocate(std::int64_t n);
+
+  std::vector<AlignedBuffer> buffers_;
+  std::int8_t* q_ = nullptr;
+  float* q_scale_ = nullptr;
+  std::int32_t* q_sum_ = nullptr;
+  AlignedBuffer row_scratch_, attention_scratch_, hidden_, logits_;
+  std::int64_t row_scratch_stride_ = 0;
+  std::size_t attention_scratch_stride_ = 0;
+  std::int32_t n_logits_rows_ = 0;
+  int n_threads_ = 1;
+};
+
+}  // namespace llm_decoder

@@ -1,0 +1,92 @@
+"""LLM inference for the box you have: INT8 kernels on an x86 CPU, one paged KV cache under everything.
+
+>>> from llm_decoder import LLM, SamplingParams
+>>> with LLM() as llm:
+...     for event in llm.stream("Once upon a time", SamplingParams(max_tokens=100)):
+...         print(event.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_decoder.async_llm import AsyncLLM
+    from llm_decoder.backends import DeviceInfo, devices
+    from llm_decoder.decoders import INT8Decoder
+    from llm_decoder.errors import (
+        BackendError,
+        ConfigError,
+        ContextLengthExceededError,
+        EngineClosedError,
+        InvalidRequestError,
+        LLMDecoderError,
+        MalformedFileError,
+        ModelLoadError,
+        ModelNotFoundError,
+        NotEnoughMemoryError,
+        QueueFullError,
+        RequestFailedError,
+        UnsupportedModelError,
+    )
+    from llm_decoder.llm import LLM
+    from llm_decoder.outputs import Completion, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
+    from llm_decoder.sampling import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "BackendError",
+    "Completion",
+    "ConfigError",
+    "ContextLengthExceededError",
+    "DeviceInfo",
+    "EngineClosedError",
+    "INT8Decoder",
+    "InvalidRequestError",
+    "LLMDecoderError",
+    "MalformedFileError",
+    "ModelLoadError",
+    "ModelNotFoundError",
+    "NotEnoughMemoryError",
+    "QueueFullError",
+    "RequestFailedError",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "StreamEvent",
+    "TokenLogprob",
+    "UnsupportedModelError",
+    "__version__",
+    "devices",
+]
+
+# Nothing is imported before it is asked for: `import llm_decoder` and `--help` cost no NumPy and no compiled core.
+_HOMES = {
+    "AsyncLLM": "async_llm",
+    "Completion": "outputs",
+    "DeviceInfo": "backends",
+    "INT8Decoder": "decoders",
+    "LLM": "llm",
+    "RequestMetrics": "outputs",
+    "RequestOutput": "outputs",
+    "SamplingParams": "sampling",
+    "StreamEvent": "outputs",
+    "TokenLogprob": "outputs",
+    "devices": "backends",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'llm_decoder' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"llm_decoder.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

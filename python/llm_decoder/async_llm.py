@@ -1,0 +1,182 @@
+"""AsyncLLM: the same for asyncio programs and servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_decoder.chat import Message
+from llm_decoder.engine import RequestHandle
+from llm_decoder.llm import LLM, Params, params_for
+from llm_decoder.outputs import RequestOutput, StreamEvent
+from llm_decoder.prompts import Prompt, as_prompts
+from llm_decoder.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from llm_decoder.tokenizer import Tokenizer
+
+__all__ = ["AsyncLLM"]
+
+Item = StreamEvent | RequestOutput | Exception
+
+
+class AsyncLLM:
+    """LLM's verbs as coroutines; made with LLM's arguments, or over an LLM that is there: AsyncLLM.over(llm).
+
+    The constructor loads the model and blocks: a server makes it at start-up, or in asyncio.to_thread. A task that is
+    cancelled while it waits, and a stream that is closed, cancel their requests.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._llm = LLM(*args, **kwargs)
+
+    @classmethod
+    def over(cls, llm: LLM) -> Self:
+        """An AsyncLLM over an LLM; closing one closes both."""
+        async_llm = cls.__new__(cls)
+        async_llm._llm = llm
+        return async_llm
+
+    @property
+    def name(self) -> str:
+        return self._llm.name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._llm.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        return self._llm.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self._llm.vocab_size
+
+    async def generate(self, prompts: str | Sequence[Any], params: Params = None) -> list[RequestOutput]:
+        """As LLM.generate."""
+        all_prompts = as_prompts(prompts)
+        subscriptions: list[_Subscription] = []
+        try:
+            for prompt, own_params in zip(all_prompts, params_for(all_prompts, params), strict=True):
+                subscriptions.append(await self._subscribe(prompt, own_params))
+            return [await subscription.result() for subscription in subscriptions]
+        except BaseException:
+            for subscription in subscriptions:
+                subscription.handle.cancel()
+            raise
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **template_options: Any
+    ) -> AsyncIterator[StreamEvent]:
+        """As LLM.stream: `async for event in llm.stream(...)`. Closing the iterator cancels the request."""
+        subscription = await self._subscribe(prompt, params, stream=True, **template_options)
+        is_over = False
+        try:
+            while not is_over:
+                event = await subscription.next_event()
+                is_over = event.output is not None
+                yield event
+        finally:
+            if not is_over:
+                subscription.handle.cancel()
+
+    async def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
+    ) -> RequestOutput:
+        """As LLM.chat."""
+        params = params or SamplingParams(max_tokens=None)
+        subscription = await self._subscribe(messages, params, **template_options)
+        try:
+            return await subscription.result()
+        except BaseException:
+            subscription.handle.cancel()
+            raise
+
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
+    ) -> AsyncIterator[StreamEvent]:
+        """As LLM.stream_chat."""
+        return self.stream(messages, params or SamplingParams(max_tokens=None), **template_options)
+
+    async def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """As LLM.logits: float32 [n_tokens, vocab_size]."""
+        return await asyncio.to_thread(self._llm.logits, token_ids)
+
+    async def score(self, text: str | Sequence[int]) -> npt.NDArray[np.float32]:
+        """As LLM.score: float32 [n_tokens - 1]."""
+        return await asyncio.to_thread(self._llm.score, text)
+
+    async def embed(self, texts: str | Sequence[Any]) -> npt.NDArray[np.float32]:
+        """As LLM.embed: float32 [n_texts, hidden_size]."""
+        return await asyncio.to_thread(self._llm.embed, texts)
+
+    async def stats(self) -> dict[str, Any]:
+        """As LLM.stats."""
+        return await asyncio.to_thread(self._llm.stats)
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """As LLM.close."""
+        await asyncio.to_thread(self._llm.close, drain_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _subscribe(
+        self, prompt: Prompt, params: SamplingParams | None, stream: bool = False, **template_options: Any
+    ) -> _Subscription:
+        """Puts the request in line; tokenizing a long prompt does not hold up the event loop."""
+        loop = asyncio.get_running_loop()
+        items: asyncio.Queue[Item] = asyncio.Queue()
+
+        def sink(item: Item) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(items.put_nowait, item)
+
+        def submit() -> RequestHandle:
+            return self._llm.submit(prompt, params, stream=stream, sink=sink, **template_options)
+
+        submission = asyncio.ensure_future(asyncio.to_thread(submit))
+        try:
+            handle = await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            submission.add_done_callback(_cancel_when_submitted)
+            raise
+        return _Subscription(handle, items)
+
+
+def _cancel_when_submitted(submission: asyncio.Future[RequestHandle]) -> None:
+    if not submission.cancelled() and submission.exception() is None:
+        submission.result().cancel()
+
+
+class _Subscription:
+    """What a request sends to one event loop."""
+
+    def __init__(self, handle: RequestHandle, items: asyncio.Queue[Item]) -> None:
+        self.handle = handle
+        self._items = items
+
+    async def next_event(self) -> StreamEvent:
+        item = await self._items.get()
+        if isinstance(item, Exception):
+            raise item
+        assert isinstance(item, StreamEvent)
+        return item
+
+    async def result(self) -> RequestOutput:
+        item = await self._items.get()
+        if isinstance(item, Exception):
+            raise item
+        assert isinstance(item, RequestOutput)
+        return item

@@ -1,0 +1,322 @@
+"""Devices and what computes on them. The only file of the package that imports the compiled core."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_decoder._core import INT8Decoder as CoreDecoder
+from llm_decoder._core import KvCache, isas, pack_f32, pack_w8, quantize_weight_rows, unpack_w8
+from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
+
+if TYPE_CHECKING:
+    from llm_decoder.loading import LoadedModel
+
+__all__ = [
+    "Backend",
+    "BackendOptions",
+    "CoreDecoder",
+    "CpuBackend",
+    "DeviceInfo",
+    "KvCache",
+    "available_memory_bytes",
+    "create_backend",
+    "create_decoder",
+    "default_threads",
+    "devices",
+    "pack_f32",
+    "pack_w8",
+    "quantize_weight_rows",
+    "unpack_w8",
+]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+SampleParams = dict[str, npt.NDArray[Any]]
+
+DEFAULT_PAGE_SIZE = 32
+# The default pool holds so many sequences of full length, if that is no more than a share of the memory that is free.
+DEFAULT_POOL_SEQUENCES = 4
+DEFAULT_POOL_SHARE = 0.25
+_KV_DTYPES = {"float32": "f32", "int8": "s8"}
+
+
+class Backend(Protocol):
+    """A decoder with its cache, as the engine drives it. For one thread.
+
+    step computes `tokens` int32 [n_tokens] of the sequences `seq_ids` int64 [n_seqs], counts[i] of each, and returns
+    how
+    many rows of logits there are: of sequence i none, the last token's or all, as want[i] uint8 is 0, 1 or 2. sample,
+    log_probs, logits and hidden read these rows until the next step. Sizes in tokens.
+    """
+
+    vocab_size: int
+    max_model_len: int
+    page_size: int
+    n_pages: int
+    max_tokens_per_step: int
+    cache: KvCache
+
+    def step(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints, want: npt.NDArray[np.uint8]) -> int: ...
+
+    def sample(self, rows: Ints, params: SampleParams, n_top: int) -> tuple[Ints, Floats, Ints, Ints, Floats]:
+        """(tokens [R], logprobs [R], ranks [R], top_ids [R, n_top], top_logprobs [R, n_top]); token -1 = no answer."""
+
+    def log_probs(self, targets: Ints, n_top: int) -> tuple[Floats, Ints, Ints, Floats]:
+        """(logprobs [n_rows], ranks [n_rows], top_ids [n_rows, n_top], top_logprobs [n_rows, n_top])"""
+
+    def logits(self) -> Floats:
+        """[n_rows, vocab_size]"""
+
+    def hidden(self) -> Floats:
+        """[n_rows, hidden_size], after the final norm."""
+
+    def info(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A device of this machine. reason: why it cannot be used, empty when it can."""
+
+    name: str
+    description: str
+    threads: int
+    memory_bytes: int
+    isas: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def is_usable(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """device: "auto" or "cpu". kv_cache_dtype: "auto" (float32 with float weights, int8 with quantised ones),
+    "float32",
+    "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, at most a quarter of the free
+    memory.
+    page_size: tokens a page, a multiple of 16. max_model_len: tokens of a sequence; None = the model's, or what the
+    pool holds if that is less. isa: a name of devices()[0].isas."""
+
+    device: str = "auto"
+    threads: int | None = None
+    kv_cache_dtype: str = "auto"
+    kv_cache_bytes: int | None = None
+    page_size: int | None = None
+    max_model_len: int | None = None
+    max_tokens_per_step: int = 512
+    isa: str = "auto"
+
+
+def devices() -> list[DeviceInfo]:
+    """The devices of this machine, the ones that cannot be used too, with the reason."""
+    cpu = DeviceInfo(
+        name="cpu",
+        description=_cpu_name(),
+        threads=default_threads(),
+        memory_bytes=available_memory_bytes(),
+        isas=tuple(isas()),
+    )
+    cuda = DeviceInfo(
+        name="cuda", description="NVIDIA GPU", threads=0, memory_bytes=0, reason="this build has no CUDA extension"
+    )
+    return [cpu, cuda]
+
+
+def create_backend(loaded: LoadedModel, options: BackendOptions) -> Backend:
+    """The backend of `options.device` for a loaded model.
+
+    Raises BackendError for a device that is not there, ConfigError for an option out of its limits,
+    NotEnoughMemoryError for a pool that holds not one sequence of max_model_len.
+    """
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"[device] must be auto, cpu or cuda, got {options.device!r}")
+    for device in devices():
+        if device.name == options.device and not device.is_usable:
+            raise BackendError(f"[device] {device.name} cannot be used: {device.reason}; use device='cpu'")
+    return CpuBackend(loaded, options)
+
+
+def create_decoder(loaded: LoadedModel, options: BackendOptions, max_model_len: int) -> CoreDecoder:
+    """The core's decoder with its weights, ready to step."""
+    config = loaded.config.to_core() | {"max_model_len": max_model_len}
+    try:
+        decoder = CoreDecoder(config, options.threads or default_threads(), options.isa)
+        for name, weight in loaded.weights.items():
+            decoder.set_weight(name, weight.layout, weight.shape, weight.data, weight.scales)
+        decoder.finalize(options.max_tokens_per_step)
+    except ValueError as error:
+        raise BackendError(f"[{loaded.name}] the core refuses the model: {error}") from error
+    return decoder
+
+
+class CpuBackend:
+    """The INT8Decoder and the KV cache in host memory."""
+
+    def __init__(self, loaded: LoadedModel, options: BackendOptions) -> None:
+        _check_options(loaded, options)
+        config = loaded.config
+        self.page_size = options.page_size or DEFAULT_PAGE_SIZE
+        self.vocab_size = config.vocab_size
+        self.max_tokens_per_step = options.max_tokens_per_step
+        self.kv_cache_dtype = _kv_dtype(loaded, options)
+        self.n_pages, self.max_model_len = self._size_pool(loaded, options)
+        self._decoder = create_decoder(loaded, options, self.max_model_len)
+        self.cache = self._make_cache(loaded, self.n_pages)
+
+    def _make_cache(self, loaded: LoadedModel, n_pages: int) -> KvCache:
+        config = loaded.config
+        windows = list(config.windows)
+        try:
+            return KvCache(
+                n_pages=n_pages,
+                page_size=self.page_size,
+                n_layers=config.n_layers,
+                n_kv_heads=config.n_kv_heads,
+                head_dim=config.head_dim,
+                dtype=_KV_DTYPES[self.kv_cache_dtype],
+                window=max(windows) if windows and min(windows) > 0 else 0,
+            )
+        except MemoryError as error:
+            raise NotEnoughMemoryError(
+                f"[KV cache] {n_pages} pages of {self.page_size} tokens do not fit the memory; lower kv_cache_bytes"
+            ) from error
+
+    def _size_pool(self, loaded: LoadedModel, options: BackendOptions) -> tuple[int, int]:
+        """(pages, tokens a sequence may have)"""
+        page_bytes = self._make_cache(loaded, 1).page_bytes()
+        wanted_len = options.max_model_len or loaded.config.max_model_len
+        pages_each = -(-wanted_len // self.page_size)
+        if options.kv_cache_bytes is not None:
+            pool_bytes = options.kv_cache_bytes
+        else:
+            pool_bytes = min(
+                DEFAULT_POOL_SEQUENCES * pages_each * page_bytes, int(available_memory_bytes() * DEFAULT_POOL_SHARE)
+            )
+        n_pages = pool_bytes // page_bytes
+        least = pages_each if options.max_model_len is not None else 1
+        if n_pages < least:
+            raise NotEnoughMemoryError(
+                f"[KV cache] one sequence of {wanted_len if least > 1 else self.page_size} tokens needs "
+                f"{least * page_bytes} bytes ({least} pages of {page_bytes}), the pool has {pool_bytes}; "
+                "raise kv_cache_bytes, lower max_model_len, or use kv_cache_dtype='int8'"
+            )
+        return n_pages, min(wanted_len, n_pages * self.page_size)
+
+    def step(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints, want: npt.NDArray[np.uint8]) -> int:
+        return self._decoder.step(self.cache, tokens, seq_ids, counts, want)
+
+    def sample(self, rows: Ints, params: SampleParams, n_top: int) -> tuple[Ints, Floats, Ints, Ints, Floats]:
+        return self._decoder.sample(rows, params, n_top)
+
+    def log_probs(self, targets: Ints, n_top: int) -> tuple[Floats, Ints, Ints, Floats]:
+        return self._decoder.log_probs(targets, n_top)
+
+    def logits(self) -> Floats:
+        return self._decoder.logits()
+
+    def hidden(self) -> Floats:
+        return self._decoder.hidden()
+
+    def info(self) -> dict[str, Any]:
+        """What was chosen: device, isa, threads, kv_cache_dtype, sizes in bytes."""
+        return {
+            "device": "cpu",
+            "isa": self._decoder.isa,
+            "threads": self._decoder.threads,
+            "kv_cache_dtype": self.kv_cache_dtype,
+            "kv_cache_bytes": self.cache.page_bytes() * self.n_pages,
+            "workspace_bytes": self._decoder.workspace_bytes,
+        }
+
+    def close(self) -> None:
+        """Lets the pool, the workspace and the weights go."""
+        del self._decoder, self.cache
+
+
+def _check_options(loaded: LoadedModel, options: BackendOptions) -> None:
+    page_size, threads = options.page_size, options.threads
+    if page_size is not None and (page_size < 16 or page_size % 16 or page_size > 4096):
+        raise ConfigError(f"[page_size] must be a multiple of 16 from 16 to 4096, got {page_size}")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise ConfigError(f"[threads] must be from 1 to 1024, got {threads}")
+    if not 1 <= options.max_tokens_per_step <= 1 << 16:
+        raise ConfigError(f"[max_tokens_per_step] must be from 1 to 65536, got {options.max_tokens_per_step}")
+    if options.max_model_len is not None and not 1 <= options.max_model_len <= loaded.config.max_model_len:
+        raise ConfigError(
+            f"[max_model_len] must be from 1 to {loaded.config.max_model_len}, the context of {loaded.name}, "
+            f"got {options.max_model_len}"
+        )
+    if options.kv_cache_bytes is not None and options.kv_cache_bytes < 1:
+        raise ConfigError(f"[kv_cache_bytes] must be positive, got {options.kv_cache_bytes}")
+
+
+def _kv_dtype(loaded: LoadedModel, options: BackendOptions) -> str:
+    is_float = all(weight.layout != "w8" for weight in loaded.weights.values())
+    if options.kv_cache_dtype == "auto":
+        return "float32" if is_float else "int8"
+    if options.kv_cache_dtype not in _KV_DTYPES:
+        raise ConfigError(f"[kv_cache_dtype] must be auto, float32 or int8, got {options.kv_cache_dtype!r}")
+    return options.kv_cache_dtype
+
+
+def default_threads() -> int:
+    """Physical cores that this process may run on, no more than its CPU quota."""
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+    cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
+    return max(1, min(len(cores), _cpu_quota()))
+
+
+def _cpu_quota() -> int:
+    """Whole CPUs of the control group (version 2, then 1), or a large number."""
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if not quota:
+        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    if quota.isdigit() and period.isdigit() and int(period) > 0:
+        return max(1, round(int(quota) / int(period)))
+    return 1 << 16
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be taken without swapping, within the control group's limit."""
+    available = 1 << 62
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) << 10
+    for limit_path, used_path in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        limit, used = _read(limit_path), _read(used_path)
+        if limit.isdigit() and used.isdigit():
+            available = min(available, max(0, int(limit) - int(used)))
+    if available == 1 << 62:  # neither: not on Linux
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return available
+
+
+def _cpu_name() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "CPU"
+
+
+def _read(path: str) -> str:
+    """The text of a system file, "" when there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,205 @@
+"""Chat messages -> the text that a model was trained to see, by the template that came with it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from llm_decoder.errors import InvalidRequestError, MalformedFileError
+from llm_decoder.json_file import read_bounded, read_json_object
+from llm_decoder.template_sandbox import MAX_SOURCE_CHARS, compile_template, render
+
+__all__ = ["ALLOWED_KWARGS", "ChatTemplate", "Message", "read_chat_template"]
+
+Message = Mapping[str, Any]
+
+# What a request may hand to a template beside its messages. Anything else could shadow what the template relies on.
+ALLOWED_KWARGS = frozenset(
+    [
+        *("tools", "documents", "enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "date_string"),
+        *("builtin_tools", "custom_tools", "tools_in_user_message", "tool_choice", "add_vision_id", "preserve_thinking"),
+    ]
+)
+ROLES_SHOWN = "system, user or assistant"
+_CONTINUE_MARK = "\ufdd0continue\ufdd0"  # noncharacters: no text that people exchange holds them
+_MAX_MESSAGES = 100_000
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template with what it may name.
+
+    `source` is the template, `named` holds further ones by name (`tool_use` is taken when a request has tools), `tokens`
+    the texts of special tokens (`bos_token`, ...), `system` a system message for chats that begin without one, `stop`
+    texts that end an answer.
+    """
+
+    source: str
+    named: Mapping[str, str] = field(default_factory=dict)
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
+    stop: tuple[str, ...] = ()
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """The text of a chat. With `continue_final_message` it ends inside the last message, for the model to go on.
+
+        Raises InvalidRequestError for messages or keywords that it cannot take, and when the template itself refuses them,
+        fails, or asks for too much time or memory; MalformedFileError when the template does not compile.
+        """
+        plain = [_plain_message(index, message) for index, message in enumerate(_checked_list(messages))]
+        if self.system and plain[0]["role"] != "system":
+            plain.insert(0, {"role": "system", "content": self.system})
+        if continue_final_message:
+            add_generation_prompt = False
+            plain[-1]["content"] += _CONTINUE_MARK
+        text = self._run(plain, {"add_generation_prompt": add_generation_prompt, **_checked_kwargs(kwargs)})
+        return _cut_at_mark(text) if continue_final_message else text
+
+    def _run(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+        source = self.named.get("tool_use", self.source) if variables.get("tools") else self.source
+        template = _compiled(source)
+        variables = {"tools": None, "documents": None, **self.tokens, **variables, "messages": messages}
+        try:
+            return render(template, variables)
+        except RecursionError:
+            raise _refused("it calls itself without end") from None
+        except MemoryError:
+            raise _refused("it ran out of memory") from None
+        except Exception as error:  # a template's operations may raise anything
+            raise _refused(f"{str(error)[:500] or type(error).__name__}") from error
+
+
+def read_chat_template(
+    folder: Path, tokenizer_config: Mapping[str, Any], tokens: Mapping[str, str]
+) -> ChatTemplate | None:
+    """The template of a model folder, or None when it has none.
+
+    Looked for in chat_template.jinja, then in tokenizer_config.json (a text, or a list of named ones), then in
+    chat_template.json ({"chat_template": ...} as HF writes it, {"template", "system", "stop"} as `weights/` has it).
+    """
+    jinja_path, json_path = folder / "chat_template.jinja", folder / "chat_template.json"
+    if jinja_path.exists():
+        try:
+            return ChatTemplate(read_bounded(jinja_path, 4 * MAX_SOURCE_CHARS).decode("utf-8"), tokens=tokens)
+        except UnicodeDecodeError as error:
+            raise MalformedFileError(f"[{jinja_path}] need UTF-8 text: {error}") from error
+    given = tokenizer_config.get("chat_template")
+    if given is not None:
+        named = _named_templates(folder / "tokenizer_config.json", given)
+        return ChatTemplate(named.pop("default"), named, tokens)
+    if json_path.exists():
+        return _from_json(json_path, tokens)
+    return None
+
+
+def _from_json(path: Path, tokens: Mapping[str, str]) -> ChatTemplate | None:
+    values = read_json_object(path)
+    source = values.get("template") or values.get("chat_template")
+    system, stop = values.get("system"), values.get("stop") or []
+    if source is not None and not isinstance(source, str):
+        raise MalformedFileError(f"[{path}: template] need a text, got {type(source).__name__}")
+    if not isinstance(system, str | None):
+        raise MalformedFileError(f"[{path}: system] need a text or null, got {type(system).__name__}")
+    if not isinstance(stop, list) or not all(isinstance(text, str) for text in stop):
+        raise MalformedFileError(f"[{path}: stop] need a list of texts, got {type(stop).__name__}")
+    return None if source is None else ChatTemplate(source, {}, tokens, system, tuple(stop))
+
+
+def _named_templates(path: Path, given: Any) -> dict[str, str]:
+    if isinstance(given, str):
+        return {"default": given}
+    is_list = isinstance(given, list) and all(isinstance(item, dict) for item in given)
+    named = {item.get("name"): item.get("template") for item in given} if is_list else {}
+    if not all(isinstance(key, str) and isinstance(value, str) for key, value in named.items()) or not named:
+        raise MalformedFileError(f"[{path}: chat_template] need a text, or a list of objects with name and template")
+    named.setdefault("default", next(iter(named.values())))
+    return named
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> jinja2.Template:
+    try:
+        return compile_template(source)
+    except jinja2.TemplateError as error:
+        raise MalformedFileError(f"[chat template] it does not compile: {str(error)[:500]}") from error
+
+
+def _checked_list(messages: Sequence[Message]) -> Sequence[Message]:
+    if not isinstance(messages, list | tuple) or not messages:
+        raise InvalidRequestError(
+            f"[messages] need a list of at least one message, got {type(messages).__name__}", param="messages"
+        )
+    if len(messages) > _MAX_MESSAGES:
+        raise InvalidRequestError(
+            f"[messages] need at most {_MAX_MESSAGES:,} messages, got {len(messages):,}", param="messages"
+        )
+    return messages
+
+
+def _plain_message(index: int, message: Message) -> dict[str, Any]:
+    """A copy in plain types, content as one text."""
+    place = f"messages[{index}]"
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise InvalidRequestError(
+            f"[{place}] need an object with role ({ROLES_SHOWN}) and content, got {str(message)[:80]}", param="messages"
+        )
+    plain = {str(key): _plain(value, f"{place}.{key}") for key, value in message.items() if key != "content"}
+    return plain | {"content": _text_of(message.get("content"), place)}
+
+
+def _text_of(content: Any, place: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequestError(f"[{place}.content] need a text, got {type(content).__name__}", param="messages")
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise InvalidRequestError(
+                f"[{place}.content] this model reads text parts only, got {str(part)[:80]}", param="messages"
+            )
+    return "".join(part["text"] for part in content)
+
+
+def _checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    for name in kwargs.keys() - ALLOWED_KWARGS:
+        raise InvalidRequestError(
+            f"[chat_template_kwargs: {name}] need one of {', '.join(sorted(ALLOWED_KWARGS))}",
+            param="chat_template_kwargs",
+        )
+    return {name: _plain(value, f"chat_template_kwargs.{name}") for name, value in kwargs.items()}
+
+
+def _plain(value: Any, place: str, depth: int = 0) -> Any:
+    """JSON's types alone: a template never gets an object with methods of ours."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if depth < 64 and isinstance(value, Mapping):
+        return {str(key): _plain(item, place, depth + 1) for key, item in value.items()}
+    if depth < 64 and isinstance(value, list | tuple):
+        return [_plain(item, place, depth + 1) for item in value]
+    raise InvalidRequestError(f"[{place}] need plain JSON data, got {type(value).__name__}", param="messages")
+
+
+def _cut_at_mark(text: str) -> str:
+    at = text.rfind(_CONTINUE_MARK)
+    if at < 0:
+        raise _refused("it does not show the last message, so it cannot be continued")
+    return text[:at]
+
+
+def _refused(reason: str) -> InvalidRequestError:
+    return InvalidRequestError(f"[chat template] the model's template refuses these messages: {reason}", param="messages")

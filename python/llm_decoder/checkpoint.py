@@ -1,0 +1,70 @@
+"""What every reader of weights offers, whatever the format: the config, and each weight by our name, in blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_decoder.model_config import ModelConfig
+
+__all__ = ["Checkpoint", "FileIdentity", "identify_file"]
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """What tells one version of a file from another without reading it: the key of the cache of packed weights."""
+
+    path: str
+    n_bytes: int
+    mtime_ns: int
+    header_hash: str  # SHA-256 of the part that says what lies where, in hex
+
+
+class Checkpoint(Protocol):
+    """Weights of one model on disk. Names are those of `weight_shapes`; matrices are [n_out, n_in]."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def config_folder(self) -> Path:
+        """Where tokenizer, chat template and generation defaults lie."""
+        ...
+
+    @property
+    def hf_config(self) -> Mapping[str, Any]:
+        """The architecture in HF's terms, as config.json has it."""
+        ...
+
+    def names(self) -> Iterable[str]: ...
+
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        """A whole weight as float32."""
+        ...
+
+    def rows(self, name: str, begin: int, end: int) -> npt.NDArray[np.float32]:
+        """Rows [begin, end) of a matrix as float32 [end - begin, n_in]."""
+        ...
+
+    def quantized_rows(
+        self, name: str, begin: int, end: int
+    ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None:
+        """Rows of a matrix that is stored as int8 [n, n_in] with scale float32 [n]; None when it is stored as float."""
+        ...
+
+    def identity(self) -> list[FileIdentity]: ...
+
+
+def identify_file(path: Path, header_hash: str) -> FileIdentity:
+    """The identity of the file that `path` leads to, links followed."""
+    resolved = path.resolve()
+    status = resolved.stat()
+    return FileIdentity(str(resolved), status.st_size, status.st_mtime_ns, header_hash)

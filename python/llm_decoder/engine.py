@@ -1,0 +1,292 @@
+"""The engine thread: it alone owns the backend, the cache and the decoder; everything else comes through its inbox."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_decoder.backends import Backend
+from llm_decoder.engine_core import EngineCore
+from llm_decoder.errors import EngineClosedError, QueueFullError
+from llm_decoder.outputs import RequestOutput, StreamEvent
+from llm_decoder.sampling import SamplingParams, derive_seed, resolve_params
+from llm_decoder.sequence import Limits, Request, Rows, Sink, Vocabulary, build_request
+
+__all__ = ["Engine", "EngineOptions", "RequestHandle"]
+
+T = TypeVar("T")
+Item = StreamEvent | RequestOutput | Exception
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """max_num_seqs: sequences that hold pages at once. max_requests: open requests before
+    QueueFullError, None = as many as memory holds. seed: unseeded requests are drawn from it; None = from the
+    system's randomness.
+    sampling_defaults: mappings asked in turn for what a request leaves open (sampling.resolve_params)."""
+
+    max_num_seqs: int = 64
+    max_requests: int | None = None
+    seed: int | None = 0
+    eos_token_ids: frozenset[int] = frozenset()
+    sampling_defaults: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Command:
+    run: Callable[[EngineCore], None]
+    refuse: Callable[[Exception], None]
+
+
+@dataclass
+class _Worker:
+    """What the thread and its owner share. It knows no Engine, so that an Engine nobody holds can be collected."""
+
+    inbox: queue.SimpleQueue[_Command | None] = field(default_factory=queue.SimpleQueue)
+    # Reentrant: the garbage collector may close an Engine nobody holds in the middle of a put.
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    thread: threading.Thread | None = None
+    core: EngineCore | None = None
+    refusal: EngineClosedError | None = None  # why nothing more is taken
+    closing: bool = False
+    drain_until_s: float = 0.0
+
+    def put(self, command: _Command) -> None:
+        with self.lock:
+            if self.refusal is not None:
+                raise _copy(self.refusal)
+            self.inbox.put(command)
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Ends the thread, once requests that run are over or `drain_s` seconds are, and waits for it."""
+        with self.lock:
+            if self.refusal is None:
+                self.refusal = EngineClosedError("[engine] it was closed; make a new LLM")
+            self.drain_until_s = time.monotonic() + drain_s
+            self.closing = True
+            self.inbox.put(None)
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join()
+
+    def main(self, create_core: Callable[[], EngineCore], ready: Future[EngineCore]) -> None:
+        try:
+            core = create_core()
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits for `ready`
+            ready.set_exception(error)
+            return
+        self.core = core
+        ready.set_result(core)
+        end = EngineClosedError("[engine] it was closed while the request ran")
+        try:
+            self._loop(core)
+        except BaseException as cause:  # noqa: BLE001 - it is told to every request
+            end = EngineClosedError(f"[engine] its thread has died: {cause!r}; make a new LLM")
+            end.__cause__ = cause
+        self._end(core, end)
+
+    def _loop(self, core: EngineCore) -> None:
+        is_idle = True
+        while True:
+            while is_idle or not self.inbox.empty():
+                command = self.inbox.get()
+                if command is not None:
+                    command.run(core)
+                is_idle = False
+            if self.closing and (not core.requests or time.monotonic() >= self.drain_until_s):
+                return
+            is_idle = not core.step()
+            if is_idle and core.requests:
+                raise RuntimeError(f"{len(core.requests)} requests are open and none can run")
+
+    def _end(self, core: EngineCore, end: EngineClosedError) -> None:
+        with self.lock:
+            if self.refusal is None:
+                self.refusal = end
+        core.abandon(lambda: _copy(end))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                command = self.inbox.get_nowait()
+                if command is not None:
+                    command.refuse(_copy(end))
+        core.backend.close()
+
+
+def _copy(error: EngineClosedError) -> EngineClosedError:
+    """The same error for another thread to raise: a traceback belongs to one."""
+    copy = EngineClosedError(str(error))
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+class RequestHandle:
+    """A request under way: iterate it for its events, or ask for its result. For one consumer."""
+
+    def __init__(self, worker: _Worker, request: Request, items: queue.SimpleQueue[Item]) -> None:
+        self.request_id = request.request_id
+        self._worker = worker
+        self._request = request
+        self._items = items
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        """The events of a streaming request; raises what the request failed with."""
+        while True:
+            item = self._items.get()
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, StreamEvent):
+                yield item
+                if item.output is None:
+                    continue
+            return
+
+    def result(self) -> RequestOutput:
+        """Waits until the request is over; raises what it failed with."""
+        while True:
+            item = self._items.get()
+            if isinstance(item, Exception):
+                raise item
+            output = item.output if isinstance(item, StreamEvent) else item
+            if output is not None:
+                return output
+
+    def rows(self) -> npt.NDArray[np.float32]:
+        """The rows of a request made for them: float32 [n_tokens, vocab_size or hidden_size]."""
+        self.result()
+        return np.concatenate(self._request.collected)
+
+    def cancel(self) -> None:
+        """The request ends with "abort" before the next step; nothing happens when it is over."""
+        request_id = self.request_id
+        with contextlib.suppress(EngineClosedError):
+            self._worker.put(_Command(lambda core: core.cancel(request_id), lambda error: None))
+
+
+class Engine:
+    """Takes requests from any thread and computes them together on its own.
+
+    `create_backend` is called on the engine thread; what it raises is raised here. An Engine that nobody holds any
+    more, or that is left open at the interpreter's exit, closes itself.
+    """
+
+    def __init__(
+        self,
+        create_backend: Callable[[], Backend],
+        tokenizer: Vocabulary,
+        options: EngineOptions | None = None,
+    ) -> None:
+        self.options = options = options or EngineOptions()
+        self.tokenizer = tokenizer
+        self._worker = worker = _Worker()
+        self._ids = itertools.count()
+        max_num_seqs = options.max_num_seqs
+        ready: Future[EngineCore] = Future()
+        worker.thread = threading.Thread(
+            target=worker.main,
+            args=(lambda: EngineCore(create_backend(), tokenizer, max_num_seqs), ready),
+            name="llm_decoder-engine",
+            daemon=True,
+        )
+        worker.thread.start()
+        backend = ready.result().backend
+        self.limits = Limits(
+            vocab_size=backend.vocab_size,
+            max_model_len=backend.max_model_len,
+            page_size=backend.page_size,
+            n_pages=backend.n_pages,
+        )
+        # A daemon thread, joined by this finalizer before the interpreter goes down: one that is not a daemon would be
+        # waited for before anybody could tell it to stop.
+        self._finalizer = weakref.finalize(self, worker.close)
+
+    def submit(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        prompt: str | None = None,
+        stream: bool = False,
+        rows: Rows | None = None,
+        dropped_messages: int = 0,
+        sink: Sink | None = None,
+    ) -> RequestHandle:
+        """Checks a request and puts it in line. With a `sink`, events go there (called on the engine thread, must not
+        block) and not to the handle. rows: collect these for every prompt token instead of generating.
+
+        Raises InvalidRequestError, ContextLengthExceededError, QueueFullError, EngineClosedError.
+        """
+        items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        number = next(self._ids)
+        request = build_request(
+            prompt_token_ids,
+            resolve_params(params, *self.options.sampling_defaults),
+            self.limits,
+            self.tokenizer,
+            request_id=str(number),
+            seed=self._seed(params, number),
+            sink=sink or items.put,
+            prompt=prompt,
+            eos_token_ids=self.options.eos_token_ids,
+            stream=stream,
+            rows=rows,
+            dropped_messages=dropped_messages,
+        )
+        self._check_room()
+        self._worker.put(_Command(lambda core: core.add(request), request.sink))
+        return RequestHandle(self._worker, request, items)
+
+    def _seed(self, params: SamplingParams, number: int) -> int:
+        if params.seed is not None:
+            return params.seed
+        if self.options.seed is None:
+            return secrets.randbits(64)
+        return derive_seed(self.options.seed % (1 << 64), number + 1)
+
+    def _check_room(self) -> None:
+        core, limit = self._worker.core, self.options.max_requests
+        if core is None or limit is None:
+            return
+        n_open = len(core.requests) + self._worker.inbox.qsize()
+        if n_open >= limit:
+            raise QueueFullError(f"[engine] {n_open} requests wait or run, as many as it takes; try again later")
+
+    def call(self, fn: Callable[[Backend], T]) -> T:
+        """Runs fn(backend) on the engine thread between two steps; returns, or raises, what it does."""
+        return self._on_thread(lambda core: fn(core.backend))
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and rates, see EngineCore.stats."""
+        return self._on_thread(lambda core: core.stats())
+
+    def _on_thread(self, fn: Callable[[EngineCore], T]) -> T:
+        future: Future[T] = Future()
+
+        def run(core: EngineCore) -> None:
+            try:
+                future.set_result(fn(core))
+            except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
+                future.set_exception(error)
+
+        self._worker.put(_Command(run, future.set_exception))
+        return future.result()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._worker.refusal is not None
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Refuses new requests, lets running ones go on for up to `drain_s` seconds, ends the rest with
+        EngineClosedError and joins the thread. Again: nothing."""
+        self._worker.close(drain_s)
+        self._finalizer.detach()

@@ -1,0 +1,335 @@
+"""LLM: load a model, give it prompts, get text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_decoder.backends import BackendOptions, create_backend
+from llm_decoder.chat import Message
+from llm_decoder.engine import Engine, EngineOptions, RequestHandle
+from llm_decoder.errors import InvalidRequestError
+from llm_decoder.outputs import RequestOutput, StreamEvent
+from llm_decoder.prompts import Prompt, as_prompts, tokenize_prompt
+from llm_decoder.sampling import SamplingParams
+from llm_decoder.sequence import Rows, Sink
+
+if TYPE_CHECKING:
+    from llm_decoder.model_config import ModelConfig
+    from llm_decoder.tokenizer import Tokenizer
+
+__all__ = ["LLM", "TextStream"]
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+SCORE_PARAMS = SamplingParams(max_tokens=0, prompt_logprobs=0)
+
+
+class LLM:
+    """A model, ready to answer; safe to use from several threads, whose requests are computed together.
+
+    model: a Hugging Face folder, a `weights/` folder, or a hub id; None = the small story model that comes with the
+    package.
+    device: "auto" or "cpu". quantization: "auto" (int8), "none", "int8". dtype: "auto", or "float32" for the reference
+    precision. kv_cache_dtype: "auto" (int8 with int8 weights), "float32", "int8". kv_cache_bytes: size of the KV
+    pool; None = four sequences of full length, at most a quarter of the free memory. max_model_len: tokens of prompt
+    and answer; None = the model's own. page_size: tokens a page, a multiple of 16. threads: None = the physical cores
+    this process may use.
+    seed: requests without a seed of their own draw from it, in the order they come; None = differently each time.
+    max_num_seqs: sequences computed together. max_tokens_per_step: tokens a step computes; long prompts are cut to it.
+    max_requests: open requests before QueueFullError; None = no limit. sampling_defaults: values of SamplingParams'
+    fields for what a request leaves open, before the model's own generation_config.json. progress: called as
+    progress(n_done_bytes, n_all_bytes, what) while a checkpoint is quantised.
+
+    Raises ModelLoadError, ConfigError, BackendError (errors.py). Also a context manager: leaving it closes it.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str = "auto",
+        quantization: str = "auto",
+        dtype: str = "auto",
+        kv_cache_dtype: str = "auto",
+        kv_cache_bytes: int | None = None,
+        max_model_len: int | None = None,
+        page_size: int | None = None,
+        threads: int | None = None,
+        seed: int | None = 0,
+        isa: str = "auto",
+        max_num_seqs: int = 64,
+        max_tokens_per_step: int = 512,
+        max_requests: int | None = None,
+        sampling_defaults: Mapping[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        chat_template: str | None = None,
+        system: str | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        from llm_decoder.loading import load_model
+
+        loaded = load_model(
+            model,
+            quantization=quantization,
+            dtype=dtype,
+            kv_cache_bytes=kv_cache_bytes,
+            cache_dir=cache_dir,
+            tokenizer=tokenizer,
+            chat_template=chat_template,
+            system=system,
+            progress=progress,
+        )
+        options = BackendOptions(
+            device=device,
+            threads=threads,
+            kv_cache_dtype=kv_cache_dtype,
+            kv_cache_bytes=kv_cache_bytes,
+            page_size=page_size,
+            max_model_len=max_model_len,
+            max_tokens_per_step=max_tokens_per_step,
+            isa=isa,
+        )
+        engine = Engine(
+            lambda: create_backend(loaded, options),
+            loaded.tokenizer,
+            EngineOptions(
+                max_num_seqs=max_num_seqs,
+                max_requests=max_requests,
+                seed=seed,
+                eos_token_ids=loaded.eos_token_ids,
+                sampling_defaults=(sampling_defaults or {}, loaded.generation_defaults),
+            ),
+        )
+        self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop)
+
+    def _set_up(
+        self, engine: Engine, tokenizer: Tokenizer, name: str, config: ModelConfig | None, chat_stop: tuple[str, ...]
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._name = name
+        self._config = config
+        self._chat_stop = chat_stop
+
+    @classmethod
+    def over(
+        cls,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        name: str,
+        config: ModelConfig | None = None,
+        chat_stop: tuple[str, ...] = (),
+    ) -> Self:
+        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat."""
+        llm = cls.__new__(cls)
+        llm._set_up(engine, tokenizer, name, config, chat_stop)
+        return llm
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self._name
+
+    @property
+    def config(self) -> ModelConfig | None:
+        """The model as numbers; None for an engine that runs none."""
+        return self._config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._engine.limits.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits; may exceed len(tokenizer). Ids past the tokenizer's are legal and give no text."""
+        return self._engine.limits.vocab_size
+
+    # -- text
+
+    def generate(
+        self,
+        prompts: str | Sequence[Any],
+        params: Params = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[RequestOutput]:
+        """The answers to one prompt or to several, in their order; always a list.
+
+        prompts: a text, a list of token ids, or a list of these. params: for all, or one for each. progress(n_done,
+        n_all). Raises InvalidRequestError or ContextLengthExceededError before anything is computed,
+        RequestFailedError when one request fails; then, and on Ctrl-C, the other requests of this call are cancelled.
+        """
+        all_prompts = as_prompts(prompts)
+        all_params = params_for(all_prompts, params)
+        handles: list[RequestHandle] = []
+        outputs: list[RequestOutput] = []
+        try:
+            for prompt, own_params in zip(all_prompts, all_params, strict=True):
+                handles.append(self.submit(prompt, own_params))
+            for handle in handles:
+                outputs.append(handle.result())
+                if progress is not None:
+                    progress(len(outputs), len(handles))
+        except BaseException:
+            for handle in handles[len(outputs) :]:
+                handle.cancel()
+            raise
+        return outputs
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **template_options: Any) -> TextStream:
+        """The answer as it comes. prompt: a text, a list of token ids, or the messages of a chat.
+
+        The texts of the events, joined, are the text that `generate` gives; the last event has finish_reason and
+        `output`. Closing the iterator, or dropping it, cancels the request.
+        """
+        return TextStream(self.submit(prompt, params, stream=True, **template_options))
+
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
+    ) -> RequestOutput:
+        """The answer to a chat: [{"role": "user", "content": "..."}, ...], through the model's own template.
+
+        When the chat has outgrown the context its oldest turns are dropped (the rule is chat.py's), and the output's
+        dropped_messages says how many messages that were. params: None = to the end of the context.
+        """
+        return self.submit(messages, params or SamplingParams(max_tokens=None), **template_options).result()
+
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
+    ) -> TextStream:
+        """As `chat`, the answer as it comes."""
+        return self.stream(messages, params or SamplingParams(max_tokens=None), **template_options)
+
+    # -- numbers
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """float32 [n_tokens, vocab_size]: row i scores what comes after token i."""
+        return self._rows(token_ids, "logits")
+
+    def score(self, text: str | Sequence[int]) -> npt.NDArray[np.float32]:
+        """float32 [n_tokens - 1]: the log probability of each token but the first, given those before it."""
+        output = self.submit(text, SCORE_PARAMS).result()
+        entries = output.prompt_logprobs or []
+        return np.array([entry.logprob for entry in entries if entry is not None], np.float32)
+
+    def embed(self, texts: str | Sequence[Any]) -> npt.NDArray[np.float32]:
+        """float32 [n_texts, hidden_size]: the mean over the tokens of the hidden states after the final norm."""
+        handles = [self.submit(text, SCORE_PARAMS, rows="hidden") for text in as_prompts(texts)]
+        return np.stack([handle.rows().mean(axis=0, dtype=np.float64).astype(np.float32) for handle in handles])
+
+    def stats(self) -> dict[str, Any]:
+        """What is running, waiting and held, and counts since the start (EngineCore.stats)."""
+        return {"model": self.name} | self._engine.stats()
+
+    # -- lower
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        rows: Rows | None = None,
+        sink: Sink | None = None,
+        **template_options: Any,
+    ) -> RequestHandle:
+        """Puts a request in line and returns at once; see Engine.submit. Everything else here is made of this."""
+        params = params or SamplingParams()
+        tokenized = tokenize_prompt(prompt, self._tokenizer, self.max_model_len, params, **template_options)
+        if tokenized.is_chat and self._chat_stop:
+            params = replace(params, stop=(*(params.stop or ()), *self._chat_stop))
+        return self._engine.submit(
+            tokenized.token_ids,
+            params,
+            prompt=tokenized.text,
+            stream=stream,
+            rows=rows,
+            dropped_messages=tokenized.dropped_messages,
+            sink=sink,
+        )
+
+    def _rows(self, token_ids: Sequence[int], kind: Rows) -> npt.NDArray[np.float32]:
+        return self.submit(token_ids, SCORE_PARAMS, rows=kind).rows()
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Refuses new requests, lets running ones go on for up to `drain_s` seconds, ends the rest with
+        EngineClosedError and frees the model. Again: nothing."""
+        self._engine.close(drain_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TextStream(Iterator[StreamEvent]):
+    """The events of one request. `close` cancels what is left of it; so does letting go of the stream."""
+
+    def __init__(self, handle: RequestHandle) -> None:
+        self._handle = handle
+        self._events = iter(handle)
+        self._is_over = False
+
+    @property
+    def request_id(self) -> str:
+        return self._handle.request_id
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> StreamEvent:
+        if self._is_over:
+            raise StopIteration
+        try:
+            event = next(self._events)
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        except BaseException:
+            self._is_over = True
+            raise
+        self._is_over = event.output is not None
+        return event
+
+    def close(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._handle.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_is_over"):
+            self.close()
+
+
+def params_for(prompts: Sequence[Prompt], params: Params) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * len(prompts)
+    if len(params) != len(prompts):
+        raise InvalidRequestError(
+            f"[params] need one for all prompts or one for each of the {len(prompts)}, got {len(params)}",
+            param="params",
+        )
+    return list(params)

@@ -1,0 +1,187 @@
+"""A name -> everything the engine needs of a model: weights packed and mapped, tokenizer, template, defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_decoder import weight_cache
+from llm_decoder.checkpoint import Checkpoint
+from llm_decoder.chat_template import ChatTemplate
+from llm_decoder.embedded import EMBEDDED_NAME, embedded_model
+from llm_decoder.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
+from llm_decoder.fit import check_fit
+from llm_decoder.generation_config import read_eos_token_ids, read_generation_config, sampling_defaults
+from llm_decoder.hub import is_hub_id, snapshot
+from llm_decoder.model_config import ModelConfig
+from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
+from llm_decoder.quantize import Progress, pack_in_memory
+from llm_decoder.safetensors_checkpoint import PICKLE_SUFFIXES, SafetensorsCheckpoint
+from llm_decoder.tokenizer import Tokenizer, load_tokenizer
+from llm_decoder.weights_dir import WeightsDirectory, is_weights_directory
+
+__all__ = ["LoadedModel", "PackedTensor", "choose_layout", "find_model", "load_model", "open_checkpoint"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for a backend.
+
+    `weights` maps core names to PackedTensor. `generation_defaults` has the sampling fields of generation_config.json.
+    `eos_token_ids` end an answer, as do the texts in `stop`. `is_mapped` says that the weights are views of a file.
+    """
+
+    config: ModelConfig
+    weights: Mapping[str, PackedTensor]
+    tokenizer: Tokenizer
+    generation_defaults: Mapping[str, float | int]
+    eos_token_ids: frozenset[int]
+    path: Path
+    name: str
+    quantization: Literal["none", "int8"]
+    is_mapped: bool = False
+    stop: tuple[str, ...] = ()
+    hf_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        return self.tokenizer.chat_template
+
+    @property
+    def weight_bytes(self) -> int:
+        scales = sum(weight.scales.nbytes for weight in self.weights.values() if weight.scales is not None)
+        return scales + sum(weight.data.nbytes for weight in self.weights.values())
+
+
+def load_model(
+    model: str | Path | None = None,
+    *,
+    quantization: str = "auto",
+    dtype: str = "auto",
+    kv_cache_bytes: int | None = None,
+    cache_dir: str | Path | None = None,
+    use_cache: bool = True,
+    tokenizer: str | Path | None = None,
+    chat_template: str | None = None,
+    system: str | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Find, check and load a model.
+
+    `model` is a HF folder, a `weights/` directory or a hub id; None is the embedded model. `quantization` "auto" is int8,
+    or none when `dtype` is "float32". int8 weights are kept in the cache of packed weights (`cache_dir`, `use_cache`) and
+    mapped from there. `tokenizer` names another folder to take the tokenizer from; `chat_template` and `system` replace
+    the template's text and its system message. `kv_cache_bytes` counts in the check that all of it fits.
+    `progress(n_done_bytes, n_total_bytes, what)` is called while files are fetched and weights packed, on this thread or a
+    helper's.
+
+    Raises ModelLoadError (ModelNotFoundError, UnsupportedModelError, MalformedFileError), NotEnoughMemoryError before
+    anything large is read, ConfigError for an option with a bad value.
+    """
+    layout = choose_layout(quantization, dtype)
+    path = find_model(model, progress=progress)
+    checkpoint = open_checkpoint(path, prefer_int8=layout == "w8")
+    name = EMBEDDED_NAME if model is None else str(model)
+    # Small files first: what is wrong with them is said before minutes of packing.
+    loaded = _without_weights(checkpoint, layout, name, Path(tokenizer) if tokenizer else checkpoint.config_folder)
+    loaded = _with_template(loaded, chat_template, system)
+    weights, is_mapped = _load_weights(checkpoint, layout, name, kv_cache_bytes, cache_dir, use_cache, progress)
+    return replace(loaded, weights=weights, is_mapped=is_mapped)
+
+
+def choose_layout(quantization: str, dtype: str) -> MatrixLayout:
+    """The layout of matrices. Raises ConfigError for names that are not known or contradict each other."""
+    if quantization not in ("auto", "none", "int8"):
+        raise ConfigError(f"[quantization] need auto, none or int8, got {quantization!r:.60}")
+    if dtype not in ("auto", "float32"):
+        raise ConfigError(f"[dtype] need auto or float32 on the CPU, got {dtype!r:.60}")
+    if quantization == "auto":
+        return "f32" if dtype == "float32" else "w8"
+    return "w8" if quantization == "int8" else "f32"
+
+
+def find_model(model: str | Path | None, *, progress: Progress | None = None) -> Path:
+    """The folder that a model's name means: the embedded one, a path, or a hub id's local copy."""
+    if model is None:
+        return embedded_model()
+    text = str(model)
+    if not text or "\0" in text:
+        raise ModelNotFoundError(f"[model] need a folder or a hub id, got {text!r:.60}")
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise _not_a_folder(path)
+    looks_like_path = isinstance(model, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1
+    if looks_like_path or not is_hub_id(text):
+        raise ModelNotFoundError(f"[{text[:200]}] need a folder with a model, got no such path; check it")
+    return snapshot(text, progress=progress)
+
+
+def open_checkpoint(path: Path, *, prefer_int8: bool = True) -> Checkpoint:
+    """The reader of a model folder, by what lies in it. `prefer_int8`: of a weights directory the int8 files, if any."""
+    if is_weights_directory(path):
+        return WeightsDirectory(path, prefer_int8=prefer_int8)
+    return SafetensorsCheckpoint(path)
+
+
+def _not_a_folder(path: Path) -> Exception:
+    if path.suffix == ".gguf":
+        return UnsupportedModelError(f"[{path}] GGUF files are not read by this build; use the model's HF folder")
+    if path.suffix in PICKLE_SUFFIXES:
+        return UnsupportedModelError(
+            f"[{path}] pickle files can run code when opened and are never read; convert it to safetensors where you trust it"
+        )
+    return ModelNotFoundError(f"[{path}] need a model folder, got a file; name the folder it lies in")
+
+
+def _without_weights(checkpoint: Checkpoint, layout: MatrixLayout, name: str, tokenizer_folder: Path) -> LoadedModel:
+    folder, config = checkpoint.config_folder, checkpoint.config
+    generation_config = read_generation_config(folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    hf_config = checkpoint.hf_config
+    template = tokenizer.chat_template
+    return LoadedModel(
+        config=config,
+        weights={},
+        tokenizer=tokenizer,
+        generation_defaults=sampling_defaults(generation_config),
+        eos_token_ids=read_eos_token_ids(generation_config, hf_config, config.vocab_size, tokenizer.eos_token_ids),
+        path=checkpoint.path,
+        name=name,
+        quantization="int8" if layout == "w8" else "none",
+        stop=template.stop if template else (),
+        hf_config=hf_config,
+    )
+
+
+def _with_template(loaded: LoadedModel, source: str | None, system: str | None) -> LoadedModel:
+    template = loaded.tokenizer.chat_template
+    if source is not None:
+        template = ChatTemplate(source, {}, loaded.tokenizer.special_tokens, system or (template and template.system))
+    elif system is not None and template is not None:
+        template = replace(template, system=system)
+    loaded.tokenizer.chat_template = template
+    return loaded
+
+
+def _load_weights(
+    checkpoint: Checkpoint,
+    layout: MatrixLayout,
+    name: str,
+    kv_cache_bytes: int | None,
+    cache_dir: str | Path | None,
+    use_cache: bool,
+    progress: Progress | None,
+) -> tuple[Mapping[str, PackedTensor], bool]:
+    """(weights, whether they are mapped). float32 is the reference precision and packed into memory each time."""
+    is_mapped = use_cache and layout == "w8"
+    check_fit(checkpoint.config, layout, name=name, is_mapped=is_mapped, kv_cache_bytes=kv_cache_bytes)
+    if is_mapped:
+        weights = weight_cache.load_or_pack(checkpoint, layout, cache_dir=cache_dir, progress=progress)
+        if weights is not None:
+            return weights, True
+        check_fit(checkpoint.config, layout, name=name, is_mapped=False, kv_cache_bytes=kv_cache_bytes)
+    return pack_in_memory(checkpoint, layout, progress), False

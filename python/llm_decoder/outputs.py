@@ -1,0 +1,88 @@
+"""What a request gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "StreamEvent", "TokenLogprob"]
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log probability of one token, of the raw logits. rank: 1 = the most likely. top: (token id, log
+    probability) of the most likely tokens, best first."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Completion:
+    """One answer. token_ids holds the end token too; text does not (see SamplingParams.include_stop_str_in_output).
+
+    finish_reason: "stop" (an end token, or a stop string), "length" (max_tokens, or the end of the context), "abort"
+    (cancelled). stop_reason: the stop string or stop token id that ended it, None for the model's own end tokens.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Counts in tokens, times in seconds. n_generated_tokens is over all answers of the request.
+
+    time_to_first_token_s and total_s count from submission; queue_s is the part spent waiting for a place.
+    tokens_per_s: generated tokens a second after the first one; 0 when there was no second.
+    """
+
+    n_prompt_tokens: int = 0
+    n_cached_tokens: int = 0
+    n_generated_tokens: int = 0
+    n_preemptions: int = 0
+    queue_s: float = 0.0
+    time_to_first_token_s: float = 0.0
+    total_s: float = 0.0
+    tokens_per_s: float = 0.0
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """Everything a request gave back. prompt is None when the request came as token ids.
+
+    prompt_logprobs: an entry a prompt token, the first None. dropped_messages: how many of the oldest messages of a
+    chat were left out because the chat had outgrown the context.
+    """
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[Completion]
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    dropped_messages: int = 0
+    request_id: str = ""
+
+
+@dataclass(slots=True)
+class StreamEvent:
+    """What one answer gained since its last event. text is complete UTF-8; the texts of an index, joined, are the
+    text of its Completion. The last event of an answer has finish_reason; the last of the request has `output` as
+    well."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] | None = None
+    output: RequestOutput | None = None
+    dropped_messages: int = 0

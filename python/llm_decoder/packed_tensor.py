@@ -1,0 +1,97 @@
+"""Weights as the core keeps them, and where each comes from: which rows are fused into which packed matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_decoder.model_config import ModelConfig
+
+__all__ = ["DATA_ALIGN", "CoreTensor", "Layout", "MatrixLayout", "PackedTensor", "core_tensors"]
+
+Layout = Literal["vector", "f32", "w8"]
+MatrixLayout = Literal["f32", "w8"]
+
+PANEL_WIDTH = 16  # output channels of a panel; cpu_kernels.h draws the layouts
+DOT_WIDTH = 4
+DATA_ALIGN = 64  # bytes, of a packed matrix in memory and in files
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One weight for `INT8Decoder.set_weight`.
+
+    `shape` is [n] or [n, k] before packing. `data` is 1-D: float32 for vectors and f32 matrices, uint8 for w8; it may be
+    a read-only view of a mapped file. `scales` is float32 [n] for w8, else None.
+    """
+
+    layout: Layout
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class CoreTensor:
+    """One weight to be: its core name, and the names whose rows it is made of, one below the other."""
+
+    name: str
+    layout: Layout
+    shape: tuple[int, ...]
+    parts: tuple[str, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        return (
+            math.prod(self.shape) * 4
+            if self.layout == "vector"
+            else self.shape[0] // -PANEL_WIDTH * -PANEL_WIDTH * self.row_bytes
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        """Packed bytes of one output channel of a matrix."""
+        n_in = self.shape[1]
+        return n_in * 4 if self.layout == "f32" else n_in // -DOT_WIDTH * -DOT_WIDTH
+
+    @property
+    def scale_bytes(self) -> int:
+        return self.shape[0] * 4 if self.layout == "w8" else 0
+
+
+def core_tensors(config: ModelConfig, layout: MatrixLayout) -> list[CoreTensor]:
+    """Every weight the core wants for this model, in the order of the layers, all matrices in one layout."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    qkv_width = config.q_width + 2 * config.kv_width
+    tensors = [CoreTensor("embedding", layout, (config.vocab_size, hidden), ("embedding",))]
+
+    def vector(name: str, size: int, parts: tuple[str, ...]) -> None:
+        tensors.append(CoreTensor(name, "vector", (size,), parts))
+
+    def matrix(name: str, n_out: int, n_in: int, parts: tuple[str, ...]) -> None:
+        tensors.append(CoreTensor(name, layout, (n_out, n_in), parts))
+
+    for layer in range(config.n_layers):
+        at = f"layer_{layer}/"
+        vector(f"{at}ln1", hidden, (f"{at}ln1",))
+        matrix(f"{at}attn_qkv", qkv_width, hidden, (f"{at}attn_q", f"{at}attn_k", f"{at}attn_v"))
+        if config.qkv_bias:
+            biases = (f"{at}attn_q.bias", f"{at}attn_k.bias", f"{at}attn_v.bias")
+            vector(f"{at}attn_qkv.bias", qkv_width, biases)
+        if config.qk_norm:
+            vector(f"{at}q_norm", config.head_dim, (f"{at}q_norm",))
+            vector(f"{at}k_norm", config.head_dim, (f"{at}k_norm",))
+        matrix(f"{at}attn_o", hidden, config.q_width, (f"{at}attn_o",))
+        if config.o_bias:
+            vector(f"{at}attn_o.bias", hidden, (f"{at}attn_o.bias",))
+        vector(f"{at}ln2", hidden, (f"{at}ln2",))
+        matrix(f"{at}mlp_gate_up", 2 * inner, hidden, (f"{at}mlp_gate", f"{at}mlp_up"))
+        matrix(f"{at}mlp_down", hidden, inner, (f"{at}mlp_down",))
+    vector("final_norm", hidden, ("final_norm",))
+    if not config.tie_word_embeddings:
+        matrix("lm_head", config.vocab_size, hidden, ("lm_head",))
+    return tensors

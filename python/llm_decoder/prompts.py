@@ -1,0 +1,100 @@
+"""The forms in which a prompt may come, and how each becomes token ids, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+
+from llm_decoder.chat import Message, fit_chat
+from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError
+from llm_decoder.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from llm_decoder.tokenizer import Tokenizer
+
+__all__ = ["Prompt", "TokenizedPrompt", "as_prompts", "tokenize_prompt"]
+
+# A text, token ids, or the messages of a chat.
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
+
+# No token is longer than this many characters in any vocabulary we know of: a text longer than as many contexts of
+# them is refused before it costs anything.
+MAX_TOKEN_CHARS = 512
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    token_ids: Sequence[int]
+    text: str | None = None
+    dropped_messages: int = 0
+    is_chat: bool = False
+
+
+def as_prompts(prompts: str | Sequence[Any]) -> list[Prompt]:
+    """A list of prompts of what may be one prompt or several. Raises InvalidRequestError for an empty list."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, np.ndarray):
+        prompts = prompts.tolist()
+    if isinstance(prompts, (bytes, Mapping)) or not isinstance(prompts, Sequence):
+        raise _wrong_form(prompts)
+    if not prompts:
+        raise InvalidRequestError("[prompts] need at least one prompt, got an empty list", param="prompt")
+    if _is_token(prompts[0]) or isinstance(prompts[0], Mapping):
+        return [cast(Prompt, prompts)]
+    return list(prompts)
+
+
+def tokenize_prompt(
+    prompt: Prompt, tokenizer: Tokenizer, max_model_len: int, params: SamplingParams, **template_options: Any
+) -> TokenizedPrompt:
+    """The token ids of a prompt. Raises InvalidRequestError when it is empty, no valid text, or of another form."""
+    if isinstance(prompt, str):
+        check_text(prompt, "prompt", max_model_len)
+        return TokenizedPrompt(tokenizer.encode(prompt), prompt)
+    if isinstance(prompt, np.ndarray):
+        return TokenizedPrompt(prompt.tolist())
+    if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Sequence):
+        raise _wrong_form(prompt)
+    if prompt and isinstance(prompt[0], Mapping):
+        messages = cast(Sequence[Message], prompt)
+        for message in messages:
+            if isinstance(message, Mapping) and isinstance(message.get("content"), str) and message["content"]:
+                check_text(message["content"], "messages", None)
+        chat = fit_chat(tokenizer, messages, max_model_len, params.max_tokens, **template_options)
+        return TokenizedPrompt(chat.token_ids, None, chat.dropped_messages, is_chat=True)
+    if not all(_is_token(token) for token in prompt):
+        raise _wrong_form(prompt)
+    return TokenizedPrompt(cast(Sequence[int], prompt))
+
+
+def check_text(text: str, name: str, max_model_len: int | None) -> None:
+    """Refuses an empty text, one that is no valid Unicode, and one far too long for the context (in tokens)."""
+    if not text:
+        raise InvalidRequestError(f"[{name}] needs some text, got none", param=name)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"[{name}] needs valid Unicode, got a lone surrogate at character {error.start}", param=name
+        ) from None
+    if max_model_len is not None and len(text) > MAX_TOKEN_CHARS * max_model_len:
+        raise ContextLengthExceededError(
+            f"[{name}] the context holds {max_model_len} tokens (n_ctx = {max_model_len}), the text has {len(text)} "
+            "characters; shorten it",
+            param=name,
+        )
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _wrong_form(prompt: Any) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"[prompt] must be a text, a list of token ids or a list of messages, got {type(prompt).__name__}",
+        param="prompt",
+    )

@@ -1,0 +1,166 @@
+"""Who runs next: the tokens of one step under a budget, and who gives way when pages run short."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from llm_decoder.backends import KvCache
+from llm_decoder.batch import StepBatch
+from llm_decoder.sequence import Sequence
+
+__all__ = ["Scheduler", "SchedulerLimits"]
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """max_tokens_per_step: tokens a step computes. max_num_seqs: sequences that hold pages at once. max_rows_per_step:
+    rows that sequences which want every row (prompt_logprobs, score) get a step, for those rows are wide."""
+
+    max_tokens_per_step: int = 512
+    max_num_seqs: int = 64
+    max_rows_per_step: int = 512
+
+
+class Scheduler:
+    """First come, first served. Running sequences are kept oldest first, waiting ones too, and every running one is
+    older than every waiting one; who gives way is always the youngest. So the oldest always moves on, and nobody
+    starves.
+    """
+
+    def __init__(self, cache: KvCache, limits: SchedulerLimits) -> None:
+        self.cache = cache
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.n_preemptions = 0
+        self._is_full = (
+            False  # the next waiting sequence found no room; nothing changes until somebody lets go of pages
+        )
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def plan(self, batch: StepBatch) -> Sequence | None:
+        """Fills `batch` with the next step (Sequence.n_scheduled tokens each) and reserves its pages.
+
+        Returns None, or the sequence that cannot be computed although nobody else holds pages; the batch is empty then.
+        """
+        chosen = self._choose()
+        while chosen:
+            batch.fill(chosen)
+            if self.cache.reserve(batch.seq_ids, batch.counts):
+                return None
+            if len(self.running) == 1:
+                batch.fill([])
+                return self.running[0]
+            victim = self.running[-1]
+            self.preempt(victim)
+            if victim in chosen:
+                chosen.remove(victim)
+        batch.fill([])
+        return None
+
+    def _choose(self) -> list[Sequence]:
+        budget = self.limits.max_tokens_per_step
+        rows = self.limits.max_rows_per_step
+        chosen: list[Sequence] = []
+        prefills: list[Sequence] = []
+        for sequence in self.running:
+            if sequence.n_tokens - sequence.n_computed == 1 and not sequence.wants_rows:
+                sequence.n_scheduled = 1
+                chosen.append(sequence)
+            else:
+                prefills.append(sequence)
+        budget -= len(chosen)
+        for sequence in prefills:
+            rows, budget = self._take_chunk(sequence, rows, budget, chosen)
+        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs and not self._is_full:
+            newcomer = self._admit_next()
+            if newcomer is not None:
+                rows, budget = self._take_chunk(newcomer, rows, budget, chosen)
+        return chosen
+
+    def _take_chunk(self, sequence: Sequence, rows: int, budget: int, chosen: list[Sequence]) -> tuple[int, int]:
+        """Gives `sequence` as much of its pending tokens as rows and budget allow; returns what is left of them."""
+        count = min(sequence.n_pending, budget, rows if sequence.wants_rows else budget)
+        sequence.n_scheduled = count
+        if count:
+            chosen.append(sequence)
+        return rows - (count if sequence.wants_rows else 0), budget - count
+
+    def _admit_next(self) -> Sequence | None:
+        """The oldest waiting sequence takes hold of its cached prefix and runs; None when its other tokens find no
+        pages."""
+        sequence = self.waiting[0]
+        # A sequence that wants every row takes no prefix from the cache: there are no rows for what is not computed.
+        tokens = sequence.tokens[:1] if sequence.wants_rows else sequence.tokens
+        seq_id, n_cached = self.cache.admit(tokens, sequence.request.salt)
+        if not self._fits(sequence.n_tokens, n_cached):
+            self.cache.release(seq_id)
+            self._is_full = True
+            return None
+        self.waiting.popleft()
+        sequence.seq_id, sequence.n_computed = seq_id, n_cached
+        self.running.append(sequence)
+        metrics = sequence.request.metrics
+        if sequence.n_generated == 0 and metrics.n_preemptions == 0:
+            metrics.n_cached_tokens = n_cached
+            metrics.queue_s = time.perf_counter() - sequence.request.submitted_s
+        return sequence
+
+    def _fits(self, n_tokens: int, n_cached: int) -> bool:
+        """Whether all its tokens find pages now, beside what running prefills still need and a page for each decode."""
+        if not self.running:
+            return True
+        stats = self.cache.stats()
+        n_pages_for = self.cache.n_pages_for
+        n_promised = sum(1 + n_pages_for(other.n_tokens) - n_pages_for(other.n_computed) for other in self.running)
+        n_needed = n_pages_for(n_tokens) - n_pages_for(n_cached)
+        return n_needed + n_promised <= stats["n_free"] + max(0, stats["n_cached"] - stats["n_pinned"])
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Takes its pages away; it waits at the head of the queue and computes its tokens again later."""
+        self.running.remove(sequence)
+        self.cache.release(sequence.seq_id)
+        self._is_full = False
+        sequence.forget_pages()
+        self.waiting.appendleft(sequence)
+        self.n_preemptions += 1
+        sequence.request.metrics.n_preemptions += 1
+
+    def fan_out(self, root: Sequence, others: list[Sequence]) -> None:
+        """The prompt of `root` is computed: `others` go on from it, on its pages; those without a place wait for
+        one."""
+        n_places = self.limits.max_num_seqs - len(self.running)
+        at = self.running.index(root) + 1
+        for sequence in others[:n_places]:
+            sequence.seq_id = self.cache.fork(root.seq_id)
+            sequence.n_computed = root.n_computed
+            sequence.wants_rows = False
+            self.running.insert(at, sequence)
+            at += 1
+        for sequence in reversed(others[n_places:]):
+            sequence.wants_rows = False
+            self.waiting.appendleft(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """It is over: its pages are let go, or it leaves the queue."""
+        if sequence.seq_id >= 0:
+            self.running.remove(sequence)
+            self.cache.release(sequence.seq_id)
+            self._is_full = False
+            sequence.seq_id = -1
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def describe_shortage(self, sequence: Sequence) -> str:
+        """Why `sequence` cannot be computed although nobody else runs."""
+        stats = self.cache.stats()
+        need = self.cache.n_pages_for(sequence.n_computed + max(1, sequence.n_scheduled))
+        return (
+            f"[KV cache] the request needs {need} pages of {self.cache.page_size} tokens, the pool has "
+            f"{stats['n_pages']}, of which {stats['n_pinned']} are pinned and {stats['n_free']} free; unpin prefixes "
+            "or raise kv_cache_bytes"
+        )

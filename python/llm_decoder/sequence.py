@@ -1,0 +1,305 @@
+"""A request on its way through the engine, and the sequences of tokens that answer it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as AnySequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_decoder.detokenizer import Detokenizer, StopMatcher, TextDecoder
+from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError
+from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
+from llm_decoder.sampling import SamplingParams, derive_seed
+
+__all__ = ["Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
+
+Ints = npt.NDArray[np.int32]
+Sink = Callable[[StreamEvent | RequestOutput | Exception], None]
+# What a request wants of every prompt token instead of an answer: the rows themselves.
+Rows = Literal["logits", "hidden"]
+
+_EMPTY: Ints = np.zeros(0, np.int32)
+
+
+class Vocabulary(TextDecoder, Protocol):
+    """What the engine needs of a tokenizer."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the engine can hold. max_model_len and page_size in tokens."""
+
+    vocab_size: int
+    max_model_len: int
+    page_size: int
+    n_pages: int
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A checked request. Sampling fields of `params` are all filled (sampling.resolve_params)."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    max_new: int  # tokens an answer may have, the end of the context considered
+    sink: Sink
+    stream: bool = False  # events as they come, or only the RequestOutput
+    rows: Rows | None = None
+    dropped_messages: int = 0
+    eos_token_ids: frozenset[int] = frozenset()
+    # As the sampler takes them.
+    stop_ids: frozenset[int] = frozenset()  # end an answer: the model's own and stop_token_ids
+    end_ids: Ints = field(default_factory=lambda: _EMPTY)  # banned while there are fewer than min_tokens
+    bias_ids: Ints = field(default_factory=lambda: _EMPTY)
+    bias_values: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    banned_ids: Ints = field(default_factory=lambda: _EMPTY)
+    allowed_ids: Ints = field(default_factory=lambda: _EMPTY)
+    bad_runs: tuple[tuple[int, ...], ...] = ()  # banned runs of two tokens or more
+    # What has happened so far.
+    sequences: list[Sequence] = field(default_factory=list)
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    submitted_s: float = field(default_factory=time.perf_counter)
+    first_token_s: float = 0.0
+    finished: bool = False
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    collected: list[npt.NDArray[np.float32]] = field(
+        default_factory=list
+    )  # [n_tokens of a chunk, vocab_size or hidden]
+
+    @property
+    def salt(self) -> bytes:
+        return (self.params.cache_salt or "").encode("utf-8", "surrogatepass")
+
+    @property
+    def collects(self) -> bool:
+        """Whether every prompt token's row is wanted, so that the prompt must be computed whole."""
+        return self.rows is not None or self.params.prompt_logprobs is not None
+
+    def output(self) -> RequestOutput:
+        completions = [] if self.rows is not None else [sequence.completion() for sequence in self.sequences]
+        return RequestOutput(
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            outputs=completions,
+            metrics=self.metrics,
+            prompt_logprobs=self.prompt_logprobs,
+            dropped_messages=self.dropped_messages,
+            request_id=self.request_id,
+        )
+
+
+class Sequence:
+    """One answer: its tokens (prompt first), how many of them are computed, and its text.
+
+    0 ........ n_computed ........ n_tokens
+    | KV is in pages | pending: next   |       a decode has one pending token, a prefill has more
+    """
+
+    __slots__ = (
+        "_tokens",
+        "completion_logprobs",
+        "cumulative_logprob",
+        "detokenizer",
+        "finish_reason",
+        "index",
+        "n_computed",
+        "n_decoded",
+        "n_prompt",
+        "n_scheduled",
+        "n_sent",
+        "n_tokens",
+        "request",
+        "seed",
+        "seq_id",
+        "stop_matcher",
+        "stop_reason",
+        "text",
+        "unsent_text",
+        "wants_rows",
+    )
+
+    def __init__(self, request: Request, index: int, tokenizer: TextDecoder) -> None:
+        params = request.params
+        prompt = request.prompt_token_ids
+        self.request = request
+        self.index = index
+        self.n_prompt = self.n_tokens = len(prompt)
+        self._tokens = np.empty(len(prompt) + min(request.max_new, 256), np.int32)
+        self._tokens[: self.n_tokens] = prompt
+        self.seq_id = -1  # of the cache; -1 while it holds no pages
+        self.n_computed = 0
+        self.n_scheduled = 0  # tokens of the step being made
+        self.wants_rows = request.collects
+        self.seed = derive_seed(request.seed, index)
+        self.detokenizer = Detokenizer(tokenizer, prompt[-16:], params.skip_special_tokens)
+        self.stop_matcher = StopMatcher(params.stop or (), params.include_stop_str_in_output) if params.stop else None
+        self.text: list[str] = []
+        self.unsent_text = ""
+        self.n_decoded = 0  # generated tokens that have gone through the detokenizer
+        self.n_sent = 0  # generated tokens that an event has told of
+        self.cumulative_logprob = 0.0
+        self.completion_logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+
+    @property
+    def n_pending(self) -> int:
+        return self.n_tokens - self.n_computed
+
+    @property
+    def n_generated(self) -> int:
+        return self.n_tokens - self.n_prompt
+
+    @property
+    def tokens(self) -> Ints:
+        """int32 [n_tokens], a view."""
+        return self._tokens[: self.n_tokens]
+
+    @property
+    def prompt_tokens(self) -> Ints:
+        return self._tokens[: self.n_prompt]
+
+    @property
+    def generated_tokens(self) -> Ints:
+        return self._tokens[self.n_prompt : self.n_tokens]
+
+    def scheduled_tokens(self) -> Ints:
+        return self._tokens[self.n_computed : self.n_computed + self.n_scheduled]
+
+    def next_token(self) -> int:
+        return int(self._tokens[self.n_computed])
+
+    def append(self, token: int) -> None:
+        if self.n_tokens == len(self._tokens):
+            self._tokens = np.resize(self._tokens, 2 * len(self._tokens))
+        self._tokens[self.n_tokens] = token
+        self.n_tokens += 1
+
+    def forget_pages(self) -> None:
+        """Its pages are gone: all tokens are to be computed again."""
+        self.seq_id = -1
+        self.n_computed = 0
+        if self.wants_rows:
+            self.request.collected.clear()
+            self.request.prompt_logprobs = None
+
+    def completion(self) -> Completion:
+        return Completion(
+            index=self.index,
+            text="".join(self.text),
+            token_ids=self.generated_tokens.tolist(),
+            cumulative_logprob=self.cumulative_logprob,
+            logprobs=self.completion_logprobs,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+
+def build_request(
+    prompt_token_ids: AnySequence[int],
+    params: SamplingParams,
+    limits: Limits,
+    tokenizer: Vocabulary,
+    *,
+    request_id: str,
+    seed: int,
+    sink: Sink,
+    prompt: str | None = None,
+    eos_token_ids: frozenset[int] = frozenset(),
+    stream: bool = False,
+    rows: Rows | None = None,
+    dropped_messages: int = 0,
+) -> Request:
+    """The request, or InvalidRequestError: an empty prompt, an id that is no token of the model, a prompt that cannot
+    fit.
+
+    `params` must be resolved.
+    """
+    ids = _checked_ids("prompt_token_ids", prompt_token_ids, limits.vocab_size)
+    if not ids:
+        raise InvalidRequestError("[prompt] needs at least one token, got none; give some text", param="prompt")
+    max_new = 0 if rows is not None else _max_new(len(ids), params, limits)
+    own_ends = frozenset() if params.ignore_eos else eos_token_ids
+    stop_token_ids = _checked_ids("stop_token_ids", params.stop_token_ids or (), limits.vocab_size)
+    bias = params.logit_bias or {}
+    banned = _checked_ids("bad_token_ids", params.bad_token_ids or (), limits.vocab_size)
+    single, runs = _bad_words(params.bad_words or (), tokenizer)
+    return Request(
+        request_id=request_id,
+        prompt=prompt,
+        prompt_token_ids=ids,
+        params=params,
+        seed=seed,
+        max_new=max_new,
+        sink=sink,
+        stream=stream,
+        rows=rows,
+        dropped_messages=dropped_messages,
+        eos_token_ids=own_ends,
+        stop_ids=own_ends.union(stop_token_ids),
+        end_ids=np.array(sorted(eos_token_ids.union(stop_token_ids)), np.int32),
+        bias_ids=np.array(_checked_ids("logit_bias", tuple(bias), limits.vocab_size), np.int32),
+        bias_values=np.array(list(bias.values()), np.float32),
+        banned_ids=np.array(sorted({*banned, *single}), np.int32),
+        allowed_ids=np.array(
+            sorted(_checked_ids("allowed_token_ids", params.allowed_token_ids or (), limits.vocab_size)), np.int32
+        ),
+        bad_runs=runs,
+    )
+
+
+def _checked_ids(name: str, ids: AnySequence[int], vocab_size: int) -> list[int]:
+    array = np.asarray(ids)
+    if array.size == 0:
+        return []
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise InvalidRequestError(
+            f"[{name}] must be a flat list of integers, got {array.dtype} {list(array.shape)}", param=name
+        )
+    bad = array[(array < 0) | (array >= vocab_size)]
+    if bad.size:
+        raise InvalidRequestError(
+            f"[{name}] token ids must be from 0 to {vocab_size - 1}, got {int(bad[0])}; is it this model's tokenizer?",
+            param=name,
+        )
+    result: list[int] = array.tolist()
+    return result
+
+
+def _max_new(n_prompt: int, params: SamplingParams, limits: Limits) -> int:
+    """Tokens that may be generated: max_tokens, or what the context (or the whole KV pool) leaves."""
+    # The last token of an answer is never computed, so it needs no place in the pool.
+    capacity = min(limits.max_model_len, limits.n_pages * limits.page_size + 1)
+    at_least = 0 if params.max_tokens == 0 else max(1, params.min_tokens)
+    if n_prompt + at_least > capacity:
+        answer = f" and at least {at_least} of an answer" if at_least else ""
+        where = (
+            "the context" if capacity == limits.max_model_len else "the KV cache, which is smaller than the context,"
+        )
+        raise ContextLengthExceededError(
+            f"[prompt] {where} holds {capacity} tokens (n_ctx = {limits.max_model_len}), the prompt has "
+            f"{n_prompt}{answer}; shorten the prompt, or raise max_model_len or kv_cache_bytes"
+        )
+    left = capacity - n_prompt
+    return left if params.max_tokens is None else min(params.max_tokens, left)
+
+
+def _bad_words(words: AnySequence[str], tokenizer: Vocabulary) -> tuple[set[int], tuple[tuple[int, ...], ...]]:
+    """Each word as it is at the start of a text and after a space: banned single tokens, and banned longer runs."""
+    runs = {
+        tuple(tokenizer.encode(form, add_special_tokens=False))
+        for word in words
+        for form in (word, " " + word.lstrip())
+    }
+    single = {run[0] for run in runs if len(run) == 1}
+    return single, tuple(sorted(run for run in runs if len(run) > 1))

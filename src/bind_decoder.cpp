@@ -1,0 +1,221 @@
+// _core.INT8Decoder: weights in, steps, logits out.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "array_view.h"
+#include "int8_decoder.h"
+#include "sampling_arrays.h"
+
+namespace py = pybind11;
+
+namespace llm_decoder {
+namespace {
+
+// Takes fields out of the dict by name, all of them, and says which is wrong.
+class ConfigReader {
+ public:
+  explicit ConfigReader(const py::dict& config) : config_(config) {}
+
+  template <class T>
+  void read(const char* name, T* value) {
+    check_arg(config_.contains(name), "INT8Decoder", "config must have ", name);
+    try {
+      *value = config_[name].cast<T>();
+    } catch (const py::cast_error&) {
+      check_arg(false, "INT8Decoder", "config ", name, " has a wrong value: ", std::string(py::repr(config_[name])));
+    }
+    ++n_read_;
+    names_ += std::string(n_read_ > 1 ? ", " : "") + name;
+  }
+
+  void check_all_read() const {
+    check_arg(config_.size() == n_read_, "INT8Decoder", "config must have exactly ", names_, ", got ",
+              std::string(py::str(py::list(config_.attr("keys")()))));
+  }
+
+ private:
+  const py::dict& config_;
+  std::size_t n_read_ = 0;
+  std::string names_;
+};
+
+ModelConfig read_config(const py::dict& config) {
+  ConfigReader reader(config);
+  ModelConfig read;
+  reader.read("n_layers", &read.n_layers);
+  reader.read("hidden_size", &read.hidden_size);
+  reader.read("n_heads", &read.n_heads);
+  reader.read("n_kv_heads", &read.n_kv_heads);
+  reader.read("head_dim", &read.head_dim);
+  reader.read("intermediate_size", &read.intermediate_size);
+  reader.read("vocab_size", &read.vocab_size);
+  reader.read("max_model_len", &read.max_model_len);
+  reader.read("norm_eps", &read.norm_eps);
+  reader.read("attention_scale", &read.attention_scale);
+  reader.read("qk_norm", &read.qk_norm);
+  reader.read("windows", &read.windows);
+  reader.read("rope_inv_freq", &read.rope_inv_freq);
+  reader.read("rope_attention_factor", &read.rope_attention_factor);
+  reader.check_all_read();
+  return read;
+}
+
+// The decoder, the arrays that it borrows, and a guard: two threads at once are a bug of the caller, not a wait.
+class PyDecoder {
+ public:
+  PyDecoder(const py::dict& config, int threads, const std::string& isa) : decoder_(read_config(config), threads, isa.c_str()) {}
+
+  void set_weight(const std::string& name, const std::string& layout, const Shape& shape, const py::array& data,
+                  const std::optional<py::array>& scales) {
+    const Use use(*this, "INT8Decoder.set_weight");
+    decoder_.set_weight(name, read_weight(name, layout, shape, data, scales));
+    std::vector<py::array>& kept = borrowed_[name];
+    kept = {data};
+    if (scales) kept.push_back(*scales);
+  }
+
+  void finalize(std::int32_t max_tokens_per_step) {
+    const Use use(*this, "INT8Decoder.finalize");
+    py::gil_scoped_release release;
+    decoder_.finalize(max_tokens_per_step);
+  }
+
+  std::int32_t step(const KvCache& cache, const py::array& tokens, const py::array& seq_ids, const py::array& counts,
+                    const py::array& want) {
+    constexpr char kPlace[] = "INT8Decoder.step";
+    const Use use(*this, kPlace);
+    StepBatch batch;
+    batch.tokens = read_array<std::int32_t>(tokens, kPlace, "tokens");
+    batch.seq_ids = read_array<std::int64_t>(seq_ids, kPlace, "seq_ids");
+    batch.counts = read_array<std::int32_t>(counts, kPlace, "counts");
+    batch.want = read_array<std::uint8_t>(want, kPlace, "want");
+    py::gil_scoped_release release;
+    return decoder_.step(cache, batch);
+  }
+
+  py::array_t<float> logits() {
+    const Use use(*this, "INT8Decoder.logits");
+    const LogitsView logits = decoder_.logits();
+    return copy_to_array(logits.data, {logits.n_rows, logits.vocab_size});
+  }
+
+  py::array_t<float> hidden() {
+    const Use use(*this, "INT8Decoder.hidden");
+    return copy_to_array(decoder_.hidden(), {decoder_.logits().n_rows, decoder_.config().hidden_size});
+  }
+
+  py::tuple sample(const py::array& rows, const py::dict& params, std::int32_t n_top) {
+    const Use use(*this, "INT8Decoder.sample");
+    const SamplingParams read = read_sampling_params(rows, params);
+    const SampleArrays arrays(rows.size(), n_top);
+    {
+      py::gil_scoped_release release;
+      decoder_.sample(read, n_top, arrays.result());
+    }
+    return arrays.with_tokens();
+  }
+
+  py::tuple log_probs(const py::array& targets, std::int32_t n_top) {
+    const Use use(*this, "INT8Decoder.log_probs");
+    const Span<const std::int32_t> ids = read_array<std::int32_t>(targets, "INT8Decoder.log_probs", "targets");
+    const SampleArrays arrays(targets.size(), n_top);
+    {
+      py::gil_scoped_release release;
+      decoder_.log_probs(ids, n_top, arrays.result());
+    }
+    return arrays.without_tokens();
+  }
+
+  const char* isa() const { return decoder_.isa(); }
+  int threads() const { return decoder_.n_threads(); }
+  std::size_t workspace_bytes() const { return decoder_.workspace_bytes(); }
+
+ private:
+  class Use {
+   public:
+    Use(PyDecoder& decoder, const char* place) : in_use_(decoder.in_use_) {
+      check_state(!in_use_.exchange(true), place, "needs to be the only call, but another thread is inside this decoder");
+    }
+    ~Use() { in_use_ = false; }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+   private:
+    std::atomic<bool>& in_use_;
+  };
+
+  static WeightView read_weight(const std::string& name, const std::string& layout, const Shape& shape, const py::array& data,
+                                const std::optional<py::array>& scales) {
+    constexpr char kPlace[] = "INT8Decoder.set_weight";
+    const bool is_vector = layout == "vector", is_w8 = layout == "w8";
+    check_arg(is_vector || is_w8 || layout == "f32", kPlace, "layout of ", name, " must be 'vector', 'f32' or 'w8', got '",
+              layout, "'");
+    check_arg(shape.size() == (is_vector ? 1u : 2u), kPlace, "shape of ", name, " must have ", is_vector ? 1 : 2,
+              " sizes, got ", shape_text(shape));
+    for (const py::ssize_t size : shape) {
+      check_arg(size > 0 && size <= kLargestSize, kPlace, "shape of ", name, " is impossible: ", shape_text(shape));
+    }
+    check_arg(scales.has_value() == is_w8, kPlace, is_w8 ? "w8 needs scales, got none for " : "only w8 has scales, got some for ",
+              name);
+    WeightView view;
+    view.n = shape[0];
+    view.k = is_vector ? 0 : shape[1];
+    const std::string of = name + " data";
+    if (is_w8) {
+      view.layout = WeightView::Layout::w8;
+      view.data = read_array<std::uint8_t>(data, kPlace, of.c_str(), {packed_w8_bytes(view.n, view.k)}).data;
+      view.scales = read_array<float>(*scales, kPlace, (name + " scales").c_str(), {view.n}).data;
+      return view;
+    }
+    view.layout = is_vector ? WeightView::Layout::vector : WeightView::Layout::f32;
+    view.data = read_array<float>(data, kPlace, of.c_str(), {is_vector ? view.n : packed_f32_bytes(view.n, view.k) / 4}).data;
+    return view;
+  }
+
+  static constexpr py::ssize_t kLargestSize = 1 << 30;
+
+  std::map<std::string, std::vector<py::array>> borrowed_;
+  INT8Decoder decoder_;
+  std::atomic<bool> in_use_{false};
+};
+
+}  // namespace
+
+void register_decoder(py::module_& m) {
+  py::class_<PyDecoder>(m, "INT8Decoder",
+                        "A decoder on the CPU, with int8 (w8) or float32 matrices. One thread uses it at a time; a second "
+                        "one gets RuntimeError.\n\nconfig: a dict with the fields of ModelConfig (model_config.h). threads: "
+                        "how many compute, the caller included.\nisa: 'generic', 'avx2', 'avx512vnni' or 'auto'. ValueError "
+                        "for a configuration that contradicts itself or an isa that this machine lacks.")
+      .def(py::init<const py::dict&, int, const std::string&>(), py::arg("config"), py::arg("threads"), py::arg("isa") = "auto")
+      .def_property_readonly("isa", &PyDecoder::isa, "The kernels in use.")
+      .def_property_readonly("threads", &PyDecoder::threads)
+      .def_property_readonly("workspace_bytes", &PyDecoder::workspace_bytes, "Scratch memory held.")
+      .def("set_weight", &PyDecoder::set_weight, py::arg("name"), py::arg("layout"), py::arg("shape"), py::arg("data"),
+           py::arg("scales") = py::none(),
+           "Gives the decoder a weight; it keeps a reference, never a copy. layout 'vector': float32 [n]; 'f32' and 'w8': as "
+           "pack_f32\nand pack_w8 return, aligned to 64 bytes, of a matrix with shape (n, k); w8 with scales float32 [n].")
+      .def("finalize", &PyDecoder::finalize, py::arg("max_tokens_per_step"),
+           "Checks the weights and takes all scratch memory. ValueError names a weight that is missing, unknown or of a wrong "
+           "shape.")
+      .def("step", &PyDecoder::step, py::arg("cache"), py::arg("tokens"), py::arg("seq_ids"), py::arg("counts"),
+           py::arg("want"),
+           "Runs counts[i] (int32 [B]) tokens of each sequence (seq_ids: int64 [B]) through the model; tokens: int32 "
+           "[sum(counts)].\nTheir KV is written to the pages that cache has reserved; commit them afterwards. want: uint8 [B], "
+           "logits of 0 no token,\n1 the last, 2 all. Returns the number of rows of logits, sequences in order. ValueError, "
+           "with nothing written, for a batch\nthat does not fit the model, the cache or its reservations.")
+      .def("logits", &PyDecoder::logits, "float32 [n_rows, vocab_size] of the last step, a copy.")
+      .def("hidden", &PyDecoder::hidden, "float32 [n_rows, hidden_size] of the last step after the final norm, a copy.")
+      .def("sample", &PyDecoder::sample, py::arg("rows"), py::arg("params"), py::arg("n_top"),
+           "As _core.sample, on the logits of the last step.")
+      .def("log_probs", &PyDecoder::log_probs, py::arg("targets"), py::arg("n_top"),
+           "As _core.log_probs, on the logits of the last step.");
+}
+
+}  // namespace llm_decoder

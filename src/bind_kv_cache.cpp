@@ -1,0 +1,133 @@
+// _core.KvCache: the verbs of kv_cache.h on NumPy arrays. The GIL is kept: each verb takes microseconds, and it is what
+// keeps two threads of a careless program out of one cache.
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "array_view.h"
+#include "llm_decoder/kv_cache.h"
+
+namespace py = pybind11;
+
+namespace llm_decoder {
+namespace {
+
+Dtype parse_kv_dtype(const std::string& name) {
+  if (name == "f32") return Dtype::f32;
+  check_arg(name == "s8", "KvCache", "dtype must be 'f32' or 's8', got '", name, "'");
+  return Dtype::s8;
+}
+
+std::unique_ptr<KvCache> make_cache(std::int32_t n_pages, std::int32_t page_size, std::int32_t n_layers,
+                                    std::int32_t n_kv_heads, std::int32_t head_dim, const std::string& dtype,
+                                    std::int32_t window, std::uint64_t hash_mask) {
+  KvCacheConfig config;
+  config.n_pages = n_pages;
+  config.page_size = page_size;
+  config.n_layers = n_layers;
+  config.n_kv_heads = n_kv_heads;
+  config.head_dim = head_dim;
+  config.dtype = parse_kv_dtype(dtype);
+  config.window = window;
+  config.hash_mask = hash_mask;
+  return std::make_unique<KvCache>(config);
+}
+
+py::tuple admit(KvCache& cache, const py::array& tokens, const py::bytes& salt) {
+  const KvCache::Admission admission =
+      cache.admit(read_array<std::int32_t>(tokens, "KvCache.admit", "tokens"), std::string_view(salt));
+  return py::make_tuple(admission.seq_id, admission.n_cached);
+}
+
+bool reserve(KvCache& cache, const py::array& seq_ids, const py::array& counts) {
+  const char* place = "KvCache.reserve";
+  return cache.reserve(read_array<std::int64_t>(seq_ids, place, "seq_ids"),
+                       read_array<std::int32_t>(counts, place, "counts"));
+}
+
+void commit(KvCache& cache, const py::array& seq_ids, const py::array& counts, const py::array& tokens) {
+  const char* place = "KvCache.commit";
+  cache.commit(read_array<std::int64_t>(seq_ids, place, "seq_ids"), read_array<std::int32_t>(counts, place, "counts"),
+               read_array<std::int32_t>(tokens, place, "tokens"));
+}
+
+py::array_t<std::int32_t> page_table(const KvCache& cache, std::int64_t seq_id) {
+  const std::vector<std::int32_t>& pages = cache.page_table(seq_id);
+  return copy_to_array(pages.data(), {static_cast<py::ssize_t>(pages.size())});
+}
+
+std::int32_t pin(KvCache& cache, const py::array& tokens, const py::bytes& salt) {
+  return cache.pin(read_array<std::int32_t>(tokens, "KvCache.pin", "tokens"), std::string_view(salt));
+}
+
+std::int32_t unpin(KvCache& cache, const py::array& tokens, const py::bytes& salt) {
+  return cache.unpin(read_array<std::int32_t>(tokens, "KvCache.unpin", "tokens"), std::string_view(salt));
+}
+
+py::dict stats(const KvCache& cache) {
+  const KvCacheStats stats = cache.stats();
+  py::dict named;
+  named["n_pages"] = stats.n_pages;
+  named["n_free"] = stats.n_free;
+  named["n_held"] = stats.n_held;
+  named["n_cached"] = stats.n_cached;
+  named["n_pinned"] = stats.n_pinned;
+  named["n_sequences"] = stats.n_sequences;
+  named["n_query_tokens"] = stats.n_query_tokens;
+  named["n_hit_tokens"] = stats.n_hit_tokens;
+  named["n_evictions"] = stats.n_evictions;
+  named["n_copies"] = stats.n_copies;
+  named["pool_bytes"] = stats.pool_bytes;
+  return named;
+}
+
+}  // namespace
+
+void register_kv_cache(py::module_& m) {
+  py::class_<KvCache>(m, "KvCache",
+                      "The paged KV cache: pages, page tables, prefix index. One thread owns a cache.\n\n"
+                      "Pages hold page_size tokens (a multiple of 16) of every layer; n_layers=0 keeps the books "
+                      "without any storage. dtype: 'f32' or 's8'. window: the widest window of the layers in tokens, "
+                      "0 when any layer sees everything. hash_mask: which bits of the prefix hash count, for tests.\n"
+                      "Raises ValueError for impossible sizes and MemoryError when the system refuses the memory.")
+      .def(py::init(&make_cache), py::arg("n_pages"), py::arg("page_size"), py::arg("n_layers"), py::arg("n_kv_heads"),
+           py::arg("head_dim"), py::arg("dtype") = "f32", py::arg("window") = 0,
+           py::arg("hash_mask") = ~std::uint64_t{0})
+      .def("admit", &admit, py::arg("tokens"), py::arg("salt") = py::bytes(),
+           "A new sequence that will hold tokens (int32 [n]). Takes hold of the longest cached prefix under the same "
+           "salt.\nReturns (seq_id, n_cached): n_cached is a multiple of page_size, at most n - 1.")
+      .def("reserve", &reserve, py::arg("seq_ids"), py::arg("counts"),
+           "Makes room for counts[i] (int32 [n]) more tokens of each sequence (seq_ids: int64 [n]), for all or for "
+           "none.\nReturns False, with nothing changed, when pages run short. ValueError for an unknown sequence.")
+      .def("commit", &commit, py::arg("seq_ids"), py::arg("counts"), py::arg("tokens"),
+           "The KV of counts[i] tokens of each sequence is written (tokens: int32 [sum(counts)], sequences in order): "
+           "lengths grow,\nfull pages enter the prefix index, unused room is given back. ValueError past what was "
+           "reserved.")
+      .def("fork", &KvCache::fork, py::arg("seq_id"),
+           "A second sequence on the same pages; a shared partial page is copied when one of them writes to it. "
+           "Returns its id.\nValueError when tokens are reserved and not committed.")
+      .def("release", &KvCache::release, py::arg("seq_id"),
+           "Ends a sequence: full pages that nobody else holds stay cached, the others are free.")
+      .def("length", &KvCache::length, py::arg("seq_id"), "Tokens committed.")
+      .def("page_table", &page_table, py::arg("seq_id"),
+           "int32 [n]: page ids in order of position, -1 left of the window.")
+      .def("pin", &pin, py::arg("tokens"), py::arg("salt") = py::bytes(),
+           "Keeps the pages of the longest known prefix of tokens (int32 [n]) until unpinned. Counted.\n"
+           "Returns how many tokens that prefix has.")
+      .def("unpin", &unpin, py::arg("tokens"), py::arg("salt") = py::bytes(),
+           "Takes back one pin of the longest pinned prefix of tokens. Returns how many tokens that prefix has.")
+      .def("clear_prefix_index", &KvCache::clear_prefix_index, "Forgets every cached page that is not pinned.")
+      .def("n_pages_for", &KvCache::n_pages_for, py::arg("n_tokens"),
+           "Pages of a sequence of n_tokens without a window.")
+      .def("page_bytes", &KvCache::page_bytes, "Bytes of one page over all layers: K, V and scales.")
+      .def("stats", &stats,
+           "Counts of pages by state (n_free + n_held + n_cached = n_pages; n_pinned), of sequences, of looked-up and "
+           "found tokens,\nof evictions and copies, and pool_bytes.")
+      .def("check_integrity", &KvCache::check_integrity, "Raises RuntimeError saying what is broken, if anything is.")
+      .def_property_readonly("n_pages", [](const KvCache& cache) { return cache.config().n_pages; })
+      .def_property_readonly("page_size", [](const KvCache& cache) { return cache.config().page_size; });
+}
+
+}  // namespace llm_decoder

@@ -1,0 +1,205 @@
+// _core.kernels, the part on rows and pages: each kernel on NumPy arrays, for tests and benchmarks only.
+//
+// A pool's arrays have the shapes of the tiles in paged_kv.h (P pages, H KV heads, S = page_size, D = head_dim_padded):
+//   f32   k float32 [P, H, D, S]           v float32 [P, H, S, D]          no scales
+//   s8    k uint8 [P, H, D / 4, S, 4]      v int8 [P, H, S / 4, D, 4]      k_scale, v_scale float32 [P, H, S]
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <new>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "array_view.h"
+#include "llm_decoder/cpu_kernels.h"
+
+namespace py = pybind11;
+
+namespace llm_decoder {
+namespace {
+
+using Array = const py::array&;
+using FloatArray = py::array_t<float>;
+
+std::int32_t size_of(const py::array& array, int axis) { return static_cast<std::int32_t>(array.shape(axis)); }
+
+auto quantize_rows(const std::string& isa, Array x) {
+  const float* data = read_array<float>(x, "kernels.quantize_rows", "x", {kAny, kAny}).data;
+  const std::int32_t n_rows = size_of(x, 0), n_cols = size_of(x, 1);
+  const std::int64_t q_stride = k_padded(n_cols);
+  py::array_t<std::int8_t> q({py::ssize_t{n_rows}, static_cast<py::ssize_t>(q_stride)});
+  FloatArray scale(n_rows);
+  py::array_t<std::int32_t> sum(n_rows);
+  const QuantizedRows out{q.mutable_data(), q_stride, scale.mutable_data(), sum.mutable_data()};
+  select_cpu_kernels(isa.c_str()).quantize_rows(data, n_cols, n_rows, n_cols, out);
+  return std::make_tuple(q, scale, sum);
+}
+
+FloatArray rms_norm(const std::string& isa, Array x, Array weight, float eps) {
+  const float* data = read_array<float>(x, "kernels.rms_norm", "x", {kAny, kAny}).data;
+  const std::int32_t n_rows = size_of(x, 0), n_cols = size_of(x, 1);
+  const float* weights = read_array<float>(weight, "kernels.rms_norm", "weight", {n_cols}).data;
+  FloatArray out({n_rows, n_cols});
+  select_cpu_kernels(isa.c_str()).rms_norm(data, n_cols, weights, eps, n_rows, n_cols, out.mutable_data(), n_cols);
+  return out;
+}
+
+void rms_norm_in_place(const std::string& isa, py::array& x, Array weight, float eps) {
+  float* data = write_array<float>(x, "kernels.rms_norm_in_place", "x", {kAny, kAny}).data;
+  const std::int32_t n_rows = size_of(x, 0), n_cols = size_of(x, 1);
+  const float* weights = read_array<float>(weight, "kernels.rms_norm_in_place", "weight", {n_cols}).data;
+  select_cpu_kernels(isa.c_str()).rms_norm(data, n_cols, weights, eps, n_rows, n_cols, data, n_cols);
+}
+
+FloatArray silu_mul(const std::string& isa, Array gate_up) {
+  const float* data = read_array<float>(gate_up, "kernels.silu_mul", "gate_up", {kAny, kAny}).data;
+  const std::int32_t n_rows = size_of(gate_up, 0), n_cols = size_of(gate_up, 1) / 2;
+  check_arg(size_of(gate_up, 1) == 2 * n_cols, "kernels.silu_mul", "gate_up must have an even number of columns, got ",
+            size_of(gate_up, 1));
+  FloatArray out({n_rows, n_cols});
+  select_cpu_kernels(isa.c_str()).silu_mul(data, 2 * n_cols, n_rows, n_cols, out.mutable_data(), n_cols);
+  return out;
+}
+
+void rope(const std::string& isa, py::array& x, Array cos, Array sin) {
+  float* data = write_array<float>(x, "kernels.rope", "x", {kAny, kAny}).data;
+  const std::int32_t half = static_cast<std::int32_t>(cos.size());
+  check_arg(2 * half <= size_of(x, 1), "kernels.rope", "cos must have at most head_dim / 2 values, got ", half);
+  const float* cosines = read_array<float>(cos, "kernels.rope", "cos", {half}).data;
+  const float* sines = read_array<float>(sin, "kernels.rope", "sin", {half}).data;
+  select_cpu_kernels(isa.c_str()).rope(data, size_of(x, 0), size_of(x, 1), half, cosines, sines);
+}
+
+std::tuple<float, float, bool> log_sum_exp(const std::string& isa, Array x) {
+  const Span<const float> row = read_array<float>(x, "kernels.log_sum_exp", "x");
+  float max = 0.0f;
+  bool is_finite = false;
+  const float value =
+      select_cpu_kernels(isa.c_str()).log_sum_exp(row.data, static_cast<std::int32_t>(row.size), &max, &is_finite);
+  return {value, max, is_finite};
+}
+
+std::int32_t argmax(const std::string& isa, Array x) {
+  const Span<const float> row = read_array<float>(x, "kernels.argmax", "x");
+  return select_cpu_kernels(isa.c_str()).argmax(row.data, static_cast<std::int32_t>(row.size));
+}
+
+PagedKvView view_of(py::array& k, py::array& v, py::object& k_scale, py::object& v_scale, std::int32_t head_dim,
+                    const char* place) {
+  PagedKvView view;
+  view.dtype = py::isinstance<py::array_t<float>>(k) ? Dtype::f32 : Dtype::s8;
+  const bool is_f32 = view.dtype == Dtype::f32;
+  check_arg(k.ndim() == (is_f32 ? 4 : 5), place, "k must have shape ",
+            is_f32 ? "[P, H, D, S]" : "[P, H, D / 4, S, 4]", ", got ", k.ndim(), " axes");
+  const std::int32_t n_pages = size_of(k, 0);
+  view.page_size = size_of(k, 3);
+  view.n_kv_heads = size_of(k, 1);
+  view.head_dim = head_dim;
+  view.head_dim_padded = static_cast<std::int32_t>(round_up(head_dim, kHeadDimAlign));
+  const std::int32_t heads = view.n_kv_heads, hd = view.head_dim_padded, page_size = view.page_size;
+  check_arg(page_size > 0 && page_size % 16 == 0, place, "page_size must be a multiple of 16, got ", page_size);
+  view.head_stride_bytes = static_cast<std::int64_t>(hd) * page_size * (is_f32 ? 4 : 1);
+  view.page_stride_bytes = view.head_stride_bytes * heads;
+  if (is_f32) {
+    view.k = reinterpret_cast<std::byte*>(write_array<float>(k, place, "k", {n_pages, heads, hd, page_size}).data);
+    view.v = reinterpret_cast<std::byte*>(write_array<float>(v, place, "v", {n_pages, heads, page_size, hd}).data);
+    return view;
+  }
+  py::array k_scales = py::cast<py::array>(k_scale), v_scales = py::cast<py::array>(v_scale);
+  view.k = reinterpret_cast<std::byte*>(
+      write_array<std::uint8_t>(k, place, "k", {n_pages, heads, hd / 4, page_size, 4}).data);
+  view.v =
+      reinterpret_cast<std::byte*>(write_array<std::int8_t>(v, place, "v", {n_pages, heads, page_size / 4, hd, 4}).data);
+  view.k_scale = write_array<float>(k_scales, place, "k_scale", {n_pages, heads, page_size}).data;
+  view.v_scale = write_array<float>(v_scales, place, "v_scale", {n_pages, heads, page_size}).data;
+  return view;
+}
+
+// key, value: float32 [n_tokens, H, head_dim], written from `position` of the sequence on.
+void append_kv(const std::string& isa, py::array& k, py::array& v, py::object k_scale, py::object v_scale,
+               Array block_table, std::int32_t position, Array key, Array value) {
+  const char* place = "kernels.append_kv";
+  check_arg(key.ndim() == 3, place, "key must have shape [n_tokens, H, head_dim], got ", key.ndim(), " axes");
+  const PagedKvView view = view_of(k, v, k_scale, v_scale, size_of(key, 2), place);
+  const Shape shape = {kAny, view.n_kv_heads, view.head_dim};
+  const float* keys = read_array<float>(key, place, "key", shape).data;
+  const float* values = read_array<float>(value, place, "value", {size_of(key, 0), shape[1], shape[2]}).data;
+  const Span<const std::int32_t> pages = read_array<std::int32_t>(block_table, place, "block_table");
+  const CpuKernels& kernels = select_cpu_kernels(isa.c_str());
+  const std::int64_t token_stride = static_cast<std::int64_t>(view.n_kv_heads) * view.head_dim;
+  for (std::int32_t token = 0; token < size_of(key, 0); ++token) {
+    const std::int32_t at = position + token;
+    kernels.append_kv(view, pages[static_cast<std::size_t>(at / view.page_size)], at % view.page_size,
+                      keys + token * token_stride, values + token * token_stride);
+  }
+}
+
+// q: float32 [T, n_heads, head_dim], the tokens of B sequences one after the other, cu_seqlens_q int32 [B + 1] where each
+// begins, position_begin int32 [B] the position of its first token here, block_table int32 [B, M]. One item for each
+// sequence and KV head. Scratch and out begin as NaN.
+FloatArray paged_attention(const std::string& isa, Array q, py::array& k, py::array& v, py::object k_scale,
+                           py::object v_scale, Array block_table, Array cu_seqlens_q, Array position_begin, float scale,
+                           std::int32_t window) {
+  const char* place = "kernels.paged_attention";
+  AttentionArgs args;
+  args.q = read_array<float>(q, place, "q", {kAny, kAny, kAny}).data;
+  args.kv = view_of(k, v, k_scale, v_scale, size_of(q, 2), place);
+  args.n_heads = size_of(q, 1);
+  check_arg(args.n_heads % args.kv.n_kv_heads == 0, place, "n_heads must be a multiple of ", args.kv.n_kv_heads, ", got ",
+            args.n_heads);
+  args.scale = scale;
+  args.window = window;
+  args.q_stride = args.out_stride = static_cast<std::int64_t>(args.n_heads) * args.kv.head_dim;
+  FloatArray out({q.shape(0), q.shape(1), q.shape(2)});
+  args.out = out.mutable_data();
+  std::memset(args.out, 0xff, static_cast<std::size_t>(out.nbytes()));
+
+  const Span<const std::int32_t> positions = read_array<std::int32_t>(position_begin, place, "position_begin");
+  const py::ssize_t n_sequences = static_cast<py::ssize_t>(positions.size);
+  const std::int32_t* tables = read_array<std::int32_t>(block_table, place, "block_table", {n_sequences, kAny}).data;
+  const std::int32_t* begins = read_array<std::int32_t>(cu_seqlens_q, place, "cu_seqlens_q", {n_sequences + 1}).data;
+  const std::int64_t table_stride = block_table.shape(1);
+
+  const CpuKernels& kernels = select_cpu_kernels(isa.c_str());
+  const std::size_t scratch_bytes = kernels.attention_scratch_bytes(args.kv, args.n_heads);
+  const py::gil_scoped_release release;
+  std::byte* scratch = static_cast<std::byte*>(::operator new(scratch_bytes, std::align_val_t{64}));
+  std::memset(scratch, 0xff, scratch_bytes);
+  for (py::ssize_t i = 0; i < n_sequences; ++i) {
+    for (std::int32_t head = 0; head < args.kv.n_kv_heads; ++head) {
+      AttentionItem item;
+      item.block_table = tables + i * table_stride;
+      item.kv_head = head;
+      item.token_begin = begins[i];
+      item.n_tokens = begins[i + 1] - begins[i];
+      item.position_begin = positions[static_cast<std::size_t>(i)];
+      kernels.paged_attention(args, item, scratch);
+    }
+  }
+  ::operator delete(scratch, std::align_val_t{64});
+  return out;
+}
+
+}  // namespace
+
+void register_row_kernels(py::module_& kernels);
+
+void register_row_kernels(py::module_& kernels) {
+  using py::arg;
+  kernels.def("quantize_rows", &quantize_rows, arg("isa"), arg("x"));
+  kernels.def("rms_norm", &rms_norm, arg("isa"), arg("x"), arg("weight"), arg("eps"));
+  kernels.def("rms_norm_in_place", &rms_norm_in_place, arg("isa"), arg("x"), arg("weight"), arg("eps"));
+  kernels.def("silu_mul", &silu_mul, arg("isa"), arg("gate_up"));
+  kernels.def("rope", &rope, "in place", arg("isa"), arg("x"), arg("cos"), arg("sin"));
+  kernels.def("log_sum_exp", &log_sum_exp, "(log(sum(exp(x))), max, is_finite)", arg("isa"), arg("x"));
+  kernels.def("argmax", &argmax, arg("isa"), arg("x"));
+  kernels.def("append_kv", &append_kv, arg("isa"), arg("k"), arg("v"), arg("k_scale"), arg("v_scale"), arg("block_table"),
+              arg("position"), arg("key"), arg("value"));
+  kernels.def("paged_attention", &paged_attention, arg("isa"), arg("q"), arg("k"), arg("v"), arg("k_scale"),
+              arg("v_scale"), arg("block_table"), arg("cu_seqlens_q"), arg("position_begin"), arg("scale"),
+              arg("window") = 0);
+}
+
+}  // namespace llm_decoder

@@ -1,0 +1,19 @@
+// llm_decoder._core: the CPU core as Python sees it.
+#include <pybind11/pybind11.h>
+
+namespace llm_decoder {
+
+void register_kv_cache(pybind11::module_& m);
+void register_kernels(pybind11::module_& m);
+void register_sampling(pybind11::module_& m);
+void register_decoder(pybind11::module_& m);
+
+}  // namespace llm_decoder
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The CPU core of llm_decoder: paged KV cache, kernels, sampling, INT8Decoder.";
+  llm_decoder::register_kv_cache(m);
+  llm_decoder::register_kernels(m);
+  llm_decoder::register_sampling(m);
+  llm_decoder::register_decoder(m);
+}

@@ -1,0 +1,166 @@
+"""A backend without a model: the real cache and the real sampler under logits that follow from a sequence's tokens
+alone.
+
+The tokens lie in a pool of pages beside the real page tables, as KV would, and are read back through them: a page
+shared, copied, evicted or handed on wrongly shows up as a wrong history, and so as wrong logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_decoder import _core
+from llm_decoder.engine import Engine, EngineOptions
+
+POISON = -7
+
+Ints = npt.NDArray[np.int32]
+
+
+class FakeCache(_core.KvCache):
+    """The real cache, without storage, with the pool of tokens that its pages would hold."""
+
+    def __init__(self, n_pages: int, page_size: int) -> None:
+        super().__init__(n_pages=n_pages, page_size=page_size, n_layers=0, n_kv_heads=1, head_dim=16)
+        self.pool = np.full((n_pages, page_size), POISON, np.int32)
+
+    def reserve(self, seq_ids: npt.NDArray[np.int64], counts: Ints) -> bool:
+        before = [self.page_table(seq_id) for seq_id in seq_ids.tolist()]
+        if not super().reserve(seq_ids, counts):
+            return False
+        for seq_id, old in zip(seq_ids.tolist(), before, strict=True):
+            new = self.page_table(seq_id)
+            n_new = self.length(seq_id) % self.page_size
+            for i, page in enumerate(new.tolist()):
+                if i >= len(old):
+                    self.pool[page] = POISON
+                elif page != old[i]:  # copied on write
+                    self.pool[page] = POISON
+                    self.pool[page, :n_new] = self.pool[old[i], :n_new]
+        return True
+
+
+class FakeBackend:
+    """The Backend of backends.py. Logits: float32 [n_rows, vocab_size], a hash of the sequence's tokens so far.
+
+    spoil(history, logits) may change a row in place; before_step() may raise.
+    """
+
+    def __init__(
+        self,
+        n_pages: int = 64,
+        page_size: int = 16,
+        vocab_size: int = 258,
+        max_model_len: int = 256,
+        max_tokens_per_step: int = 64,
+    ) -> None:
+        self.n_pages = n_pages
+        self.page_size = page_size
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.max_tokens_per_step = max_tokens_per_step
+        self.cache = FakeCache(n_pages, page_size)
+        self.spoil: Callable[[Ints, npt.NDArray[np.float32]], None] = lambda history, logits: None
+        self.before_step: Callable[[], None] = lambda: None
+        self.steps: list[list[tuple[int, int]]] = []  # of each step: (seq_id, count)
+        self.is_closed = False
+        self._logits = np.zeros((0, vocab_size), np.float32)
+
+    def step(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints, want: npt.NDArray[np.uint8]) -> int:
+        self.before_step()
+        self.cache.check_integrity()
+        assert len(tokens) == counts.sum() <= self.max_tokens_per_step
+        assert (counts > 0).all()
+        assert len(set(seq_ids.tolist())) == len(seq_ids)
+        self.steps.append(list(zip(seq_ids.tolist(), counts.tolist(), strict=True)))
+        rows: list[npt.NDArray[np.float32]] = []
+        start = 0
+        for seq_id, count, wanted in zip(seq_ids.tolist(), counts.tolist(), want.tolist(), strict=True):
+            history = self._write_and_read(seq_id, tokens[start : start + count])
+            start += count
+            first = {0: count, 1: count - 1, 2: 0}[wanted]
+            rows.extend(self._row(history[: len(history) - count + i + 1]) for i in range(first, count))
+        self._logits = np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
+        return len(rows)
+
+    def _write_and_read(self, seq_id: int, tokens: Ints) -> Ints:
+        length = self.cache.length(seq_id)
+        table = self.cache.page_table(seq_id)
+        positions = np.arange(length, length + len(tokens))
+        self.cache.pool[table[positions // self.page_size], positions % self.page_size] = tokens
+        positions = np.arange(length + len(tokens))
+        history = self.cache.pool[table[positions // self.page_size], positions % self.page_size]
+        assert (history != POISON).all(), "a page was read that nobody wrote"
+        return history
+
+    def _row(self, history: Ints) -> npt.NDArray[np.float32]:
+        logits = fake_logits(history, self.vocab_size)
+        self.spoil(history, logits)
+        return logits
+
+    def sample(self, rows: Ints, params: dict[str, Any], n_top: int) -> Any:
+        return _core.sample(self._logits, rows, params, n_top)
+
+    def log_probs(self, targets: Ints, n_top: int) -> Any:
+        return _core.log_probs(self._logits, targets, n_top)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        return self._logits.copy()
+
+    def hidden(self) -> npt.NDArray[np.float32]:
+        return self._logits[:, :4].copy()
+
+    def info(self) -> dict[str, Any]:
+        return {"device": "fake"}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def fake_logits(history: Ints, vocab_size: int) -> npt.NDArray[np.float32]:
+    """Numbers from -4 to 4 that every token of the history, and its place, has a part in."""
+    key = np.uint64(0)
+    with np.errstate(over="ignore"):
+        powers = np.cumprod(np.full(len(history), 0x9E3779B97F4A7C15, np.uint64))
+        key = ((history.astype(np.uint64) + np.uint64(1)) * powers).sum(dtype=np.uint64)
+        z = key + np.arange(1, vocab_size + 1, dtype=np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
+        z ^= z >> np.uint64(31)
+        z *= np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(29)
+    return ((z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 21) - np.float32(4.0)).astype(np.float32)
+
+
+class ByteTokenizer:
+    """256 bytes, an end token and a beginning token; ids past them decode to nothing."""
+
+    eos_token_id = 256
+    bos_token_id = 257
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return frozenset({self.eos_token_id})
+
+    def __len__(self) -> int:
+        return 258
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [self.bos_token_id] * add_special_tokens + list(text.encode())
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return bytes(token for token in ids if 0 <= token < 256).decode("utf-8", errors="replace")
+
+    def apply_chat_template(
+        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True, **_: Any
+    ) -> list[int]:
+        text = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
+        return self.encode(text + "<assistant>" * add_generation_prompt)
+
+
+def make_engine(backend: FakeBackend | None = None, **options: Any) -> Engine:
+    """An engine over a fake backend, with the byte tokenizer."""
+    made = backend or FakeBackend()
+    return Engine(lambda: made, ByteTokenizer(), EngineOptions(eos_token_ids=frozenset({256}), **options))
