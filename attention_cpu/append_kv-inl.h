@@ -2,7 +2,9 @@
 #pragma once
 
 // element of a padded head vector, 0 past head_dim.
-inline float element_or_zero(const float* x, std::int32_t head_dim, std::int32_t i) { return i < head_dim ? x[i] : 0.0f; }
+inline float element_or_zero(const float* x, std::int32_t head_dim, std::int32_t i) {
+  return i < head_dim ? x[i] : 0.0f;
+}
 
 inline void append_f32(const PagedKvView& kv, std::int32_t page, std::int32_t slot, std::int32_t head, const float* key,
                        const float* value) {
@@ -28,7 +30,8 @@ inline void scatter_key(const PagedKvView& kv, std::int32_t slot, const float* k
 }
 
 // Four positions of a channel are neighbours.
-inline void scatter_value(const PagedKvView& kv, std::int32_t slot, const float* value, float scale, std::int8_t* tile) {
+inline void scatter_value(const PagedKvView& kv, std::int32_t slot, const float* value, float scale,
+                          std::int8_t* tile) {
   const F32 inverse_scale = splat(1.0f / scale);
   std::int8_t* quads = tile + static_cast<std::int64_t>(slot / kDotWidth) * kv.head_dim_padded * kDotWidth;
   for (std::int32_t i = 0; i < kv.head_dim_padded; i += kLanes) {

@@ -17,8 +17,8 @@ constexpr std::int64_t kChunkBytes = 16 << 10;
 constexpr std::int64_t kGroupBytes = 768 << 10;
 constexpr std::int32_t kMinGroupPanels = 4;
 constexpr std::int32_t kMaxGroupPanels = 12;
-// Far enough to cover DRAM latency at one core's bandwidth, near enough to stay in the L1 cache.
-constexpr std::int64_t kPrefetchBytes = 1024;
+constexpr int kAheadPanels = 4;
+constexpr std::int64_t kNearBytes = 1024;
 
 template <class Product, int kRows>
 struct TileRows {
@@ -37,32 +37,43 @@ struct PackTo : PackTo<n - 1, n - 1, kIndex...> {};
 template <int... kIndex>
 struct PackTo<0, kIndex...> : Pack<kIndex...> {};
 
+// What a tile asks the memory for while it computes: lines of `kAheadPanels` panels, one of each every `interval` steps.
+struct Ahead {
+  const std::uint8_t* lines;
+  std::int64_t interval;
+};
+
 // sums[p][r] += chunk of row r . chunk of panel p. `lines` is the chunk's first line in the first panel; kSum counts the
 // sums of the tile row by row. Not inlined: in a larger function GCC 12 stores the sums at every step.
-template <class Product, int kRows, int kPanels, int... kSum, int... kPanel>
-__attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kPanel...>, const TileRows<Product, kRows>& rows, const std::uint8_t* lines,
-               std::int64_t panel_bytes, std::int64_t n_steps, typename Product::Sums (*sums)[kRows]) {
+template <class Product, int kRows, int kPanels, int... kSum, int... kPanel, int... kAhead>
+__attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kPanel...>, Pack<kAhead...>,
+                                         const TileRows<Product, kRows>& rows, const std::uint8_t* lines,
+                                         std::int64_t panel_bytes, std::int64_t n_steps, Ahead ahead,
+                                         typename Product::Sums (*sums)[kRows]) {
   constexpr int kStride = TileRows<Product, kRows>::kStride;
   typename Product::Sums acc[] = {sums[kSum % kPanels][kSum / kPanels]...};
-  for (std::int64_t step = 0; step < n_steps; ++step) {
-    const typename Product::Line line[] = {Product::load_line(lines + kPanel * panel_bytes)...};
-    (__builtin_prefetch(lines + kPanel * panel_bytes + kPrefetchBytes), ...);
-    const typename Product::Unit* unit = rows.units + step;
-    ((acc[kSum] = Product::add(acc[kSum], line[kSum % kPanels], Product::broadcast(unit + kSum / kPanels * kStride))), ...);
-    lines += kLineBytes;
+  for (std::int64_t step = 0; step < n_steps;) {
+    (_mm_prefetch(reinterpret_cast<const char*>(ahead.lines + kAhead * panel_bytes), _MM_HINT_T1), ...);
+    ahead.lines += kLineBytes;
+    const std::int64_t end = n_steps - step < ahead.interval ? n_steps : step + ahead.interval;
+    do {
+      const typename Product::Line line[] = {Product::load_line(lines + kPanel * panel_bytes)...};
+      (_mm_prefetch(reinterpret_cast<const char*>(lines + kPanel * panel_bytes + kNearBytes), _MM_HINT_T0), ...);
+      const typename Product::Unit* unit = rows.units + step;
+      ((acc[kSum] = Product::add(acc[kSum], line[kSum % kPanels], Product::broadcast(unit + kSum / kPanels * kStride))),
+       ...);
+      lines += kLineBytes;
+    } while (++step < end);
   }
   ((sums[kSum % kPanels][kSum / kPanels] = acc[kSum]), ...);
 }
 
-template <class Product, int kRows, int kPanels>
-void add_chunk(const TileRows<Product, kRows>& rows, const std::uint8_t* lines, std::int64_t panel_bytes,
-               std::int64_t n_steps, typename Product::Sums (*sums)[kRows]) {
-  add_chunk<Product, kRows, kPanels>(PackTo<kRows * kPanels>(), PackTo<kPanels>(), rows, lines, panel_bytes, n_steps, sums);
-}
-
+// One panel group, all of k, for the rows of tile `tile` of `n_tiles`.
 template <class Product, int kRows>
-void multiply_tile(const typename Product::Args& args, std::int32_t row, std::int32_t panel, std::int32_t n_group) {
+void multiply_tile(const typename Product::Args& args, std::int32_t row, std::int32_t panel, std::int32_t n_group,
+                   std::int64_t tile, std::int64_t n_tiles) {
   constexpr int kPanels = Product::tile_panels(kRows);
+  constexpr int kWave = kAheadPanels;
   constexpr std::int64_t kSteps = TileRows<Product, kRows>::kSteps;
   const std::int64_t n_steps = Product::n_steps(args);
   const std::int64_t panel_bytes = n_steps * kLineBytes;
@@ -80,20 +91,27 @@ void multiply_tile(const typename Product::Args& args, std::int32_t row, std::in
     const std::uint8_t* lines = Product::panel(args, panel) + step * kLineBytes;
     std::int32_t p = 0;
     for (; p + kPanels <= n_group; p += kPanels) {
-      add_chunk<Product, kRows, kPanels>(rows, lines + p * panel_bytes, panel_bytes, n, sums + p);
+      const std::int64_t share = n * (tile * (kWave / kPanels) + p % kWave / kPanels) / (n_tiles * (kWave / kPanels));
+      const Ahead ahead{lines + (n_group + p / kWave * kWave) * panel_bytes + share * kLineBytes, kWave / kPanels * n_tiles};
+      add_chunk<Product, kRows, kPanels>(PackTo<kRows * kPanels>(), PackTo<kPanels>(), PackTo<kWave>(), rows,
+                                         lines + p * panel_bytes, panel_bytes, n, ahead, sums + p);
     }
-    for (; p < n_group; ++p) add_chunk<Product, kRows, 1>(rows, lines + p * panel_bytes, panel_bytes, n, sums + p);
+    for (; p < n_group; ++p) {
+      const Ahead ahead{lines + (n_group + p) * panel_bytes, n_tiles};
+      add_chunk<Product, kRows, 1>(PackTo<kRows>(), PackTo<1>(), PackTo<1>(), rows, lines + p * panel_bytes, panel_bytes,
+                                   n, ahead, sums + p);
+    }
   }
   for (std::int32_t p = 0; p < n_group; ++p) Product::finish(args, row, kRows, panel + p, sums[p]);
 }
 
 template <class Product, int kRows>
 void multiply_tile_of(std::int32_t n_rows, const typename Product::Args& args, std::int32_t row, std::int32_t panel,
-                      std::int32_t n_group) {
+                      std::int32_t n_group, std::int64_t tile, std::int64_t n_tiles) {
   if (n_rows == kRows) {
-    multiply_tile<Product, kRows>(args, row, panel, n_group);
+    multiply_tile<Product, kRows>(args, row, panel, n_group, tile, n_tiles);
   } else if constexpr (kRows > 1) {
-    multiply_tile_of<Product, kRows - 1>(n_rows, args, row, panel, n_group);
+    multiply_tile_of<Product, kRows - 1>(n_rows, args, row, panel, n_group, tile, n_tiles);
   }
 }
 
@@ -112,7 +130,7 @@ void multiply(const typename Product::Args& args, std::int32_t panel_begin, std:
       const std::int64_t n_rows = m * (tile + 1) / n_tiles - row;
       multiply_tile_of<Product, Product::kMaxLoneTileRows>(static_cast<std::int32_t>(n_rows), args,
                                                            static_cast<std::int32_t>(row), static_cast<std::int32_t>(panel),
-                                                           static_cast<std::int32_t>(n_group));
+                                                           static_cast<std::int32_t>(n_group), tile, n_tiles);
     }
   }
 }

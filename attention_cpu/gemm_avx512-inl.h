@@ -4,9 +4,7 @@
 constexpr int kMaxTileSums = 28;
 constexpr int kMaxTilePanels = 4;
 
-constexpr int panels_of_tile(int n_rows) {
-  return kMaxTileSums / n_rows < kMaxTilePanels ? kMaxTileSums / n_rows : kMaxTilePanels;
-}
+constexpr int panels_of_tile(int n_rows) { return n_rows <= 7 ? 4 : n_rows <= 14 ? 2 : 1; }
 
 __mmask16 panel_mask(std::int32_t n, std::int32_t panel) {
   const std::int32_t n_left = n - panel * kPanelWidth;
@@ -32,7 +30,7 @@ struct ProductW8 {
   static Sums zero() { return _mm512_setzero_si512(); }
   static Line load_line(const std::uint8_t* line) { return _mm512_loadu_si512(line); }
   static Factor broadcast(const Unit* unit) { return _mm512_set1_epi32(*unit); }
-  static Sums add(Sums sums, Line line, Factor factor) { return _mm512_dpbusd_epi32(sums, line, factor); }
+  static Sums add(Sums sums, Line line, Factor factor) { asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(line), "v"(factor)); return sums; }
 
   static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel, const Sums* sums) {
     const __mmask16 mask = panel_mask(args.n, panel);

@@ -1,10 +1,11 @@
-// Attention over pages: one pass over a sequence's pages in ascending order, each row carrying its running maximum, sum and
-// output (online softmax, Milakov and Gimelshein 2018; tiles as in Dao et al. 2022). Included after append_kv-inl.h.
+// Attention over pages: one pass over a sequence's pages in ascending order, each row carrying its running maximum, sum
+// and output (online softmax, Milakov and Gimelshein 2018; tiles as in Dao et al. 2022). Included after
+// append_kv-inl.h.
 //
 //   item ── blocks of rows ── pages ── tiles of rows:   score -> weigh -> accumulate
 //
-// A row is one query head of one token. What is done to a row, and in which order, depends on its own position and pages
-// alone, never on the rows beside it: a tile shares loads, not arithmetic.
+// A row is one query head of one token. What is done to a row, and in which order, depends on its own position and
+// pages alone, never on the rows beside it: a tile shares loads, not arithmetic.
 #pragma once
 
 // Rows that share one pass over the pages: queries and outputs stay in the first cache level.
@@ -12,6 +13,9 @@ constexpr std::int32_t kBlockRows = 32;
 
 // Where the running maximum starts. Finite, so that no difference of two maxima is NaN.
 constexpr float kNoMaximum = -kLargestFloat;
+
+// How far ahead of the page at work pages are asked for.
+constexpr std::int64_t kPagesAheadBytes = 16 << 10;
 
 // Below this a page's weights p * v_scale count as zero; 255 over it is finite.
 constexpr float kSmallestWeight = 255.0f * kSmallestNormal;
@@ -28,7 +32,7 @@ struct AttentionScratch {
   std::int32_t* q_bias;    // [n_rows], -128 * sum(q), which undoes the bias of K
   float* scores;           // [kRowTile, page_size], overwritten by the weights
   std::uint8_t* weights;   // [kRowTile, page_size], s8 pages
-  std::int32_t n_rows;  // of a block, at most
+  std::int32_t n_rows;     // of a block, at most
 };
 
 // A run of floats or bytes in scratch, each on its own cache line.
@@ -87,9 +91,9 @@ struct PageTile {
   PagedKvView kv;
   AttentionScratch scratch;
   std::int32_t kv_head;
-  std::int32_t page, next_page;  // the page itself where none follows
-  std::int32_t first_row;        // of the tile, within the block
-  SlotRange seen[kRowTile];      // by each row, never empty
+  std::int32_t page, page_ahead;  // the page to prefetch, or the page itself
+  std::int32_t first_row;         // of the tile, within the block
+  SlotRange seen[kRowTile];       // by each row, never empty
   SlotRange seen_by_any;
   alignas(64) float decay[kLanes];         // a row each: multiplies what the row has gathered before this page
   alignas(64) float weight_scale[kLanes];  // a row each, s8 pages: p * v_scale = byte * weight_scale
@@ -111,8 +115,8 @@ struct PageTile {
   }
 };
 
-// Calls Step<kRows, kVectors>::run(tile, i) for vectors [begin, end), i in elements: as many vectors beside each other as the
-// registers hold, then one by one.
+// Calls Step<kRows, kVectors>::run(tile, i) for vectors [begin, end), i in elements: as many vectors beside each other
+// as the registers hold, then one by one.
 template <template <int, int> class Step, int kRows>
 inline void for_vectors(const PageTile& tile, std::int32_t begin, std::int32_t end) {
   constexpr std::int32_t kBeside = vectors_beside(kRows);
@@ -128,7 +132,7 @@ struct ScoreF32 {
   static void run(const PageTile& tile, std::int32_t slot) {
     const std::int64_t page_size = tile.kv.page_size, hd = tile.kv.head_dim_padded;
     const float* k = reinterpret_cast<const float*>(tile.k_tile(tile.page)) + slot;
-    const float* next_k = reinterpret_cast<const float*>(tile.k_tile(tile.next_page)) + slot;
+    const float* k_ahead = reinterpret_cast<const float*>(tile.k_tile(tile.page_ahead)) + slot;
     const float* q = tile.scratch.q + tile.first_row * hd;
     F32 acc[kRows][kVectors];
 #pragma GCC unroll 8
@@ -141,7 +145,7 @@ struct ScoreF32 {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         keys[j] = load(k + channel * page_size + j * kLanes);
-        prefetch(next_k + channel * page_size + j * kLanes);
+        prefetch(k_ahead + channel * page_size + j * kLanes);
       }
 #pragma GCC unroll 8
       for (int row = 0; row < kRows; ++row) {
@@ -165,7 +169,8 @@ struct ScoreS8 {
     const std::int64_t hd = tile.kv.head_dim_padded;
     const std::int64_t quad_stride = static_cast<std::int64_t>(tile.kv.page_size) * kDotWidth;
     const std::uint8_t* k = reinterpret_cast<const std::uint8_t*>(tile.k_tile(tile.page)) + slot * kDotWidth;
-    const std::uint8_t* next_k = reinterpret_cast<const std::uint8_t*>(tile.k_tile(tile.next_page)) + slot * kDotWidth;
+    const std::uint8_t* k_ahead =
+        reinterpret_cast<const std::uint8_t*>(tile.k_tile(tile.page_ahead)) + slot * kDotWidth;
     const std::int8_t* q = tile.scratch.q_s8 + tile.first_row * hd;
     I32 acc[kRows][kVectors];
 #pragma GCC unroll 8
@@ -179,7 +184,7 @@ struct ScoreS8 {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         keys[j] = load_quads(k + quad * quad_stride + j * kLanes * kDotWidth);
-        prefetch(next_k + quad * quad_stride + j * kLanes * kDotWidth);
+        prefetch(k_ahead + quad * quad_stride + j * kLanes * kDotWidth);
       }
 #pragma GCC unroll 8
       for (int row = 0; row < kRows; ++row) {
@@ -294,7 +299,8 @@ struct AccumulateS8 {
     const std::int64_t quad_stride = static_cast<std::int64_t>(tile.kv.head_dim_padded) * kDotWidth;
     const std::int64_t page_size = tile.kv.page_size;
     const std::int8_t* v = reinterpret_cast<const std::int8_t*>(tile.v_tile(tile.page)) + channel * kDotWidth;
-    const std::int8_t* next_v = reinterpret_cast<const std::int8_t*>(tile.v_tile(tile.next_page)) + channel * kDotWidth;
+    const std::int8_t* v_ahead =
+        reinterpret_cast<const std::int8_t*>(tile.v_tile(tile.page_ahead)) + channel * kDotWidth;
     const std::uint8_t* weights = tile.weights(0);
     I32 acc[kRows][kVectors];
 #pragma GCC unroll 8
@@ -308,7 +314,7 @@ struct AccumulateS8 {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         values[j] = load_quads(v + quad * quad_stride + j * kLanes * kDotWidth);
-        prefetch(next_v + quad * quad_stride + j * kLanes * kDotWidth);
+        prefetch(v_ahead + quad * quad_stride + j * kLanes * kDotWidth);
       }
 #pragma GCC unroll 8
       for (int row = 0; row < kRows; ++row) {
@@ -335,7 +341,7 @@ struct AccumulateF32 {
   static void run(const PageTile& tile, std::int32_t channel) {
     const std::int64_t hd = tile.kv.head_dim_padded, page_size = tile.kv.page_size;
     const float* v = reinterpret_cast<const float*>(tile.v_tile(tile.page)) + channel;
-    const float* next_v = reinterpret_cast<const float*>(tile.v_tile(tile.next_page)) + channel;
+    const float* v_ahead = reinterpret_cast<const float*>(tile.v_tile(tile.page_ahead)) + channel;
     const float* p = tile.scores(0);
     F32 acc[kRows][kVectors];
 #pragma GCC unroll 8
@@ -349,7 +355,7 @@ struct AccumulateF32 {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         values[j] = load(v + slot * hd + j * kLanes);
-        prefetch(next_v + slot * hd + j * kLanes);
+        prefetch(v_ahead + slot * hd + j * kLanes);
       }
 #pragma GCC unroll 8
       for (int row = 0; row < kRows; ++row) {
@@ -376,8 +382,9 @@ inline void accumulate_run(const PageTile& tile, std::int32_t row, SlotRange run
   for_vectors<AccumulateF32, 1>(alone, 0, tile.kv.head_dim_padded / kLanes);
 }
 
-// A slot that a row must not see may hold NaN, which zero times does not silence. So where the rows' ranges differ, each row
-// goes over the slots before and after the common ones alone; every row still adds its slots in ascending order.
+// A slot that a row must not see may hold NaN, which zero times does not silence. So where the rows' ranges differ,
+// each row goes over the slots before and after the common ones alone; every row still adds its slots in ascending
+// order.
 template <int kRows>
 inline void accumulate_uneven_f32(PageTile& tile) {
   SlotRange common = tile.seen[0];
@@ -459,7 +466,7 @@ inline void attend_page(PageTile& tile, std::int32_t row_begin, std::int32_t row
       tile.seen_by_any.end = larger(tile.seen_by_any.end, seen.end);
     }
     attend_tile_of<kRowTile>(n_rows, tile);
-    tile.next_page = tile.page;  // asked for once
+    tile.page_ahead = tile.page;  // asked for once
   }
 }
 
@@ -481,8 +488,8 @@ inline std::int64_t offset_of(const RowOfItem& row, std::int64_t stride, std::in
 }
 
 // Queries of the item's rows [row_begin, row_begin + n_rows) into the block, and nothing gathered yet.
-inline void begin_block(const AttentionArgs& args, const AttentionItem& item, std::int32_t row_begin, std::int32_t n_rows,
-                        const AttentionScratch& scratch) {
+inline void begin_block(const AttentionArgs& args, const AttentionItem& item, std::int32_t row_begin,
+                        std::int32_t n_rows, const AttentionScratch& scratch) {
   const std::int32_t head_dim = args.kv.head_dim, hd = args.kv.head_dim_padded;
   for (std::int32_t i = 0; i < n_rows; ++i) {
     const RowOfItem row = row_of_item(args, item, row_begin + i);
@@ -503,8 +510,8 @@ inline void begin_block(const AttentionArgs& args, const AttentionItem& item, st
   }
 }
 
-inline void finish_block(const AttentionArgs& args, const AttentionItem& item, std::int32_t row_begin, std::int32_t n_rows,
-                         const AttentionScratch& scratch) {
+inline void finish_block(const AttentionArgs& args, const AttentionItem& item, std::int32_t row_begin,
+                         std::int32_t n_rows, const AttentionScratch& scratch) {
   const std::int32_t head_dim = args.kv.head_dim;
   for (std::int32_t i = 0; i < n_rows; ++i) {
     const RowOfItem row = row_of_item(args, item, row_begin + i);
@@ -513,6 +520,19 @@ inline void finish_block(const AttentionArgs& args, const AttentionItem& item, s
     const float sum = reduce_add(load(scratch.sum + i * kLanes));
     const F32 divisor = splat(sum == 0.0f ? 1.0f : sum);  // a row that sees nothing has gathered 0
     for (std::int32_t j = 0; j < head_dim; j += kLanes) store_at(out, head_dim, j, div(load(gathered + j), divisor));
+  }
+}
+
+// Far enough to cover the latency of memory, near enough to be cached still when its turn comes.
+inline std::int32_t pages_ahead(const PagedKvView& kv) {
+  return larger(static_cast<std::int32_t>(kPagesAheadBytes / (2 * kv.head_stride_bytes)), 1);
+}
+
+inline void prefetch_scales(const PageTile& tile) {
+  if (tile.kv.dtype == Dtype::f32) return;
+  for (std::int32_t slot = 0; slot < tile.kv.page_size; slot += kLanes) {
+    prefetch(tile.kv.k_scales(tile.page_ahead, tile.kv_head) + slot);
+    prefetch(tile.kv.v_scales(tile.page_ahead, tile.kv_head) + slot);
   }
 }
 
@@ -526,13 +546,15 @@ inline void attend_block(const AttentionArgs& args, const AttentionItem& item, s
   tile.kv = args.kv;
   tile.scratch = scratch;
   tile.kv_head = item.kv_head;
+  const std::int32_t ahead = pages_ahead(args.kv);
   std::int32_t row_begin = 0, row_end = 0;  // the rows that see the page: positions ascend, so both ends only advance
   for (std::int32_t index = window_begin(position[0], args.window) / page_size; index <= last; ++index) {
     const std::int32_t page_begin = index * page_size;
     while (position[row_begin] < page_begin) ++row_begin;
     while (row_end < n_rows && window_begin(position[row_end], args.window) - page_begin < page_size) ++row_end;
     tile.page = item.block_table[index];
-    tile.next_page = index < last ? item.block_table[index + 1] : tile.page;
+    tile.page_ahead = last - index >= ahead ? item.block_table[index + ahead] : tile.page;
+    prefetch_scales(tile);
     attend_page(tile, row_begin, row_end, page_begin, args.window);
   }
 }

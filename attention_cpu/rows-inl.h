@@ -1,5 +1,5 @@
-// Rows in, rows out, and reductions over a row. Every sum has one order, which depends on the row's length alone. Included
-// after softmax_lut-inl.h.
+// Rows in, rows out, and reductions over a row. Every sum has one order, which depends on the row's length alone.
+// Included after softmax_lut-inl.h.
 #pragma once
 
 // Four accumulators hide the latency of the addition; vector j of a row goes to accumulator j % 4.
@@ -22,8 +22,8 @@ inline void store_at(float* x, std::int32_t n, std::int32_t i, F32 value) {
 }
 inline F32 sum_of(const F32 (&parts)[kAccumulators]) { return add(add(parts[0], parts[1]), add(parts[2], parts[3])); }
 
-// The scale of symmetric int8, max|x| / 127. `scale_of_zeros` for an all-zero row, and for one so small that the scale would
-// be subnormal, which then counts as zero; NaN when any value is NaN or infinite.
+// The scale of symmetric int8, max|x| / 127. `scale_of_zeros` for an all-zero row, and for one so small that the scale
+// would be subnormal, which then counts as zero; NaN when any value is NaN or infinite.
 inline float int8_scale(const float* x, std::int32_t n, float scale_of_zeros) {
   F32 largest = splat(0.0f);
   F32 poison = splat(0.0f);
@@ -111,7 +111,8 @@ void silu_mul(const float* gate_up, std::int64_t stride, std::int32_t n_rows, st
 }
 
 // Rotary position embedding (Su et al. 2021), halves apart.
-void rope(float* x, std::int32_t n_heads, std::int32_t head_dim, std::int32_t half, const float* cos, const float* sin) {
+void rope(float* x, std::int32_t n_heads, std::int32_t head_dim, std::int32_t half, const float* cos,
+          const float* sin) {
   for (std::int32_t head = 0; head < n_heads; ++head) {
     float* first = x + static_cast<std::int64_t>(head) * head_dim;
     float* second = first + half;

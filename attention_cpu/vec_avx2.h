@@ -112,7 +112,9 @@ inline float fma(float a, float b, float c) {
 }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 
-inline Mask less(F32 a, F32 b) { return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)}; }
+inline Mask less(F32 a, F32 b) {
+  return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)};
+}
 inline Mask lanes_between(std::int32_t begin, std::int32_t end) {
   const I32 before_begin = first_lanes(begin), before_end = first_lanes(end);
   return {_mm256_castsi256_ps(_mm256_andnot_si256(before_begin.lo, before_end.lo)),
@@ -170,4 +172,5 @@ inline std::int32_t reduce_add(I32 a) {
   return _mm_cvtsi128_si32(_mm_add_epi32(x2, _mm_shuffle_epi32(x2, 1)));
 }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the L2 cache: pages come in bursts that the few fill buffers of the L1 cache would hold up.
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

@@ -101,22 +101,26 @@ inline I32 dot4(I32 acc, U8Splat a, S8Quads b) { return {_mm512_dpbusd_epi32(acc
 
 // Written out, since the compiler's own reductions promise no order.
 inline float reduce_add(F32 a) {
-  const __m256 x8 = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a.v, 0), _mm512_maskz_extractf32x8_ps(0xff, a.v, 1));
+  const __m256 x8 =
+      _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a.v, 0), _mm512_maskz_extractf32x8_ps(0xff, a.v, 1));
   const __m128 x4 = _mm_add_ps(_mm256_castps256_ps128(x8), _mm256_extractf128_ps(x8, 1));
   const __m128 x2 = _mm_add_ps(x4, _mm_movehl_ps(x4, x4));
   return _mm_cvtss_f32(_mm_add_ss(x2, _mm_movehdup_ps(x2)));
 }
 inline float reduce_max(F32 a) {
-  const __m256 x8 = _mm256_max_ps(_mm512_maskz_extractf32x8_ps(0xff, a.v, 0), _mm512_maskz_extractf32x8_ps(0xff, a.v, 1));
+  const __m256 x8 =
+      _mm256_max_ps(_mm512_maskz_extractf32x8_ps(0xff, a.v, 0), _mm512_maskz_extractf32x8_ps(0xff, a.v, 1));
   const __m128 x4 = _mm_max_ps(_mm256_castps256_ps128(x8), _mm256_extractf128_ps(x8, 1));
   const __m128 x2 = _mm_max_ps(x4, _mm_movehl_ps(x4, x4));
   return _mm_cvtss_f32(_mm_max_ss(x2, _mm_movehdup_ps(x2)));
 }
 inline std::int32_t reduce_add(I32 a) {
-  const __m256i x8 = _mm256_add_epi32(_mm512_maskz_extracti64x4_epi64(0xff, a.v, 0), _mm512_maskz_extracti64x4_epi64(0xff, a.v, 1));
+  const __m256i x8 =
+      _mm256_add_epi32(_mm512_maskz_extracti64x4_epi64(0xff, a.v, 0), _mm512_maskz_extracti64x4_epi64(0xff, a.v, 1));
   const __m128i x4 = _mm_add_epi32(_mm256_castsi256_si128(x8), _mm256_extracti128_si256(x8, 1));
   const __m128i x2 = _mm_add_epi32(x4, _mm_unpackhi_epi64(x4, x4));
   return _mm_cvtsi128_si32(_mm_add_epi32(x2, _mm_shuffle_epi32(x2, 1)));
 }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the L2 cache: pages come in bursts that the few fill buffers of the L1 cache would hold up.
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

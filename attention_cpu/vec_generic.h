@@ -118,8 +118,8 @@ inline F32 abs(F32 a) {
 }
 inline float sqrt(float a) { return __builtin_sqrtf(a); }
 
-// a * b + c rounded once, without the instruction: the product is exact in double, the sum is rounded to odd there (Boldo
-// and Melquiond 2008), which makes the second rounding harmless.
+// a * b + c rounded once, without the instruction: the product is exact in double, the sum is rounded to odd there
+// (Boldo and Melquiond 2008), which makes the second rounding harmless.
 inline float fma(float a, float b, float c) {
   const double product = static_cast<double>(a) * static_cast<double>(b);
   const double addend = static_cast<double>(c);
@@ -163,7 +163,8 @@ inline F32 select(Mask m, F32 a, F32 b) {
 // Integers wrap.
 inline I32 add(I32 a, I32 b) {
   for (std::int32_t i = 0; i < kLanes; ++i) {
-    a.lane[i] = static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) + static_cast<std::uint32_t>(b.lane[i]));
+    a.lane[i] =
+        static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) + static_cast<std::uint32_t>(b.lane[i]));
   }
   return a;
 }

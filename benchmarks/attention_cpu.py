@@ -2,9 +2,9 @@
 
     python benchmarks/attention_cpu.py --isa avx512vnni --dtype s8 --head-dim 128 --n-heads 32 --n-kv-heads 8
 
-Decode reads every page of a pool larger than the caches once a call; its limit is the core's read bandwidth, measured in
-the same run. Prefill is one chunk of rows behind a context; an operation is a multiply or an add of QK or PV that causality
-allows. Figures are medians of --repeats calls.
+Decode reads every page of a pool larger than the caches once a call; its limit is the core's read bandwidth, measured
+in the same run. Prefill is one chunk of rows behind a context; an operation is a multiply or an add of QK or PV that
+causality allows. Figures are medians of --repeats calls.
 """
 
 from __future__ import annotations
@@ -35,18 +35,28 @@ class Pool:
         return sum(array.nbytes for array in (self.k, self.v, self.k_scale, self.v_scale) if array is not None)
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins on a cache line, as the cache's own storage does."""
+    line_bytes = 64
+    raw = np.empty(array.nbytes + line_bytes, np.uint8)
+    begin = -raw.ctypes.data % line_bytes
+    out = raw[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    out[...] = array
+    return out
+
+
 def make_pool(dtype: str, n_pages: int, n_kv_heads: int, head_dim: int, page_size: int) -> Pool:
     rng = np.random.default_rng(0)
     padded = -(-head_dim // 16) * 16
     if dtype == "f32":
         k = rng.standard_normal((n_pages, n_kv_heads, padded, page_size), np.float32)
         v = rng.standard_normal((n_pages, n_kv_heads, page_size, padded), np.float32)
-        return Pool(k, v, None, None)
+        return Pool(aligned(k), aligned(v), None, None)
     k = rng.integers(1, 256, (n_pages, n_kv_heads, padded // 4, page_size, 4), np.uint8)
     v = rng.integers(-127, 128, (n_pages, n_kv_heads, page_size // 4, padded, 4), np.int8)
     k_scale = rng.uniform(0.005, 0.02, (n_pages, n_kv_heads, page_size)).astype(np.float32)
     v_scale = rng.uniform(0.005, 0.02, (n_pages, n_kv_heads, page_size)).astype(np.float32)
-    return Pool(k, v, k_scale, v_scale)
+    return Pool(aligned(k), aligned(v), aligned(k_scale), aligned(v_scale))
 
 
 def median_s(call: Callable[[], object], repeats: int) -> float:
@@ -68,15 +78,16 @@ def read_bandwidth(repeats: int) -> float:
 def attention(args: argparse.Namespace, pool: Pool, tables: np.ndarray, n_tokens: int, context: int) -> float:
     """Seconds of `n_tokens` query tokens a sequence, the last at position context - 1."""
     n_sequences = tables.shape[0]
-    q = np.random.default_rng(1).standard_normal(
-        (n_sequences * n_tokens, args.n_heads, args.head_dim), np.float32)
+    q = np.random.default_rng(1).standard_normal((n_sequences * n_tokens, args.n_heads, args.head_dim), np.float32)
     begins = np.arange(n_sequences + 1, dtype=np.int32) * n_tokens
     positions = np.full(n_sequences, context - n_tokens, np.int32)
     scale = args.head_dim**-0.5
     return median_s(
         lambda: _core.kernels.paged_attention(
-            args.isa, q, pool.k, pool.v, pool.k_scale, pool.v_scale, tables, begins, positions, scale),
-        args.repeats)
+            args.isa, q, pool.k, pool.v, pool.k_scale, pool.v_scale, tables, begins, positions, scale
+        ),
+        args.repeats,
+    )
 
 
 def decode_rows(args: argparse.Namespace) -> list[dict[str, float]]:
@@ -119,12 +130,16 @@ def main() -> None:
     parser.add_argument("--prefill-context", type=int, default=512, help="tokens before the chunk")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    print(json.dumps({
-        "settings": vars(args),
-        "read_gb_per_s": read_bandwidth(args.repeats),
-        "decode": decode_rows(args),
-        "prefill": prefill_rows(args),
-    }))
+    print(
+        json.dumps(
+            {
+                "settings": vars(args),
+                "read_gb_per_s": read_bandwidth(args.repeats),
+                "decode": decode_rows(args),
+                "prefill": prefill_rows(args),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from llm_decoder.cli._journal import fingerprint
 
 if TYPE_CHECKING:
     from llm_decoder.llm import LLM
-
     from llm_decoder.outputs import RequestOutput
     from llm_decoder.sampling import SamplingParams
 
@@ -60,7 +59,10 @@ def _parse(text: str) -> dict[str, Any]:
     from llm_decoder.errors import InvalidRequestError
 
     try:
+        text.encode()  # finds what read_lines could not decode
         request = json.loads(text)
+    except UnicodeEncodeError:
+        raise InvalidRequestError("[batch] need lines of UTF-8, got bytes that are none") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"[batch] need a JSON object on each line, got something else: {error}") from None
     if not isinstance(request, dict):

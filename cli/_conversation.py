@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,7 @@ from llm_decoder.cli._output import to_json
 from llm_decoder.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from llm_decoder.llm import LLM
-
-    from llm_decoder.outputs import StreamEvent
+    from llm_decoder.llm import LLM, TextStream
     from llm_decoder.sampling import SamplingParams
 
 MAX_FILE_BYTES = 16 << 20
@@ -42,7 +40,7 @@ class Conversation:
         self.messages.append({"role": "user", "content": self.attached + text})
         self.attached = ""
 
-    def ask(self) -> Generator[StreamEvent, None, None]:
+    def ask(self) -> TextStream:
         """The events of an answer to the messages so far. The caller puts the text it received into `keep`."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         params = self.params

@@ -51,7 +51,9 @@ class Journal:
         return True
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self._file.write(to_json(record).encode() + b"\n")
+        rest = memoryview(to_json(record).encode() + b"\n")
+        while rest:  # a disk that gets full takes a part and refuses the next
+            rest = rest[self._file.write(rest) :]
         self.done[record["index"]] = record["input"]
         self.n_failed += "error" in record
 

@@ -6,6 +6,8 @@ environment has been asked already; a settings file, the model's generation_conf
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,6 +41,18 @@ class ModelOptions:
     max_model_len: Annotated[int | None, _flag("N", "Context length in tokens, at most the model's.")] = None
     page_size: Annotated[int | None, _flag("N", "Tokens a page of the KV cache; a multiple of 16.")] = None
     threads: Annotated[int | None, _flag("N", "Threads that compute. Default: one a core.")] = None
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Kernels, a name that `llm-decoder devices` shows.",
+            envvar="LLM_DECODER_CPU_ISA",  # the name the core itself knows
+            show_default=False,
+            show_envvar=False,
+        ),
+    ] = None
+    max_num_seqs: Annotated[int | None, _flag("N", "Sequences computed together.")] = None
+    max_tokens_per_step: Annotated[int | None, _flag("N", "Tokens a step computes; prompts are cut to it.")] = None
     config: Annotated[Path | None, _flag("DIR", "Settings files. Default: ./config, else the packaged ones.")] = None
     offline: Annotated[bool, _flag(None, "Never use the network.", "--offline")] = False
 
@@ -82,7 +96,8 @@ class SamplingOptions:
     def given(self) -> dict[str, Any]:
         """The fields that were given, with the values that SamplingParams takes. Raises typer.BadParameter."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        found = {name: value for name, value in values.items() if value not in (None, [], ())}
+        values |= {name: values[name] or _environment_list(name) for name in ("logit_bias", "bad_words", "stop")}
+        found = {name: value for name, value in values.items() if value is not None}
         for name in ("allowed_token_ids", "bad_token_ids", "stop_token_ids"):
             if name in found:
                 found[name] = _token_ids(name, found[name])
@@ -125,6 +140,18 @@ def parse_size(text: str) -> int:
         hint = "--kv-cache-bytes"
         raise typer.BadParameter(f"need a size such as 512MiB, 2G or 1000000, got {text!r}", param_hint=hint)
     return int(n_bytes)
+
+
+def _environment_list(name: str) -> list[str] | None:
+    """LLM_DECODER_<NAME> of a flag that can be repeated: a JSON list, or one text."""
+    text = os.environ.get(f"LLM_DECODER_{name.upper()}")
+    if not text:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    return [str(item) for item in value] if isinstance(value, list) else [text]
 
 
 def _token_ids(name: str, text: str) -> list[int]:

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -154,3 +154,21 @@ def progress(label: str, total: int | None, n_done: int = 0) -> Iterator[Progres
                 bar.update(task, advance=n_done, tokens_per_s=self.tokens_per_s)
 
         yield Drawn()
+
+
+@contextmanager
+def loading_bar() -> Iterator[Callable[[int, int, str], None] | None]:
+    """A callback (n_done_bytes, n_total_bytes, what) that draws on a terminal's standard error; elsewhere None.
+
+    It may be called from any thread.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, console=console(), transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda n_done, n_total, what: bar.update(task, completed=n_done, total=n_total, description=what)

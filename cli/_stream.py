@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_decoder.cli._output import emit_text
 
 if TYPE_CHECKING:
+    from llm_decoder.llm import TextStream
     from llm_decoder.outputs import RequestOutput, StreamEvent
 
 
-def follow(events: Generator[StreamEvent, None, None], each: Callable[[StreamEvent], None]) -> RequestOutput:
+def follow(events: TextStream, each: Callable[[StreamEvent], None]) -> RequestOutput:
     """Hands every event to `each` and returns the finished request. Leaving early, as by Ctrl-C, cancels it."""
     output = None
     with contextlib.closing(events):
@@ -25,7 +26,7 @@ def follow(events: Generator[StreamEvent, None, None], each: Callable[[StreamEve
     return output
 
 
-def follow_text(events: Generator[StreamEvent, None, None]) -> RequestOutput:
+def follow_text(events: TextStream) -> RequestOutput:
     """Writes the text of a single answer to standard output as it comes, and a line end behind it, however it ends."""
     try:
         return follow(events, lambda event: emit_text(event.text))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -46,8 +46,13 @@ def run(function: Callable[[], int | None], *, debug: bool = False) -> int:
 
     from llm_decoder.errors import LLMDecoderError
 
+    def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+        complain("warning", str(message))
+
     try:
-        return function() or EXIT_OK
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            return function() or EXIT_OK
     except BrokenPipeError:
         forget_stdout()
         return EXIT_OK
@@ -86,10 +91,10 @@ def _flags_of(group: type) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     flags = []
     for field in dataclasses.fields(group):
-        kind, option = get_args(hints[field.name])
-        option = copy.copy(option)
-        option.envvar = f"LLM_DECODER_{field.name.upper()}"
-        annotation = Annotated[kind, option]
+        annotation = hints[field.name]
+        kind, option = get_args(annotation)
+        if kind != list[str] | None:  # typer would cut a text at its spaces; _options reads these
+            option.envvar = option.envvar or f"LLM_DECODER_{field.name.upper()}"
         flags.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
         )

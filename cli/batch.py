@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from llm_decoder.cli._batch_lines import Line
     from llm_decoder.cli._journal import Journal
     from llm_decoder.cli._output import Progress
-    from llm_decoder.llm import LLM
 
+    from llm_decoder.llm import LLM
     from llm_decoder.sampling import SamplingParams
 
 Write = Callable[[dict[str, Any]], None]

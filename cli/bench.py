@@ -15,7 +15,6 @@ from llm_decoder.cli._output import emit_json, emit_table, progress
 
 if TYPE_CHECKING:
     from llm_decoder.llm import LLM
-
     from llm_decoder.outputs import RequestOutput
 
 
@@ -94,7 +93,7 @@ class Samples:
 
 
 def _prompt(llm: LLM, draw: random.Random, n_tokens: int) -> list[int]:
-    return [draw.randrange(llm.config.vocab_size) for _ in range(n_tokens)]
+    return [draw.randrange(llm.vocab_size) for _ in range(n_tokens)]
 
 
 def _machine() -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Talk:
     def _show(self, event: StreamEvent, parts: list[str]) -> None:
         if event.dropped_messages and not parts:
             note(
-                f"The conversation has outgrown the context; its oldest {event.dropped_messages} messages are left out. "
+                f"The conversation has outgrown the context; its oldest {event.dropped_messages} messages are dropped. "
                 "/clear starts anew."
             )
         parts.append(event.text)

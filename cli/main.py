@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="Quantised weights kept on disk.", no_args_is_help=True)
 
-for name, function in {
+VERBS: dict[str, Callable[..., int | None]] = {
     "generate": generate,
     "chat": chat,
     "batch": batch,
@@ -38,7 +39,8 @@ for name, function in {
     "show": show_model,
     "devices": devices,
     "bench": bench,
-}.items():
+}
+for name, function in VERBS.items():
     app.command(name)(verb(function))
 app.add_typer(cache_app, name="cache")
 cache_app.command("ls")(verb(list_cache))

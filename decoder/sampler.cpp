@@ -61,16 +61,21 @@ void report_top(const float* raw, std::int32_t n, const RowSummary& summary, std
   }
 }
 
-// How a draw cuts the candidates off.
-struct Cut {
-  std::int32_t top_k;  // at most n
+// How a draw weighs the candidates and cuts them off.
+struct Distribution {
+  double max;  // of all logits
+  double temperature;
+  std::int32_t top_k;  // at most the number of logits
   double top_p, min_p;
+
+  double relative_probability(float logit) const { return std::exp((static_cast<double>(logit) - max) / temperature); }
 };
 
-// One draw by inverse CDF over candidates in order. Probabilities are relative to the largest, whose value is 0.
+// One draw by inverse CDF over candidates in order. Probabilities are relative to the largest.
 class Draw {
  public:
-  Draw(const Cut& cut, double uniform, double sum_of_all) : cut_(cut), uniform_(uniform), sum_of_all_(sum_of_all) {}
+  Draw(const Distribution& distribution, double uniform, double sum_of_all)
+      : cut_(distribution), uniform_(uniform), sum_of_all_(sum_of_all) {}
 
   // False when the answer lies beyond these candidates; never when `is_complete`.
   bool choose(const std::vector<Candidate>& candidates, bool is_complete, bool has_top_k) {
@@ -88,9 +93,9 @@ class Draw {
   std::int32_t token() const { return token_; }
 
  private:
-  static double probability(const Candidate& candidate) { return std::exp(static_cast<double>(candidate.value)); }
+  double probability(const Candidate& candidate) const { return cut_.relative_probability(candidate.value); }
 
-  static double sum_of(const std::vector<Candidate>& candidates, std::size_t end) {
+  double sum_of(const std::vector<Candidate>& candidates, std::size_t end) const {
     double sum = 0.0;
     for (std::size_t i = 0; i < end; ++i) sum += probability(candidates[i]);
     return sum;
@@ -123,49 +128,48 @@ class Draw {
     return false;
   }
 
-  const Cut cut_;
+  const Distribution cut_;
   const double uniform_, sum_of_all_;
   std::int32_t token_ = kNoToken;
 };
 
-// x: [n], edited logits; becomes (x - max) / temperature.
-void scale_logits(float* x, std::int32_t n, float max, float temperature) {
-  for (std::int32_t i = 0; i < n; ++i) x[i] = (x[i] - max) / temperature;
+// The sum of the relative probabilities of all n logits. scaled: [n], overwritten.
+double sum_of_all(const float* x, std::int32_t n, float max, float temperature, const CpuKernels& kernels, float* scaled) {
+  for (std::int32_t i = 0; i < n; ++i) scaled[i] = (x[i] - max) / temperature;
+  return std::exp(static_cast<double>(summarise(scaled, n, kernels).log_sum_exp));
 }
 
-std::int32_t draw_scaled(const float* scaled, std::int32_t n, const Cut& cut, double uniform, const CpuKernels& kernels,
-                         TopCandidates& top) {
-  const bool has_top_k = cut.top_k < n;
-  Draw draw(cut, uniform, std::exp(static_cast<double>(summarise(scaled, n, kernels).log_sum_exp)));
-  top.reset(scaled, n);
-  std::int64_t m = has_top_k ? cut.top_k : std::min(n, kFirstCandidates);
-  while (!draw.choose(top.find(static_cast<std::int32_t>(m)), m == cut.top_k, has_top_k)) {
-    m = std::min<std::int64_t>(cut.top_k, m * kMoreCandidates);
+std::int32_t draw_from(const float* x, std::int32_t n, const Distribution& distribution, double uniform, double sum,
+                       TopCandidates& top) {
+  const bool has_top_k = distribution.top_k < n;
+  Draw draw(distribution, uniform, sum);
+  top.reset(x, n);
+  std::int64_t m = has_top_k ? distribution.top_k : std::min(n, kFirstCandidates);
+  while (!draw.choose(top.find(static_cast<std::int32_t>(m)), m == distribution.top_k, has_top_k)) {
+    m = std::min<std::int64_t>(distribution.top_k, m * kMoreCandidates);
   }
   return draw.token();
 }
 
 std::int32_t draw_token(const float* raw, std::int32_t n, const RowSummary& raw_summary, const SamplingParams& params,
                         std::size_t draw, const CpuKernels& kernels, Sampler::Scratch& scratch) {
-  const float temperature = params.temperature[draw];
-  const bool is_greedy = temperature == 0.0f;
-  const bool is_edited = has_logit_edits(params, draw);
-  if (is_greedy && !is_edited) return kernels.argmax(raw, n);
-
-  scratch.logits.assign(raw, raw + n);
-  float* x = scratch.logits.data();
+  const float* x = raw;
   float max = raw_summary.max;
-  if (is_edited) {
-    edit_logits(params, draw, {x, static_cast<std::size_t>(n)}, scratch);
+  if (has_logit_edits(params, draw)) {
+    scratch.logits.assign(raw, raw + n);
+    edit_logits(params, draw, scratch.logits, scratch);
+    x = scratch.logits.data();
     const RowSummary summary = summarise(x, n, kernels);
     if (!summary.is_usable) return kNoToken;
     max = summary.max;
   }
-  if (is_greedy) return kernels.argmax(x, n);
-  scale_logits(x, n, max, temperature);
-  const std::int32_t top_k = params.top_k[draw];
-  const Cut cut{top_k == 0 ? n : std::min(top_k, n), params.top_p[draw], params.min_p[draw]};
-  return draw_scaled(x, n, cut, philox_uniform(params.seed[draw], params.position[draw]), kernels, scratch.top);
+  const float temperature = params.temperature[draw];
+  if (temperature == 0.0f) return kernels.argmax(x, n);
+  const std::int32_t top_k = params.top_k[draw] == 0 ? n : std::min(params.top_k[draw], n);
+  const Distribution distribution{max, temperature, top_k, params.top_p[draw], params.min_p[draw]};
+  // Not needed when top_k says which candidates share the probability.
+  const double sum = top_k < n ? 0.0 : sum_of_all(x, n, max, temperature, kernels, scratch.scaled.data());
+  return draw_from(x, n, distribution, philox_uniform(params.seed[draw], params.position[draw]), sum, scratch.top);
 }
 
 template <class T>
@@ -228,6 +232,7 @@ void check_n_top(std::int32_t n_top, const LogitsView& logits, const char* place
 
 void Sampler::Scratch::reserve(std::int32_t vocab_size, std::size_t n_ids) {
   logits.reserve(static_cast<std::size_t>(vocab_size));
+  scaled.resize(static_cast<std::size_t>(vocab_size));
   kept.reserve(n_ids);
   n_seen.resize(static_cast<std::size_t>(vocab_size), 0);
   top.reserve(vocab_size);

@@ -72,9 +72,10 @@ class Sampler {
 
   // Of one thread.
   struct Scratch {
-    std::vector<float> logits;          // [vocab_size], edited
-    std::vector<Candidate> kept;        // allowed ids and their logits
-    std::vector<std::int32_t> n_seen;   // [vocab_size], zero between uses
+    std::vector<float> logits;         // [vocab_size], edited
+    std::vector<float> scaled;         // [vocab_size], over the temperature
+    std::vector<Candidate> kept;       // allowed ids and their logits
+    std::vector<std::int32_t> n_seen;  // [vocab_size], zero between uses
     TopCandidates top;
 
     // Takes the memory of any draw here, on the calling thread: a region of threads must not throw.

@@ -91,8 +91,8 @@ PagedKvView view_of(py::array& k, py::array& v, py::object& k_scale, py::object&
   PagedKvView view;
   view.dtype = py::isinstance<py::array_t<float>>(k) ? Dtype::f32 : Dtype::s8;
   const bool is_f32 = view.dtype == Dtype::f32;
-  check_arg(k.ndim() == (is_f32 ? 4 : 5), place, "k must have shape ",
-            is_f32 ? "[P, H, D, S]" : "[P, H, D / 4, S, 4]", ", got ", k.ndim(), " axes");
+  check_arg(k.ndim() == (is_f32 ? 4 : 5), place, "k must have shape ", is_f32 ? "[P, H, D, S]" : "[P, H, D / 4, S, 4]",
+            ", got ", k.ndim(), " axes");
   const std::int32_t n_pages = size_of(k, 0);
   view.page_size = size_of(k, 3);
   view.n_kv_heads = size_of(k, 1);
@@ -110,8 +110,8 @@ PagedKvView view_of(py::array& k, py::array& v, py::object& k_scale, py::object&
   py::array k_scales = py::cast<py::array>(k_scale), v_scales = py::cast<py::array>(v_scale);
   view.k = reinterpret_cast<std::byte*>(
       write_array<std::uint8_t>(k, place, "k", {n_pages, heads, hd / 4, page_size, 4}).data);
-  view.v =
-      reinterpret_cast<std::byte*>(write_array<std::int8_t>(v, place, "v", {n_pages, heads, page_size / 4, hd, 4}).data);
+  view.v = reinterpret_cast<std::byte*>(
+      write_array<std::int8_t>(v, place, "v", {n_pages, heads, page_size / 4, hd, 4}).data);
   view.k_scale = write_array<float>(k_scales, place, "k_scale", {n_pages, heads, page_size}).data;
   view.v_scale = write_array<float>(v_scales, place, "v_scale", {n_pages, heads, page_size}).data;
   return view;
@@ -136,9 +136,9 @@ void append_kv(const std::string& isa, py::array& k, py::array& v, py::object k_
   }
 }
 
-// q: float32 [T, n_heads, head_dim], the tokens of B sequences one after the other, cu_seqlens_q int32 [B + 1] where each
-// begins, position_begin int32 [B] the position of its first token here, block_table int32 [B, M]. One item for each
-// sequence and KV head. Scratch and out begin as NaN.
+// q: float32 [T, n_heads, head_dim], the tokens of B sequences one after the other, cu_seqlens_q int32 [B + 1] where
+// each begins, position_begin int32 [B] the position of its first token here, block_table int32 [B, M]. One item for
+// each sequence and KV head. Scratch and out begin as NaN.
 FloatArray paged_attention(const std::string& isa, Array q, py::array& k, py::array& v, py::object k_scale,
                            py::object v_scale, Array block_table, Array cu_seqlens_q, Array position_begin, float scale,
                            std::int32_t window) {
@@ -147,8 +147,8 @@ FloatArray paged_attention(const std::string& isa, Array q, py::array& k, py::ar
   args.q = read_array<float>(q, place, "q", {kAny, kAny, kAny}).data;
   args.kv = view_of(k, v, k_scale, v_scale, size_of(q, 2), place);
   args.n_heads = size_of(q, 1);
-  check_arg(args.n_heads % args.kv.n_kv_heads == 0, place, "n_heads must be a multiple of ", args.kv.n_kv_heads, ", got ",
-            args.n_heads);
+  check_arg(args.n_heads % args.kv.n_kv_heads == 0, place, "n_heads must be a multiple of ", args.kv.n_kv_heads,
+            ", got ", args.n_heads);
   args.scale = scale;
   args.window = window;
   args.q_stride = args.out_stride = static_cast<std::int64_t>(args.n_heads) * args.kv.head_dim;
@@ -195,8 +195,8 @@ void register_row_kernels(py::module_& kernels) {
   kernels.def("rope", &rope, "in place", arg("isa"), arg("x"), arg("cos"), arg("sin"));
   kernels.def("log_sum_exp", &log_sum_exp, "(log(sum(exp(x))), max, is_finite)", arg("isa"), arg("x"));
   kernels.def("argmax", &argmax, arg("isa"), arg("x"));
-  kernels.def("append_kv", &append_kv, arg("isa"), arg("k"), arg("v"), arg("k_scale"), arg("v_scale"), arg("block_table"),
-              arg("position"), arg("key"), arg("value"));
+  kernels.def("append_kv", &append_kv, arg("isa"), arg("k"), arg("v"), arg("k_scale"), arg("v_scale"),
+              arg("block_table"), arg("position"), arg("key"), arg("value"));
   kernels.def("paged_attention", &paged_attention, arg("isa"), arg("q"), arg("k"), arg("v"), arg("k_scale"),
               arg("v_scale"), arg("block_table"), arg("cu_seqlens_q"), arg("position_begin"), arg("scale"),
               arg("window") = 0);

@@ -1,1 +1,16 @@
-"""Puts tests/ on the path, so that helpers such as models_factory.py import by name."""
+"""Puts tests/ on the path, so that helpers such as models_factory.py import by name, and keeps tests out of the user's
+folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_weight_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Packed weights of tests go to a folder of the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_DECODER_CACHE_DIR", str(tmp_path_factory.mktemp("weight_cache")))
+        yield

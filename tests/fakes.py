@@ -15,6 +15,10 @@ import numpy.typing as npt
 
 from llm_decoder import _core
 from llm_decoder.engine import Engine, EngineOptions
+from llm_decoder.engine_core import EngineCore
+from llm_decoder.outputs import StreamEvent
+from llm_decoder.sampling import SamplingParams, resolve_params
+from llm_decoder.sequence import Limits, build_request
 
 POISON = -7
 
@@ -164,3 +168,61 @@ def make_engine(backend: FakeBackend | None = None, **options: Any) -> Engine:
     """An engine over a fake backend, with the byte tokenizer."""
     made = backend or FakeBackend()
     return Engine(lambda: made, ByteTokenizer(), EngineOptions(eos_token_ids=frozenset({256}), **options))
+
+
+class Desk:
+    """An EngineCore without a thread, with what each request has sent so far: scheduling as a plain sequence of
+    calls."""
+
+    def __init__(self, backend: FakeBackend | None = None, max_num_seqs: int = 64) -> None:
+        self.backend = backend or FakeBackend()
+        self.core = EngineCore(self.backend, ByteTokenizer(), max_num_seqs)
+        self.sent: dict[str, list[Any]] = {}
+
+    def add(self, prompt: str | bytes | Sequence[int], *, stream: bool = False, rows: Any = None, **params: Any) -> str:
+        request_id = f"request-{len(self.sent)}"
+        items: list[Any] = []
+        backend = self.backend
+        request = build_request(
+            list(prompt.encode() if isinstance(prompt, str) else prompt),
+            resolve_params(SamplingParams(**params)),
+            Limits(backend.vocab_size, backend.max_model_len, backend.page_size, backend.n_pages),
+            ByteTokenizer(),
+            request_id=request_id,
+            seed=params.get("seed") or 0,
+            sink=items.append,
+            eos_token_ids=frozenset({ByteTokenizer.eos_token_id}),
+            stream=stream,
+            rows=rows,
+        )
+        self.sent[request_id] = items
+        self.core.add(request)
+        return request_id
+
+    def run(self) -> None:
+        while self.core.step():
+            pass
+        assert not self.core.requests
+
+    def last(self, request_id: str) -> Any:
+        """Its RequestOutput, or the exception it failed with; None while it is not over."""
+        item = self.sent[request_id][-1] if self.sent[request_id] else None
+        return item.output if isinstance(item, StreamEvent) else item
+
+    def ask(self, prompt: Any, **params: Any) -> Any:
+        """Runs one request to its end, whatever else is there."""
+        request_id = self.add(prompt, **params)
+        self.run()
+        return self.last(request_id)
+
+    def assert_nothing_is_held(self) -> None:
+        stats = self.backend.cache.stats()
+        assert stats["n_held"] == 0
+        assert stats["n_sequences"] == 0
+        assert stats["n_free"] + stats["n_cached"] == self.backend.n_pages
+        self.backend.cache.check_integrity()
+
+
+def alone(prompt: Any, **params: Any) -> Any:
+    """The RequestOutput of a request that has an engine for itself."""
+    return Desk().ask(prompt, **params)

@@ -3,8 +3,8 @@
     from models_factory import make_checkpoint
     folder = make_checkpoint(tmp_path / "model", "qwen2", seed=3, num_hidden_layers=3)
 
-Weights are drawn wide enough that greedy tokens differ from step to step, from a generator whose stream numpy has frozen
-(RandomState), so that a seed means the same checkpoint on every machine.
+Weights are drawn wide enough that greedy tokens differ from step to step, from a generator whose stream numpy has
+frozen (RandomState), so that a seed means the same checkpoint on every machine.
 """
 
 from __future__ import annotations

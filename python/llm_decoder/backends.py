@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,9 +14,11 @@ import numpy.typing as npt
 from llm_decoder._core import INT8Decoder as CoreDecoder
 from llm_decoder._core import KvCache, isas, pack_f32, pack_w8, quantize_weight_rows, unpack_w8
 from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
+from llm_decoder.fit import available_memory_bytes
 
 if TYPE_CHECKING:
-    from llm_decoder.loading import LoadedModel
+    from llm_decoder.model_config import ModelConfig
+    from llm_decoder.packed_tensor import PackedTensor
 
 __all__ = [
     "Backend",
@@ -24,7 +27,7 @@ __all__ = [
     "CpuBackend",
     "DeviceInfo",
     "KvCache",
-    "available_memory_bytes",
+    "Model",
     "create_backend",
     "create_decoder",
     "default_threads",
@@ -44,6 +47,19 @@ DEFAULT_PAGE_SIZE = 32
 DEFAULT_POOL_SEQUENCES = 4
 DEFAULT_POOL_SHARE = 0.25
 _KV_DTYPES = {"float32": "f32", "int8": "s8"}
+
+
+class Model(Protocol):
+    """What a backend needs of a loaded model: the numbers, the packed weights by core name, what to call it."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def weights(self) -> Mapping[str, PackedTensor]: ...
+
+    @property
+    def name(self) -> str: ...
 
 
 class Backend(Protocol):
@@ -131,7 +147,7 @@ def devices() -> list[DeviceInfo]:
     return [cpu, cuda]
 
 
-def create_backend(loaded: LoadedModel, options: BackendOptions) -> Backend:
+def create_backend(model: Model, options: BackendOptions) -> Backend:
     """The backend of `options.device` for a loaded model.
 
     Raises BackendError for a device that is not there, ConfigError for an option out of its limits,
@@ -142,38 +158,38 @@ def create_backend(loaded: LoadedModel, options: BackendOptions) -> Backend:
     for device in devices():
         if device.name == options.device and not device.is_usable:
             raise BackendError(f"[device] {device.name} cannot be used: {device.reason}; use device='cpu'")
-    return CpuBackend(loaded, options)
+    return CpuBackend(model, options)
 
 
-def create_decoder(loaded: LoadedModel, options: BackendOptions, max_model_len: int) -> CoreDecoder:
+def create_decoder(model: Model, options: BackendOptions, max_model_len: int) -> CoreDecoder:
     """The core's decoder with its weights, ready to step."""
-    config = loaded.config.to_core() | {"max_model_len": max_model_len}
+    config = model.config.to_core() | {"max_model_len": max_model_len}
     try:
         decoder = CoreDecoder(config, options.threads or default_threads(), options.isa)
-        for name, weight in loaded.weights.items():
+        for name, weight in model.weights.items():
             decoder.set_weight(name, weight.layout, weight.shape, weight.data, weight.scales)
         decoder.finalize(options.max_tokens_per_step)
     except ValueError as error:
-        raise BackendError(f"[{loaded.name}] the core refuses the model: {error}") from error
+        raise BackendError(f"[{model.name}] the core refuses the model: {error}") from error
     return decoder
 
 
 class CpuBackend:
     """The INT8Decoder and the KV cache in host memory."""
 
-    def __init__(self, loaded: LoadedModel, options: BackendOptions) -> None:
-        _check_options(loaded, options)
-        config = loaded.config
+    def __init__(self, model: Model, options: BackendOptions) -> None:
+        _check_options(model, options)
+        config = model.config
         self.page_size = options.page_size or DEFAULT_PAGE_SIZE
         self.vocab_size = config.vocab_size
         self.max_tokens_per_step = options.max_tokens_per_step
-        self.kv_cache_dtype = _kv_dtype(loaded, options)
-        self.n_pages, self.max_model_len = self._size_pool(loaded, options)
-        self._decoder = create_decoder(loaded, options, self.max_model_len)
-        self.cache = self._make_cache(loaded, self.n_pages)
+        self.kv_cache_dtype = _kv_dtype(model, options)
+        self.n_pages, self.max_model_len = self._size_pool(model, options)
+        self._decoder = create_decoder(model, options, self.max_model_len)
+        self.cache = self._make_cache(model, self.n_pages)
 
-    def _make_cache(self, loaded: LoadedModel, n_pages: int) -> KvCache:
-        config = loaded.config
+    def _make_cache(self, model: Model, n_pages: int) -> KvCache:
+        config = model.config
         windows = list(config.windows)
         try:
             return KvCache(
@@ -190,10 +206,10 @@ class CpuBackend:
                 f"[KV cache] {n_pages} pages of {self.page_size} tokens do not fit the memory; lower kv_cache_bytes"
             ) from error
 
-    def _size_pool(self, loaded: LoadedModel, options: BackendOptions) -> tuple[int, int]:
+    def _size_pool(self, model: Model, options: BackendOptions) -> tuple[int, int]:
         """(pages, tokens a sequence may have)"""
-        page_bytes = self._make_cache(loaded, 1).page_bytes()
-        wanted_len = options.max_model_len or loaded.config.max_model_len
+        page_bytes = self._make_cache(model, 1).page_bytes()
+        wanted_len = options.max_model_len or model.config.max_model_len
         pages_each = -(-wanted_len // self.page_size)
         if options.kv_cache_bytes is not None:
             pool_bytes = options.kv_cache_bytes
@@ -242,7 +258,7 @@ class CpuBackend:
         del self._decoder, self.cache
 
 
-def _check_options(loaded: LoadedModel, options: BackendOptions) -> None:
+def _check_options(model: Model, options: BackendOptions) -> None:
     page_size, threads = options.page_size, options.threads
     if page_size is not None and (page_size < 16 or page_size % 16 or page_size > 4096):
         raise ConfigError(f"[page_size] must be a multiple of 16 from 16 to 4096, got {page_size}")
@@ -250,17 +266,17 @@ def _check_options(loaded: LoadedModel, options: BackendOptions) -> None:
         raise ConfigError(f"[threads] must be from 1 to 1024, got {threads}")
     if not 1 <= options.max_tokens_per_step <= 1 << 16:
         raise ConfigError(f"[max_tokens_per_step] must be from 1 to 65536, got {options.max_tokens_per_step}")
-    if options.max_model_len is not None and not 1 <= options.max_model_len <= loaded.config.max_model_len:
+    if options.max_model_len is not None and not 1 <= options.max_model_len <= model.config.max_model_len:
         raise ConfigError(
-            f"[max_model_len] must be from 1 to {loaded.config.max_model_len}, the context of {loaded.name}, "
+            f"[max_model_len] must be from 1 to {model.config.max_model_len}, the context of {model.name}, "
             f"got {options.max_model_len}"
         )
     if options.kv_cache_bytes is not None and options.kv_cache_bytes < 1:
         raise ConfigError(f"[kv_cache_bytes] must be positive, got {options.kv_cache_bytes}")
 
 
-def _kv_dtype(loaded: LoadedModel, options: BackendOptions) -> str:
-    is_float = all(weight.layout != "w8" for weight in loaded.weights.values())
+def _kv_dtype(model: Model, options: BackendOptions) -> str:
+    is_float = all(weight.layout != "w8" for weight in model.weights.values())
     if options.kv_cache_dtype == "auto":
         return "float32" if is_float else "int8"
     if options.kv_cache_dtype not in _KV_DTYPES:
@@ -287,24 +303,6 @@ def _cpu_quota() -> int:
     if quota.isdigit() and period.isdigit() and int(period) > 0:
         return max(1, round(int(quota) / int(period)))
     return 1 << 16
-
-
-def available_memory_bytes() -> int:
-    """Memory that can be taken without swapping, within the control group's limit."""
-    available = 1 << 62
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) << 10
-    for limit_path, used_path in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        limit, used = _read(limit_path), _read(used_path)
-        if limit.isdigit() and used.isdigit():
-            available = min(available, max(0, int(limit) - int(used)))
-    if available == 1 << 62:  # neither: not on Linux
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return available
 
 
 def _cpu_name() -> str:

@@ -22,7 +22,14 @@ Message = Mapping[str, Any]
 ALLOWED_KWARGS = frozenset(
     [
         *("tools", "documents", "enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "date_string"),
-        *("builtin_tools", "custom_tools", "tools_in_user_message", "tool_choice", "add_vision_id", "preserve_thinking"),
+        *(
+            "builtin_tools",
+            "custom_tools",
+            "tools_in_user_message",
+            "tool_choice",
+            "add_vision_id",
+            "preserve_thinking",
+        ),
     ]
 )
 ROLES_SHOWN = "system, user or assistant"
@@ -34,9 +41,9 @@ _MAX_MESSAGES = 100_000
 class ChatTemplate:
     """A Jinja template with what it may name.
 
-    `source` is the template, `named` holds further ones by name (`tool_use` is taken when a request has tools), `tokens`
-    the texts of special tokens (`bos_token`, ...), `system` a system message for chats that begin without one, `stop`
-    texts that end an answer.
+    `source` is the template, `named` holds further ones by name (`tool_use` is taken when a request has tools),
+    `tokens` the texts of special tokens (`bos_token`, ...), `system` a system message for chats that begin without
+    one, `stop` texts that end an answer.
     """
 
     source: str
@@ -48,6 +55,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Message],
+        /,
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -55,8 +63,8 @@ class ChatTemplate:
     ) -> str:
         """The text of a chat. With `continue_final_message` it ends inside the last message, for the model to go on.
 
-        Raises InvalidRequestError for messages or keywords that it cannot take, and when the template itself refuses them,
-        fails, or asks for too much time or memory; MalformedFileError when the template does not compile.
+        Raises InvalidRequestError for messages or keywords that it cannot take, and when the template itself refuses
+        them, fails, or asks for too much time or memory; MalformedFileError when the template does not compile.
         """
         plain = [_plain_message(index, message) for index, message in enumerate(_checked_list(messages))]
         if self.system and plain[0]["role"] != "system":
@@ -86,10 +94,14 @@ def read_chat_template(
 ) -> ChatTemplate | None:
     """The template of a model folder, or None when it has none.
 
-    Looked for in chat_template.jinja, then in tokenizer_config.json (a text, or a list of named ones), then in
-    chat_template.json ({"chat_template": ...} as HF writes it, {"template", "system", "stop"} as `weights/` has it).
+    Looked for in chat_template.json when that has a `template` (with `system` and `stop`, as in `weights/`), then in
+    chat_template.jinja, tokenizer_config.json (a text, or a list of named ones), and chat_template.json as HF writes
+    it.
     """
     jinja_path, json_path = folder / "chat_template.jinja", folder / "chat_template.json"
+    values = read_json_object(json_path) if json_path.exists() else {}
+    if values.get("template") is not None:
+        return _from_json(json_path, values, values["template"], tokens)
     if jinja_path.exists():
         try:
             return ChatTemplate(read_bounded(jinja_path, 4 * MAX_SOURCE_CHARS).decode("utf-8"), tokens=tokens)
@@ -99,22 +111,20 @@ def read_chat_template(
     if given is not None:
         named = _named_templates(folder / "tokenizer_config.json", given)
         return ChatTemplate(named.pop("default"), named, tokens)
-    if json_path.exists():
-        return _from_json(json_path, tokens)
+    if values.get("chat_template") is not None:
+        return _from_json(json_path, values, values["chat_template"], tokens)
     return None
 
 
-def _from_json(path: Path, tokens: Mapping[str, str]) -> ChatTemplate | None:
-    values = read_json_object(path)
-    source = values.get("template") or values.get("chat_template")
+def _from_json(path: Path, values: Mapping[str, Any], source: Any, tokens: Mapping[str, str]) -> ChatTemplate:
     system, stop = values.get("system"), values.get("stop") or []
-    if source is not None and not isinstance(source, str):
+    if not isinstance(source, str):
         raise MalformedFileError(f"[{path}: template] need a text, got {type(source).__name__}")
     if not isinstance(system, str | None):
         raise MalformedFileError(f"[{path}: system] need a text or null, got {type(system).__name__}")
     if not isinstance(stop, list) or not all(isinstance(text, str) for text in stop):
         raise MalformedFileError(f"[{path}: stop] need a list of texts, got {type(stop).__name__}")
-    return None if source is None else ChatTemplate(source, {}, tokens, system, tuple(stop))
+    return ChatTemplate(source, {}, tokens, system, tuple(stop))
 
 
 def _named_templates(path: Path, given: Any) -> dict[str, str]:
@@ -202,4 +212,6 @@ def _cut_at_mark(text: str) -> str:
 
 
 def _refused(reason: str) -> InvalidRequestError:
-    return InvalidRequestError(f"[chat template] the model's template refuses these messages: {reason}", param="messages")
+    return InvalidRequestError(
+        f"[chat template] the model's template refuses these messages: {reason}", param="messages"
+    )

@@ -1,4 +1,5 @@
-"""What every reader of weights offers, whatever the format: the config, and each weight by our name, in blocks of rows."""
+"""What every reader of weights offers, whatever the format: the config, and each weight by our name, in blocks of
+rows."""
 
 from __future__ import annotations
 

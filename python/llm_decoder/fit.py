@@ -44,7 +44,9 @@ def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
     return 2 * config.n_layers * config.n_kv_heads * per_head
 
 
-def memory_need(config: ModelConfig, layout: MatrixLayout, *, is_mapped: bool, kv_cache_bytes: int | None) -> MemoryNeed:
+def memory_need(
+    config: ModelConfig, layout: MatrixLayout, *, is_mapped: bool, kv_cache_bytes: int | None
+) -> MemoryNeed:
     """What running `config` takes; without `kv_cache_bytes` the least useful cache is counted."""
     kv_each = kv_bytes_per_token(config, "int8" if layout == "w8" else "float32")
     kv_bytes = kv_each * min(_LEAST_CONTEXT, config.max_model_len) if kv_cache_bytes is None else kv_cache_bytes
@@ -67,8 +69,8 @@ def check_fit(
     available = available_memory_bytes() if available_bytes is None else available_bytes
     if need.total_bytes > available:
         raise NotEnoughMemoryError(
-            f"[{name}] needs {_size(need.total_bytes)} ({_size(packed_bytes(config, layout))} of weights), this machine "
-            f"has {_size(available)} free; try {_advice(config, layout, need, available, kv_cache_bytes)}"
+            f"[{name}] needs {_size(need.total_bytes)} ({_size(packed_bytes(config, layout))} of weights), this "
+            f"machine has {_size(available)} free; try {_advice(config, layout, need, available, kv_cache_bytes)}"
         )
     return need
 

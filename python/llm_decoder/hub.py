@@ -1,7 +1,7 @@
 """A hub id -> a folder on this machine, through huggingface_hub: its cache, its tokens, HF_ENDPOINT and HF_HUB_OFFLINE.
 
-Small files come first, so that a model this build cannot run is refused before gigabytes are fetched; of the weights only
-the safetensors files that the checkpoint names. Nothing else of a repository is fetched, code least of all.
+Small files come first, so that a model this build cannot run is refused before gigabytes are fetched; of the weights
+only the safetensors files that the checkpoint names. Nothing else of a repository is fetched, code least of all.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ def is_offline() -> bool:
 def snapshot(model: str, *, revision: str | None = None, progress: Progress | None = None) -> Path:
     """The folder of a hub model's files, fetched where they are not in huggingface_hub's cache yet.
 
-    Raises ModelNotFoundError when the hub or, offline, the cache does not have it, ModelLoadError when the hub cannot be
-    reached or asks for a token, UnsupportedModelError when this build cannot run it.
+    Raises ModelNotFoundError when the hub or, offline, the cache does not have it, ModelLoadError when the hub cannot
+    be reached or asks for a token, UnsupportedModelError when this build cannot run it.
     """
     fetch = _Fetcher(model, revision, progress)
     folder = fetch(SMALL_FILES)
     config_path = folder / "config.json"
     if not config_path.exists():
-        raise ModelNotFoundError(f"[{model}] need config.json, got none on the hub; is it a model of transformers' form?")
+        raise ModelNotFoundError(
+            f"[{model}] need config.json, got none on the hub; is it a model of transformers' form?"
+        )
     parse_config(read_json_object(config_path), f"{model}: config.json")
     index = folder / INDEX_NAME
     wanted = [SINGLE_NAME]
@@ -84,7 +86,11 @@ class _Fetcher:
             )
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
             raise self._not_found(error) from error
-        except (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError, errors.IncompleteSnapshotError) as e:
+        except (
+            errors.LocalEntryNotFoundError,
+            errors.CachedRepoTreeNotFoundError,
+            errors.IncompleteSnapshotError,
+        ) as e:
             raise self._unreachable(e) from e
         except (errors.HfHubHTTPError, OSError) as error:
             raise self._unreachable(error) from error
@@ -115,23 +121,19 @@ class _Fetcher:
 
 def _bar_class(progress: Progress | None, model: str) -> Any:
     """A tqdm class that draws nothing and hands byte counts on."""
-    from tqdm import tqdm
+    from huggingface_hub.utils import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
+    class Bar(tqdm):  # type: ignore[misc, unused-ignore]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)
             self._counts_bytes = kwargs.get("unit") == "B"
-            super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
+            self._n_bytes = int(kwargs.get("initial") or 0)
+            super().__init__(*args, **{**kwargs, "file": io.StringIO()})
 
         def update(self, n: float | None = 1) -> bool | None:
-            result = super().update(n)
-            self._tell()
-            return bool(result)
-
-        def _tell(self) -> None:
-            if progress is not None and self._counts_bytes and self.total:
-                progress(int(self.n), int(self.total), f"downloading {model}")
+            self._n_bytes += int(n or 0)
+            n_total = int(getattr(self, "total", None) or 0)
+            if progress is not None and self._counts_bytes and n_total:
+                progress(min(self._n_bytes, n_total), n_total, f"downloading {model}")
+            return bool(super().update(n))
 
     return Bar
-
-

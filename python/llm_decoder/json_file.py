@@ -1,7 +1,7 @@
 """JSON files from outside: bounded in size, with each way of being broken named in one error.
 
-A JSON file beside a checkpoint is data from a stranger. Size is looked at before reading, a duplicate key, a NaN, nesting
-too deep for the parser and a top level that is not an object are all MalformedFileError.
+A JSON file beside a checkpoint is data from a stranger. Size is looked at before reading, a duplicate key, a NaN,
+nesting too deep for the parser and a top level that is not an object are all MalformedFileError.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ MAX_CONFIG_BYTES = 8 * 2**20
 
 
 def read_json_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Returns the object in `path`. Raises ModelNotFoundError when it is absent, MalformedFileError when it is broken."""
+    """Returns the object in `path`. Raises ModelNotFoundError when it is absent, MalformedFileError when it is
+    broken."""
     return parse_json_object(read_bounded(path, max_bytes), str(path))
 
 

@@ -44,7 +44,9 @@ class LLM:
     max_num_seqs: sequences computed together. max_tokens_per_step: tokens a step computes; long prompts are cut to it.
     max_requests: open requests before QueueFullError; None = no limit. sampling_defaults: values of SamplingParams'
     fields for what a request leaves open, before the model's own generation_config.json. progress: called as
-    progress(n_done_bytes, n_all_bytes, what) while a checkpoint is quantised.
+    progress(n_done_bytes, n_all_bytes, what) while a model is fetched and quantised. cache_dir: where quantised weights
+    are kept. tokenizer: another folder to take it from. chat_template, system: a template's text and a system message
+    in place of the model's own.
 
     Raises ModelLoadError, ConfigError, BackendError (errors.py). Also a context manager: leaving it closes it.
     """

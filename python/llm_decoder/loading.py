@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_decoder import weight_cache
-from llm_decoder.checkpoint import Checkpoint
 from llm_decoder.chat_template import ChatTemplate
+from llm_decoder.checkpoint import Checkpoint
 from llm_decoder.embedded import EMBEDDED_NAME, embedded_model
 from llm_decoder.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
 from llm_decoder.fit import check_fit
@@ -70,12 +70,12 @@ def load_model(
 ) -> LoadedModel:
     """Find, check and load a model.
 
-    `model` is a HF folder, a `weights/` directory or a hub id; None is the embedded model. `quantization` "auto" is int8,
-    or none when `dtype` is "float32". int8 weights are kept in the cache of packed weights (`cache_dir`, `use_cache`) and
-    mapped from there. `tokenizer` names another folder to take the tokenizer from; `chat_template` and `system` replace
-    the template's text and its system message. `kv_cache_bytes` counts in the check that all of it fits.
-    `progress(n_done_bytes, n_total_bytes, what)` is called while files are fetched and weights packed, on this thread or a
-    helper's.
+    `model` is a HF folder, a `weights/` directory or a hub id; None is the embedded model. `quantization` "auto" is
+    int8, or none when `dtype` is "float32". int8 weights are kept in the cache of packed weights (`cache_dir`,
+    `use_cache`) and mapped from there. `tokenizer` names another folder to take the tokenizer from; `chat_template`
+    and `system` replace the template's text and its system message. `kv_cache_bytes` counts in the check that all of
+    it fits. `progress(n_done_bytes, n_total_bytes, what)` is called while files are fetched and weights packed, on
+    this thread or a helper's.
 
     Raises ModelLoadError (ModelNotFoundError, UnsupportedModelError, MalformedFileError), NotEnoughMemoryError before
     anything large is read, ConfigError for an option with a bad value.
@@ -121,7 +121,8 @@ def find_model(model: str | Path | None, *, progress: Progress | None = None) ->
 
 
 def open_checkpoint(path: Path, *, prefer_int8: bool = True) -> Checkpoint:
-    """The reader of a model folder, by what lies in it. `prefer_int8`: of a weights directory the int8 files, if any."""
+    """The reader of a model folder, by what lies in it. `prefer_int8`: of a weights directory the int8 files, if
+    any."""
     if is_weights_directory(path):
         return WeightsDirectory(path, prefer_int8=prefer_int8)
     return SafetensorsCheckpoint(path)
@@ -132,7 +133,8 @@ def _not_a_folder(path: Path) -> Exception:
         return UnsupportedModelError(f"[{path}] GGUF files are not read by this build; use the model's HF folder")
     if path.suffix in PICKLE_SUFFIXES:
         return UnsupportedModelError(
-            f"[{path}] pickle files can run code when opened and are never read; convert it to safetensors where you trust it"
+            f"[{path}] pickle files can run code when opened and are never read; "
+            "convert it to safetensors where you trust it"
         )
     return ModelNotFoundError(f"[{path}] need a model folder, got a file; name the folder it lies in")
 
@@ -160,7 +162,8 @@ def _without_weights(checkpoint: Checkpoint, layout: MatrixLayout, name: str, to
 def _with_template(loaded: LoadedModel, source: str | None, system: str | None) -> LoadedModel:
     template = loaded.tokenizer.chat_template
     if source is not None:
-        template = ChatTemplate(source, {}, loaded.tokenizer.special_tokens, system or (template and template.system))
+        system = template.system if system is None and template is not None else system
+        template = ChatTemplate(source, {}, loaded.tokenizer.special_tokens, system)
     elif system is not None and template is not None:
         template = replace(template, system=system)
     loaded.tokenizer.chat_template = template

@@ -25,8 +25,8 @@ DATA_ALIGN = 64  # bytes, of a packed matrix in memory and in files
 class PackedTensor:
     """One weight for `INT8Decoder.set_weight`.
 
-    `shape` is [n] or [n, k] before packing. `data` is 1-D: float32 for vectors and f32 matrices, uint8 for w8; it may be
-    a read-only view of a mapped file. `scales` is float32 [n] for w8, else None.
+    `shape` is [n] or [n, k] before packing. `data` is 1-D: float32 for vectors and f32 matrices, uint8 for w8; it may
+    be a read-only view of a mapped file. `scales` is float32 [n] for w8, else None.
     """
 
     layout: Layout

@@ -53,7 +53,7 @@ def tokenize_prompt(
 ) -> TokenizedPrompt:
     """The token ids of a prompt. Raises InvalidRequestError when it is empty, no valid text, or of another form."""
     if isinstance(prompt, str):
-        check_text(prompt, "prompt", max_model_len)
+        _check_text(prompt, max_model_len)
         return TokenizedPrompt(tokenizer.encode(prompt), prompt)
     if isinstance(prompt, np.ndarray):
         return TokenizedPrompt(prompt.tolist())
@@ -61,9 +61,6 @@ def tokenize_prompt(
         raise _wrong_form(prompt)
     if prompt and isinstance(prompt[0], Mapping):
         messages = cast(Sequence[Message], prompt)
-        for message in messages:
-            if isinstance(message, Mapping) and isinstance(message.get("content"), str) and message["content"]:
-                check_text(message["content"], "messages", None)
         chat = fit_chat(tokenizer, messages, max_model_len, params.max_tokens, **template_options)
         return TokenizedPrompt(chat.token_ids, None, chat.dropped_messages, is_chat=True)
     if not all(_is_token(token) for token in prompt):
@@ -71,21 +68,20 @@ def tokenize_prompt(
     return TokenizedPrompt(cast(Sequence[int], prompt))
 
 
-def check_text(text: str, name: str, max_model_len: int | None) -> None:
+def _check_text(text: str, max_model_len: int) -> None:
     """Refuses an empty text, one that is no valid Unicode, and one far too long for the context (in tokens)."""
     if not text:
-        raise InvalidRequestError(f"[{name}] needs some text, got none", param=name)
+        raise InvalidRequestError("[prompt] needs some text, got none", param="prompt")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
-            f"[{name}] needs valid Unicode, got a lone surrogate at character {error.start}", param=name
+            f"[prompt] needs valid Unicode, got a lone surrogate at character {error.start}", param="prompt"
         ) from None
-    if max_model_len is not None and len(text) > MAX_TOKEN_CHARS * max_model_len:
+    if len(text) > MAX_TOKEN_CHARS * max_model_len:
         raise ContextLengthExceededError(
-            f"[{name}] the context holds {max_model_len} tokens (n_ctx = {max_model_len}), the text has {len(text)} "
-            "characters; shorten it",
-            param=name,
+            f"[prompt] the context holds {max_model_len} tokens (n_ctx = {max_model_len}), the text has {len(text)} "
+            "characters; shorten it"
         )
 
 

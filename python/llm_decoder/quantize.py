@@ -1,7 +1,7 @@
 """Float rows -> the core's packed layouts, a block of rows at a time: memory stays bounded whatever the model's size.
 
-A packed matrix is a run of panels of 16 output channels, so blocks of whole panels can be packed on their own and written
-one after the other. W8 is symmetric, one scale a row: scale = max|w| / 127, an all-zero row has scale 1.
+A packed matrix is a run of panels of 16 output channels, so blocks of whole panels can be packed on their own and
+written one after the other. W8 is symmetric, one scale a row: scale = max|w| / 127, an all-zero row has scale 1.
 """
 
 from __future__ import annotations

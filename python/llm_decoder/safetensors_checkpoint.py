@@ -61,6 +61,11 @@ class SafetensorsCheckpoint:
     def quantized_rows(self, name: str, begin: int, end: int) -> None:
         return None
 
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of a weight as they are stored, little-endian and row-major, mapped."""
+        theirs = self._names[name]
+        return self._file_of[theirs].raw(theirs)
+
     def stored_dtype(self, name: str) -> str:
         """F32, F16 or BF16."""
         theirs = self._names[name]
@@ -151,8 +156,8 @@ def _no_weights(folder: Path) -> Exception:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles:
         return UnsupportedModelError(
-            f"[{folder}] need safetensors, got only pickle files ({pickles[0]}), which can run code when opened and are "
-            "never read; convert them where you trust them: transformers' from_pretrained(...).save_pretrained(folder)"
+            f"[{folder}] need safetensors, got only pickle files ({pickles[0]}), which can run code when opened and "
+            "are never read; convert them where you trust them: transformers' from_pretrained(...).save_pretrained(folder)"
         )
     ggufs = sorted(path.name for path in folder.glob("*.gguf"))
     if ggufs:

@@ -102,7 +102,8 @@ def _read_header(path: Path) -> tuple[bytes, int]:
                 )
             if 8 + length > status.st_size:
                 raise MalformedFileError(
-                    f"[{path}] its header of {length:,} bytes runs past the file's {status.st_size:,}; download it again"
+                    f"[{path}] its header of {length:,} bytes runs past the file's {status.st_size:,}; "
+                    "download it again"
                 )
             header = file.read(length)
     except FileNotFoundError:

@@ -1,8 +1,9 @@
 """Running a chat template that a stranger wrote: it sees plain data, and its time and memory are bounded.
 
 Jinja's immutable sandbox keeps it away from Python. Against loops and bombs: the CPU time of its own lines is counted
-(a trace function that fires on lines of template code alone), ranges are short (the sandbox's rule), and every operation
-that can make something large out of something small (`*`, `+`, `~`, `**`, `%`, padding, replace, join) is looked at first.
+(a trace function that fires on lines of template code alone), ranges are short (the sandbox's rule), and every
+operation that can make something large out of something small (`*`, `+`, `~`, `**`, `%`, padding, replace, join) is
+looked at first.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class TemplateLimitError(jinja2.TemplateError):
 
 
 def compile_template(source: str) -> jinja2.Template:
-    """The template, compiled. Raises jinja2.TemplateError for a syntax error, TemplateLimitError when it is too long."""
+    """The template, compiled. Raises jinja2.TemplateError for a syntax error, TemplateLimitError when it is too
+    long."""
     if len(source) > MAX_SOURCE_CHARS:
         raise TemplateLimitError(f"need a template of at most {MAX_SOURCE_CHARS:,} characters, got {len(source):,}")
     try:
@@ -110,7 +112,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         _CHECKS[operator](left, right)
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as Jinja names them
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # the sandbox wraps str.format
         if isinstance(owner, str | bytes | list | tuple):
             _check_method(owner, getattr(__obj, "__name__", ""), args)

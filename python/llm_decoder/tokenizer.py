@@ -59,9 +59,7 @@ class Tokenizer:
         """How many tokens it knows, added ones included; a model may have more rows than that."""
         return self._size
 
-    def encode(
-        self, text: str, add_special_tokens: bool = True, *, allow_special_tokens: bool = False
-    ) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, allow_special_tokens: bool = False) -> list[int]:
         """Token ids of a text; `add_special_tokens` puts what the model expects around it (a begin token, say).
 
         Raises InvalidRequestError for what is no text, lone surrogates, or more than 64 Mi characters.
@@ -98,12 +96,12 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a chat: [{"role": ..., "content": ...}, ...] through the model's template.
 
-        `kwargs` are handed to the template when they are in `chat_template.ALLOWED_KWARGS`. Raises InvalidRequestError when
-        the model has no template or the template refuses the messages.
+        `kwargs` are handed to the template when they are in `chat_template.ALLOWED_KWARGS`. Raises
+        InvalidRequestError when the model has no template or the template refuses the messages.
         """
         if self.chat_template is None:
             raise InvalidRequestError(
-                "[messages] this model has no chat template; give a prompt instead, or a template in chat_template.json",
+                "[messages] this model has no chat template; give a prompt, or a template in chat_template.json",
                 param="messages",
             )
         shielded, n_found = _shield(messages, self._special_pattern)

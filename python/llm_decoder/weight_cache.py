@@ -6,8 +6,9 @@ covers the checkpoint's files (path, size, mtime, hash of their headers), the co
 written beside its place and renamed into it, so a reader sees all of it or none; two writers make the same file twice.
 Its mtime says when it was last used; the longest unused go when the folder outgrows its bound.
 
-A cache that cannot be used never stops a model: with the default folder the reason is a WeightCacheWarning and the model
-runs from memory. A folder that was named on purpose (argument or LLM_DECODER_CACHE_DIR) and cannot be used is an error.
+A cache that cannot be used never stops a model: with the default folder the reason is a WeightCacheWarning and the
+model runs from memory. A folder that was named on purpose (argument or LLM_DECODER_CACHE_DIR) and cannot be used is
+an error.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
 
 
 def max_cache_bytes() -> int:
-    """The bound on the folder: LLM_DECODER_CACHE_MAX_BYTES, else 32 GiB. Raises ConfigError for anything but a count."""
+    """The bound on the folder: LLM_DECODER_CACHE_MAX_BYTES, else 32 GiB. Raises ConfigError for anything but a
+    count."""
     given = os.environ.get("LLM_DECODER_CACHE_MAX_BYTES")
     if not given:
         return DEFAULT_MAX_BYTES
@@ -103,8 +105,8 @@ def load_or_pack(
 ) -> dict[str, PackedTensor] | None:
     """The packed weights, mapped from the cache; packed into it first when they are not there.
 
-    Returns None, after a WeightCacheWarning, when the default folder cannot be used or the disk is full: then the caller
-    packs into memory. Raises ModelLoadError when a folder given on purpose cannot be used.
+    Returns None, after a WeightCacheWarning, when the default folder cannot be used or the disk is full: then the
+    caller packs into memory. Raises ModelLoadError when a folder given on purpose cannot be used.
     """
     is_given = bool(cache_dir or os.environ.get("LLM_DECODER_CACHE_DIR"))
     folder = cache_folder(cache_dir)
@@ -133,7 +135,8 @@ def list_entries(cache_dir: str | Path | None = None) -> list[CacheEntry]:
 
 
 def clear(cache_dir: str | Path | None = None) -> int:
-    """Delete every entry. Returns the bytes freed. Processes that have an entry mapped keep their copy until they end."""
+    """Delete every entry. Returns the bytes freed. Processes that have an entry mapped keep their copy until they
+    end."""
     freed = 0
     for path, status in _entry_files(cache_folder(cache_dir)):
         with contextlib.suppress(FileNotFoundError):
@@ -255,7 +258,7 @@ def _write_entry(
 
 
 def _write_at(descriptor: int, offset: int, values: npt.NDArray[Any]) -> None:
-    view = memoryview(np.ascontiguousarray(values)).cast("B")
+    view = np.ascontiguousarray(values).data.cast("B")
     while view:
         n_written = os.pwrite(descriptor, view, offset)
         view, offset = view[n_written:], offset + n_written

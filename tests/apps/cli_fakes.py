@@ -14,16 +14,11 @@ from llm_decoder.sampling import SamplingParams
 Prompt = str | list[int] | list[dict[str, str]]
 
 
-@dataclass
-class FakeConfig:
-    vocab_size: int = 100
-
-
 class FakeLLM:
     """Answers with words that tell what it was asked, one word an event. `before_event` runs before each event."""
 
     name = "fake"
-    config = FakeConfig()
+    vocab_size = 100
     max_model_len = 64
 
     def __init__(self, before_event: Callable[[int], None] | None = None, dropped_messages: int = 0) -> None:

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 from cli_fakes import FakeLLM, Program, Ran
-
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import ModelOptions
 from llm_decoder.cli.main import main
@@ -24,7 +23,7 @@ def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
-    """`cli("generate", "Hello")` runs the program; `cli.llm` is what it talked to, `cli.opened` the options it came with."""
+    """`cli("generate", "Hello")` runs the program; `cli.llm` is what it talked to, `cli.opened` the options it had."""
 
     def run(*arguments: str, stdin: str | bytes = "") -> Ran:
         raw = stdin.encode() if isinstance(stdin, str) else stdin

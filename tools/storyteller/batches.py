@@ -33,7 +33,7 @@ class Pool:
 
     def next(self):
         """Returns the next item."""
-        if self.state[1] == len(self.items):
+        if self.state[1] >= len(self.items):
             self.state = [self.state[0] + 1, 0]
             self.order = self._shuffled()
         item = self.items[self.order[self.state[1]]]

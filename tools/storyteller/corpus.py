@@ -17,11 +17,12 @@ OWN_REPEATS = 6  # the model's own small talk against the rest of it
 
 # Share of the tokens that each pool gets, for the two stages of the training.
 STAGES = [
-    {"plain/tiny": 0.49, "plain/child": 0.09, "plain/other": 0.06,
-     "told/tiny": 0.25, "told/child": 0.05, "told/other": 0.02, "visit": 0.02, "smalltalk": 0.02},
-    {"plain/tiny": 0.16, "plain/child": 0.03, "plain/other": 0.02,
-     "told/tiny": 0.51, "told/child": 0.10, "told/other": 0.05, "visit": 0.09, "smalltalk": 0.04},
+    {"plain/tiny": 0.55, "plain/child": 0.05, "plain/other": 0.03,
+     "told/tiny": 0.28, "told/child": 0.03, "told/other": 0.02, "visit": 0.02, "smalltalk": 0.02},
+    {"plain/tiny": 0.16, "plain/child": 0.02, "plain/other": 0.01,
+     "told/tiny": 0.58, "told/child": 0.06, "told/other": 0.03, "visit": 0.10, "smalltalk": 0.04},
 ]
+
 _THANKS = [
     ("Thank you", "You are welcome! I am glad that you liked it."),
     ("Thanks!", "You are welcome! Would you like to hear another story?"),

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections import defaultdict
 
 import torch
@@ -66,7 +67,9 @@ def main():
     parser.add_argument("--data", help="folder with the .jsonl.xz files; without it only samples")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--prompt", action="append", help="may be given more than once")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     if args.data:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer
 
 from chat import BEGIN, END, END_OF_TEXT
@@ -69,7 +69,8 @@ def export(checkpoint, tokenizer_folder, out):
     begin, end_of_text, end = (tokenizer.token_to_id(t) for t in (BEGIN, END_OF_TEXT, END))
     _write_json(out / "config.json", model_config(Config(), begin, end_of_text))
     _write_json(out / "generation_config.json", generation_config(begin, [end_of_text, end]))
-    save_file(half_weights(checkpoint), str(out / "model.safetensors"), metadata={"format": "pt"})
+    weights = save(half_weights(checkpoint), metadata={"format": "pt"})
+    (out / "model.safetensors").write_bytes(weights)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, out / name)
 

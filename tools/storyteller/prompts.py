@@ -114,10 +114,22 @@ def casual(request, rng):
     return request.rstrip(".") if rng.random() < 0.25 else request
 
 
+def made_title(text, nouns):
+    """Returns a title for a story that has none ("Lily and the Red Ball"), or None."""
+    name = hero(text)
+    found = [t for t in things(text, nouns) if not (name and t.endswith((" girl", " boy")))]
+    if not found:
+        return None
+    thing = found[0].split(" ", 1)[1].title()
+    return f"{name} and the {thing}" if name else f"The {thing}"
+
+
 def request_for(text, nouns, rng, title=None):
-    """Returns one user request that `text` answers."""
-    if title and rng.random() < 0.4:
-        return rng.choice(NAMED).format(x=title)
+    """Returns one user request that `text` answers; `title` is the story's own, if it has one."""
+    if rng.random() < (0.4 if title else 0.12):
+        title = title or made_title(text, nouns)
+        if title:
+            return rng.choice(NAMED).format(x=title)
     subject = topic(text, nouns, rng)
     if subject is None or rng.random() < 0.08:
         return casual(rng.choice(ANY), rng)

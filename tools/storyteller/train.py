@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import time
 from datetime import datetime
 from pathlib import Path
@@ -82,9 +83,10 @@ class Run:
 
 
 def train(run, checkpoint):
-    """Steps until the deadline, prints progress and writes `checkpoint` now and then."""
-    losses, mark, saved = [], (run.tokens, run.busy), time.time()
-    while time.time() < run.deadline:
+    """Steps until the deadline or SIGTERM, prints progress and writes `checkpoint` now and then."""
+    losses, mark, saved, stops = [], (run.tokens, run.busy), time.time(), []
+    signal.signal(signal.SIGTERM, lambda *_: stops.append(True))
+    while time.time() < run.deadline and not stops:
         losses.append(run.advance())
         if run.step % LOG_STEPS == 0:
             speed = (run.tokens - mark[0]) / (run.busy - mark[1])
@@ -96,7 +98,7 @@ def train(run, checkpoint):
             run.save(checkpoint)
             saved = time.time()
     run.save(checkpoint)
-    print(f"finished: {run.step} steps, {run.tokens} tokens, {run.busy / 60:.1f} minutes", flush=True)
+    print(f"stopped: {run.step} steps, {run.tokens} tokens, {run.busy / 60:.1f} minutes", flush=True)
 
 
 def main():

@@ -1,7 +1,7 @@
 """The model families: one small file each, found by `model_type`.
 
-A family says how config.json becomes knobs (`config_from_hf`) and how the checkpoint names its tensors (`tensor_names`).
-Adding one is a file and a line here. config.json is data: nothing it names is ever imported.
+A family says how config.json becomes knobs (`config_from_hf`) and how the checkpoint names its tensors
+(`tensor_names`). Adding one is a file and a line here. config.json is data: nothing it names is ever imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def parse_config(config: Mapping[str, Any], place: str = "config.json") -> Model
     """A parsed config.json as knobs.
 
     Raises UnsupportedModelError for an unknown family and for any field that may change logits and is not understood,
-    MalformedFileError for a missing field or an impossible value; both name the field. `place` names the file in errors.
+    MalformedFileError for a missing field or an impossible value; both name the field. `place` names the file in
+    errors.
     """
     fields = Fields(config, place)
     model_type = fields.text("model_type", "")

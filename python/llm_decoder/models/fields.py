@@ -98,7 +98,8 @@ class Fields:
         return value
 
     def finish(self) -> None:
-        """Raises UnsupportedModelError for a field that was not read and is not known to be without effect on logits."""
+        """Raises UnsupportedModelError for a field that was not read and is not known to be without effect on
+        logits."""
         for name in self._values.keys() - self._read:
             if name in FIXED_FIELDS:
                 self.only(name, (FIXED_FIELDS[name],), FIXED_FIELDS[name])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llm_decoder.model_config import ModelConfig, weight_shapes
+from llm_decoder.errors import MalformedFileError
+from llm_decoder.model_config import LIMITS, ModelConfig, weight_shapes
 from llm_decoder.models.fields import Fields
 from llm_decoder.models.rope import read_rope
 
@@ -30,13 +31,18 @@ def read_common(
 ) -> ModelConfig:
     """What all Llama-like families share. `windows` None is full attention everywhere."""
     fields.only("hidden_act", ("silu", "swish"), "silu")
-    n_layers = fields.integer("num_hidden_layers", 1, 4096)
-    hidden_size = fields.integer("hidden_size")
-    n_heads = fields.integer("num_attention_heads")
-    n_kv_heads = fields.integer("num_key_value_heads", default=default_kv_heads or n_heads)
-    head_dim = fields.integer("head_dim", default=default_head_dim or max(1, hidden_size // n_heads))
-    max_position_embeddings = fields.integer("max_position_embeddings", default=default_max_len)
-    rope = read_rope(fields, head_dim, max_position_embeddings)
+    n_layers = fields.integer("num_hidden_layers", 1, LIMITS["n_layers"])
+    hidden_size = fields.integer("hidden_size", 1, LIMITS["hidden_size"])
+    n_heads = fields.integer("num_attention_heads", 1, LIMITS["n_heads"])
+    n_kv_heads = fields.integer("num_key_value_heads", 1, LIMITS["n_kv_heads"], default=default_kv_heads or n_heads)
+    share = default_head_dim or max(1, hidden_size // n_heads)
+    head_dim = fields.integer("head_dim", 1, LIMITS["head_dim"], default=share)
+    if head_dim > LIMITS["head_dim"]:
+        raise MalformedFileError(
+            f"[{fields.place}] need hidden_size / num_attention_heads at most {LIMITS['head_dim']}"
+        )
+    max_len = fields.integer("max_position_embeddings", 1, LIMITS["max_model_len"], default=default_max_len)
+    rope = read_rope(fields, head_dim, max_len)
     return ModelConfig(
         model_type=fields.text("model_type", ""),
         n_layers=n_layers,
@@ -44,9 +50,9 @@ def read_common(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        intermediate_size=fields.integer("intermediate_size"),
-        vocab_size=fields.integer("vocab_size"),
-        max_model_len=max(max_position_embeddings, rope.scaled_len or 0),
+        intermediate_size=fields.integer("intermediate_size", 1, LIMITS["intermediate_size"]),
+        vocab_size=fields.integer("vocab_size", 1, LIMITS["vocab_size"]),
+        max_model_len=max(max_len, rope.scaled_len or 0),
         norm_eps=fields.number("rms_norm_eps", 0.0, 1.0, default=1e-6),
         attention_scale=head_dim**-0.5,
         windows=windows or (0,) * n_layers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_decoder.model_config import ModelConfig
+from llm_decoder.model_config import LIMITS, ModelConfig
 from llm_decoder.models.fields import Fields
 from llm_decoder.models.llama import read_common, tensor_names
 
@@ -15,7 +15,7 @@ def config_from_hf(fields: Fields) -> ModelConfig:
     """A Mistral config.json as knobs. `sliding_window` null is full attention; absent it is 4096, as in HF."""
     default = None if fields.is_null("sliding_window") else 4096
     window = fields.integer("sliding_window", default=default)
-    n_layers = fields.integer("num_hidden_layers", 1, 4096)
+    n_layers = fields.integer("num_hidden_layers", 1, LIMITS["n_layers"])
     fields.only("layer_types", (["sliding_attention" if window else "full_attention"] * n_layers, None), None)
     return read_common(
         fields,

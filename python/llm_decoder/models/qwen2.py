@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_decoder.errors import MalformedFileError, UnsupportedModelError
-from llm_decoder.model_config import ModelConfig
+from llm_decoder.model_config import LIMITS, ModelConfig
 from llm_decoder.models.fields import Fields
 from llm_decoder.models.llama import read_common, tensor_names
 
@@ -19,7 +19,7 @@ def config_from_hf(fields: Fields) -> ModelConfig:
 
 def read_windows(fields: Fields) -> tuple[int, ...]:
     """The window of each layer: `layer_types` when given, else layers from `max_window_layers` on slide."""
-    n_layers = fields.integer("num_hidden_layers", 1, 4096)
+    n_layers = fields.integer("num_hidden_layers", 1, LIMITS["n_layers"])
     window = fields.integer("sliding_window", default=None if fields.is_null("sliding_window") else 4096)
     first = fields.integer("max_window_layers", 0, default=28)
     layer_types = fields.texts("layer_types")

@@ -1,0 +1,35 @@
+// The table of avx2 kernels. Everything is in an anonymous namespace: a function that two ISA files share by name must
+// never be merged by the linker. The order of the headers matters: each is written over the ones before it.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernel_tables.h"
+#include "llm_decoder/cpu_kernels.h"
+
+namespace llm_decoder {
+namespace {
+// clang-format off
+#include "vec_avx2.h"
+#include "softmax_lut-inl.h"
+#include "rows-inl.h"
+#include "append_kv-inl.h"
+#include "paged_attention-inl.h"
+#include "gemm-inl.h"
+#include "gemm_avx2-inl.h"
+#include "embed-inl.h"
+// clang-format on
+
+constexpr const char* kName = "avx2";
+
+constexpr CpuKernels kTable = {
+#include "kernel_table-inl.h"
+};
+
+}  // namespace
+
+const CpuKernels* kernels_avx2() { return &kTable; }
+
+}  // namespace llm_decoder

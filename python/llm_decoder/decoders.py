@@ -1,0 +1,197 @@
+"""INT8Decoder for those who bring their own loop: weights in, steps, logits out, with no engine and no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_decoder.backends import BackendOptions, CpuBackend, KvCache
+from llm_decoder.engine_core import EngineCore
+from llm_decoder.errors import InvalidRequestError, ModelNotFoundError
+from llm_decoder.loading import open_checkpoint
+from llm_decoder.model_config import ModelConfig
+from llm_decoder.outputs import RequestOutput, StreamEvent
+from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
+from llm_decoder.quantize import pack_in_memory
+from llm_decoder.sampling import SamplingParams, resolve_params
+from llm_decoder.sequence import Limits, build_request
+from llm_decoder.weights_dir import WeightsDirectory, is_weights_directory
+
+__all__ = ["INT8Decoder"]
+
+
+class INT8Decoder:
+    """A decoder on the CPU with a paged KV cache of its own. For one thread.
+
+    threads, kv_cache_dtype, kv_cache_bytes, page_size, max_model_len, max_tokens_per_step, isa: as for LLM.
+
+        decoder = INT8Decoder()
+        decoder.load_weights("path/to/a/model")
+        decoder.quantize_weights()
+        tokens = decoder.generate([1, 2, 3], max_tokens=16)
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int | None = None,
+        kv_cache_dtype: str = "auto",
+        kv_cache_bytes: int | None = None,
+        page_size: int | None = None,
+        max_model_len: int | None = None,
+        max_tokens_per_step: int = 512,
+        isa: str = "auto",
+    ) -> None:
+        self._options = BackendOptions(
+            threads=threads,
+            kv_cache_dtype=kv_cache_dtype,
+            kv_cache_bytes=kv_cache_bytes,
+            page_size=page_size,
+            max_model_len=max_model_len,
+            max_tokens_per_step=max_tokens_per_step,
+            isa=isa,
+        )
+        self._path: Path | None = None
+        self._config: ModelConfig | None = None
+        self._backend: CpuBackend | None = None
+
+    def load_weights(self, directory: str | Path) -> None:
+        """Reads float weights, from a Hugging Face folder or a `weights/` directory, as float32 matrices.
+
+        Raises ModelLoadError, ConfigError or NotEnoughMemoryError.
+        """
+        self._load(Path(directory), "f32")
+
+    def quantize_weights(self) -> None:
+        """Puts int8 matrices, a scale a row, in the place of those that load_weights read. An empty cache comes with
+        them."""
+        if self._path is None:
+            raise InvalidRequestError("[INT8Decoder.quantize_weights] needs weights, got none; call load_weights first")
+        self._load(self._path, "w8")
+
+    def load_quantized_weights(self, directory: str | Path) -> None:
+        """Reads the int8 matrices of a `weights/` directory, or of its int8/ folder.
+
+        Raises ModelNotFoundError when there are none; otherwise as load_weights.
+        """
+        path = Path(directory)
+        if path.name == "int8" and not is_weights_directory(path):
+            path = path.parent
+        if not is_weights_directory(path) or not WeightsDirectory(path, prefer_int8=True).is_int8:
+            raise ModelNotFoundError(
+                f"[{directory}] needs int8 weights (int8/embedding.bin and so on), got none; write them with "
+                "`llm-decoder convert`, or call load_weights and quantize_weights"
+            )
+        self._load(path, "w8")
+
+    def _load(self, path: Path, layout: MatrixLayout) -> None:
+        checkpoint = open_checkpoint(path, prefer_int8=layout == "w8")
+        weights = pack_in_memory(checkpoint, layout)
+        self.close()
+        self._backend = CpuBackend(_Model(checkpoint.config, weights, str(path)), self._options)
+        self._path, self._config = path, checkpoint.config
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model as numbers."""
+        self._ready("config")
+        assert self._config is not None
+        return self._config
+
+    @property
+    def cache(self) -> KvCache:
+        """The KV cache: admit, reserve, commit, fork, release. What `step` computes must have been reserved."""
+        return self._ready("cache").cache
+
+    def step(
+        self, tokens: Sequence[int], seq_ids: Sequence[int], counts: Sequence[int], want: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Runs counts[i] tokens of each sequence (ids of `cache`) through the model and writes their KV; commit them
+        after.
+
+        tokens [sum(counts)], sequences in order; want [n_seqs]: logits of 0 no token, 1 the last, 2 all. Returns
+        logits, float32 [n_rows, vocab_size]. ValueError for a batch that does not fit the model, the cache or its
+        reservations.
+        """
+        backend = self._ready("step")
+        backend.step(
+            np.asarray(tokens, np.int32),
+            np.asarray(seq_ids, np.int64),
+            np.asarray(counts, np.int32),
+            np.asarray(want, np.uint8),
+        )
+        return backend.logits()
+
+    def hidden(self) -> npt.NDArray[np.float32]:
+        """float32 [n_rows, hidden_size]: the rows of the last step after the final norm."""
+        return self._ready("hidden").hidden()
+
+    def generate(
+        self, token_ids: Sequence[int], max_tokens: int | None = 16, *, temperature: float = 0.0, **sampling: Any
+    ) -> list[int]:
+        """The tokens that follow, greedy unless a temperature is given. `sampling`: fields of SamplingParams; tokens
+        that end the answer go into stop_token_ids. Raises as LLM.generate."""
+        backend = self._ready("generate")
+        params = resolve_params(SamplingParams(max_tokens=max_tokens, temperature=temperature, **sampling))
+        sent: list[StreamEvent | RequestOutput | Exception] = []
+        request = build_request(
+            token_ids,
+            params,
+            Limits(backend.vocab_size, backend.max_model_len, backend.page_size, backend.n_pages),
+            _NoText(),
+            request_id="generate",
+            seed=params.seed or 0,
+            sink=sent.append,
+        )
+        core = EngineCore(backend, _NoText())
+        core.add(request)
+        try:
+            while core.step():
+                pass
+        except BaseException:
+            core.cancel(request.request_id)
+            raise
+        (output,) = sent
+        if isinstance(output, Exception):
+            raise output
+        assert isinstance(output, RequestOutput)
+        return output.outputs[0].token_ids
+
+    def info(self) -> dict[str, Any]:
+        """What was chosen: isa, threads, kv_cache_dtype, sizes in bytes."""
+        return self._ready("info").info()
+
+    def close(self) -> None:
+        """Lets weights, cache and workspace go."""
+        if self._backend is not None:
+            self._backend.close()
+        self._backend = None
+
+    def _ready(self, verb: str) -> CpuBackend:
+        if self._backend is None:
+            raise InvalidRequestError(
+                f"[INT8Decoder.{verb}] needs weights, got none; call load_weights or load_quantized_weights first"
+            )
+        return self._backend
+
+
+@dataclass(frozen=True)
+class _Model:
+    config: ModelConfig
+    weights: dict[str, PackedTensor]
+    name: str
+
+
+class _NoText:
+    """Stands for a tokenizer where there is none."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        raise InvalidRequestError("[INT8Decoder.generate] bad_words need a tokenizer; give bad_token_ids")
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return ""

@@ -1,0 +1,203 @@
+// Packing, the list of ISAs, and _core.kernels: the products on NumPy arrays, for tests and benchmarks only.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "array_view.h"
+#include "llm_decoder/cpu_kernels.h"
+
+namespace py = pybind11;
+
+namespace llm_decoder {
+
+void register_row_kernels(py::module_& kernels);  // bind_rows_attention.cpp
+void register_kernels(py::module_& m);
+
+namespace {
+
+using Array = const py::array&;
+
+// A new array whose first element lies on a 64-byte boundary, as matrices must.
+template <class T>
+py::array_t<T> aligned_array(const Shape& shape) {
+  constexpr std::size_t kAlign = 64;
+  py::ssize_t n_elements = 1;
+  for (const py::ssize_t extent : shape) n_elements *= extent;
+  const std::size_t n_bytes = static_cast<std::size_t>(n_elements) * sizeof(T);
+  void* memory = ::operator new(n_bytes + kAlign, std::align_val_t{kAlign});
+  const py::capsule owner(memory, [](void* p) { ::operator delete(p, std::align_val_t{kAlign}); });
+  return py::array_t<T>(shape, static_cast<const T*>(memory), owner);
+}
+
+py::array_t<float> py_pack_f32(Array w) {
+  const float* data = read_array<float>(w, "pack_f32", "w", {kAny, kAny}).data;
+  const std::int64_t n = w.shape(0), k = w.shape(1);
+  py::array_t<float> packed = aligned_array<float>({packed_f32_bytes(n, k) / 4});
+  float* out = packed.mutable_data();
+  const py::gil_scoped_release release;
+  pack_f32(data, k, n, k, out);
+  return packed;
+}
+
+py::array_t<std::uint8_t> py_pack_w8(Array q) {
+  const std::int8_t* data = read_array<std::int8_t>(q, "pack_w8", "q", {kAny, kAny}).data;
+  const std::int64_t n = q.shape(0), k = q.shape(1);
+  py::array_t<std::uint8_t> packed = aligned_array<std::uint8_t>({packed_w8_bytes(n, k)});
+  std::uint8_t* out = packed.mutable_data();
+  const py::gil_scoped_release release;
+  pack_w8(data, k, n, k, out);
+  return packed;
+}
+
+py::array_t<std::int8_t> py_unpack_w8(Array packed, std::int64_t n, std::int64_t k) {
+  check_arg(n > 0 && k > 0, "unpack_w8", "n and k must be positive, got ", n, " and ", k);
+  const std::uint8_t* data = read_array<std::uint8_t>(packed, "unpack_w8", "packed", {packed_w8_bytes(n, k)}).data;
+  py::array_t<std::int8_t> q({n, k});
+  std::int8_t* out = q.mutable_data();
+  const py::gil_scoped_release release;
+  unpack_w8(data, n, k, out, k);
+  return q;
+}
+
+auto py_quantize_weight_rows(Array w) {
+  const float* data = read_array<float>(w, "quantize_weight_rows", "w", {kAny, kAny}).data;
+  const std::int64_t n = w.shape(0), k = w.shape(1);
+  py::array_t<std::int8_t> q({n, k});
+  py::array_t<float> scale(n);
+  std::int8_t* q_out = q.mutable_data();
+  float* scale_out = scale.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    quantize_weight_rows(data, k, n, k, q_out, k, scale_out);
+  }
+  return std::make_tuple(q, scale);
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const CpuKernels* table : cpu_kernels()) names.emplace_back(table->name);
+  return names;
+}
+
+// Columns past `panel_end` and rows past m stay as they are: `out` may be wider than the product.
+template <class Args>
+void run_panels(void (*gemm)(const Args&, std::int32_t, std::int32_t), const Args& args, std::int32_t panel_begin,
+                std::int32_t panel_end, int n_threads) {
+  const py::gil_scoped_release release;
+  if (n_threads == 1) return gemm(args, panel_begin, panel_end);
+  std::vector<std::thread> threads;
+  for (std::int64_t t = 0; t < n_threads; ++t) {
+    const std::int64_t n = panel_end - panel_begin;
+    threads.emplace_back(gemm, args, panel_begin + static_cast<std::int32_t>(n * t / n_threads),
+                         panel_begin + static_cast<std::int32_t>(n * (t + 1) / n_threads));
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+struct PanelRange {
+  std::int32_t begin, end;
+};
+
+PanelRange checked_panels(const char* place, std::int64_t n, std::int32_t begin, std::int32_t end) {
+  if (end < 0) end = static_cast<std::int32_t>(n_panels(n));
+  check_arg(0 <= begin && begin <= end && end <= n_panels(n), place, "panels must lie in [0, ", n_panels(n), "], got [",
+            begin, ", ", end, ")");
+  return {begin, end};
+}
+
+void gemm_f32(const std::string& isa, Array a, Array w, std::int32_t n, py::array& out,
+              const std::optional<py::array>& bias, bool accumulate, std::int32_t panel_begin, std::int32_t panel_end,
+              int n_threads) {
+  constexpr const char* kPlace = "kernels.gemm_f32";
+  GemmF32Args args;
+  args.a = read_array<float>(a, kPlace, "a", {kAny, kAny}).data;
+  args.m = static_cast<std::int32_t>(a.shape(0));
+  args.k = static_cast<std::int32_t>(a.shape(1));
+  args.n = n;
+  args.a_stride = a.shape(1);
+  args.w = read_array<float>(w, kPlace, "w", {packed_f32_bytes(n, args.k) / 4}).data;
+  args.out = write_array<float>(out, kPlace, "out", {a.shape(0), kAny}).data;
+  args.out_stride = out.shape(1);
+  check_arg(out.shape(1) >= n, kPlace, "out must have at least ", n, " columns, got ", out.shape(1));
+  if (bias) args.bias = read_array<float>(*bias, kPlace, "bias", {n}).data;
+  args.accumulate = accumulate;
+  const PanelRange panels = checked_panels(kPlace, n, panel_begin, panel_end);
+  run_panels(select_cpu_kernels(isa.c_str()).gemm_f32, args, panels.begin, panels.end, n_threads);
+}
+
+void gemm_w8(const std::string& isa, Array a, Array a_scale, Array a_sum, Array w, Array w_scale, std::int32_t k,
+             py::array& out, const std::optional<py::array>& bias, bool accumulate, std::int32_t panel_begin,
+             std::int32_t panel_end, int n_threads) {
+  constexpr const char* kPlace = "kernels.gemm_w8";
+  GemmW8Args args;
+  args.a = read_array<std::int8_t>(a, kPlace, "a", {kAny, kAny}).data;
+  args.m = static_cast<std::int32_t>(a.shape(0));
+  args.k = k;
+  args.n = static_cast<std::int32_t>(w_scale.size());
+  args.a_stride = a.shape(1);
+  check_arg(k > 0 && a.shape(1) >= k_padded(k), kPlace, "a must have at least ", k_padded(k), " columns, got ", a.shape(1));
+  args.a_scale = read_array<float>(a_scale, kPlace, "a_scale", {args.m}).data;
+  args.a_sum = read_array<std::int32_t>(a_sum, kPlace, "a_sum", {args.m}).data;
+  args.w = read_array<std::uint8_t>(w, kPlace, "w", {packed_w8_bytes(args.n, k)}).data;
+  args.w_scale = read_array<float>(w_scale, kPlace, "w_scale").data;
+  args.out = write_array<float>(out, kPlace, "out", {args.m, kAny}).data;
+  args.out_stride = out.shape(1);
+  check_arg(out.shape(1) >= args.n, kPlace, "out must have at least ", args.n, " columns, got ", out.shape(1));
+  if (bias) args.bias = read_array<float>(*bias, kPlace, "bias", {args.n}).data;
+  args.accumulate = accumulate;
+  const PanelRange panels = checked_panels(kPlace, args.n, panel_begin, panel_end);
+  run_panels(select_cpu_kernels(isa.c_str()).gemm_w8, args, panels.begin, panels.end, n_threads);
+}
+
+void check_token(const char* place, std::int32_t token, std::int64_t n) {
+  check_arg(0 <= token && token < n, place, "token must lie in [0, ", n, "), got ", token);
+}
+
+py::array_t<float> embed_f32(const std::string& isa, Array w, std::int32_t n, std::int32_t hidden, std::int32_t token) {
+  constexpr const char* kPlace = "kernels.embed_f32";
+  check_token(kPlace, token, n);
+  const float* data = read_array<float>(w, kPlace, "w", {packed_f32_bytes(n, hidden) / 4}).data;
+  py::array_t<float> out(hidden);
+  select_cpu_kernels(isa.c_str()).embed_f32(data, token, hidden, out.mutable_data());
+  return out;
+}
+
+py::array_t<float> embed_w8(const std::string& isa, Array w, Array w_scale, std::int32_t hidden, std::int32_t token) {
+  constexpr const char* kPlace = "kernels.embed_w8";
+  check_token(kPlace, token, w_scale.size());
+  const std::uint8_t* data = read_array<std::uint8_t>(w, kPlace, "w", {packed_w8_bytes(w_scale.size(), hidden)}).data;
+  py::array_t<float> out(hidden);
+  const float* scales = read_array<float>(w_scale, kPlace, "w_scale").data;
+  select_cpu_kernels(isa.c_str()).embed_w8(data, scales, token, hidden, out.mutable_data());
+  return out;
+}
+
+}  // namespace
+
+void register_kernels(py::module_& m) {
+  using py::arg;
+  m.def("isas", &isas, "The ISAs that this machine runs, best first.");
+  m.def("pack_f32", &py_pack_f32, "float32 [n, k] -> float32 [packed], see cpu_kernels.h", arg("w"));
+  m.def("pack_w8", &py_pack_w8, "int8 [n, k] -> uint8 [packed], see cpu_kernels.h", arg("q"));
+  m.def("unpack_w8", &py_unpack_w8, "uint8 [packed] -> int8 [n, k]", arg("packed"), arg("n"), arg("k"));
+  m.def("quantize_weight_rows", &py_quantize_weight_rows, "float32 [n, k] -> int8 [n, k], float32 [n]", arg("w"));
+
+  py::module_ kernels = m.def_submodule("kernels", "Each kernel on NumPy arrays, for tests and benchmarks only.");
+  kernels.def("gemm_f32", &gemm_f32, "out [m, >= n] (+)= a [m, k] . w [n, k] + bias [n]", arg("isa"), arg("a"), arg("w"),
+              arg("n"), arg("out"), arg("bias") = py::none(), arg("accumulate") = false, arg("panel_begin") = 0,
+              arg("panel_end") = -1, arg("n_threads") = 1);
+  kernels.def("gemm_w8", &gemm_w8, "out [m, >= n] (+)= (a [m, k] . w [n, k]) * a_scale [m] * w_scale [n] + bias [n]",
+              arg("isa"), arg("a"), arg("a_scale"), arg("a_sum"), arg("w"), arg("w_scale"), arg("k"), arg("out"),
+              arg("bias") = py::none(), arg("accumulate") = false, arg("panel_begin") = 0, arg("panel_end") = -1,
+              arg("n_threads") = 1);
+  kernels.def("embed_f32", &embed_f32, arg("isa"), arg("w"), arg("n"), arg("hidden"), arg("token"));
+  kernels.def("embed_w8", &embed_w8, arg("isa"), arg("w"), arg("w_scale"), arg("hidden"), arg("token"));
+  register_row_kernels(kernels);
+}
+
+}  // namespace llm_decoder

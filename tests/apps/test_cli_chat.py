@@ -1,0 +1,219 @@
+"""chat: a conversation from a pipe, its slash commands, and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_fakes import FakeLLM, Program
+from llm_decoder.cli._conversation import Conversation, obey
+from llm_decoder.cli.chat import Talk
+
+from llm_decoder.errors import InvalidRequestError
+from llm_decoder.sampling import SamplingParams
+
+
+def asked_messages(llm: FakeLLM) -> list[Any]:
+    return [prompt for prompt, _ in llm.asked]
+
+
+def test_every_line_of_a_pipe_is_a_message_and_the_conversation_grows(cli: Program) -> None:
+    ran = cli("chat", stdin="Hello\n\nAgain\n")
+    assert (ran.code, ran.out) == (0, "You said 1 messages: Hello.\nYou said 3 messages: Again.\n")
+    assert asked_messages(cli.llm)[1] == [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "You said 1 messages: Hello."},
+        {"role": "user", "content": "Again"},
+    ]
+
+
+def test_the_embedded_model_is_announced_as_a_demo_and_another_one_is_not(cli: Program) -> None:
+    ran = cli("chat", stdin="")
+    assert "demo" in ran.err
+    assert "llm-decoder chat --model" in ran.err
+    assert cli("chat", "--model", "some/model", stdin="").err == ""
+
+
+def test_the_system_message_goes_in_front_and_can_be_changed(cli: Program) -> None:
+    cli("chat", "--system", "Be brief.", stdin="Hello\n/system Be long.\nHello\n/system\nHello\n")
+    firsts = [messages[0] for messages in asked_messages(cli.llm)]
+    assert firsts[0] == {"role": "system", "content": "Be brief."}
+    assert firsts[1] == {"role": "system", "content": "Be long."}
+    assert firsts[2]["role"] == "user"
+
+
+def test_clear_forgets_what_was_said(cli: Program) -> None:
+    cli("chat", stdin="Hello\n/clear\nAgain\n")
+    assert asked_messages(cli.llm)[1] == [{"role": "user", "content": "Again"}]
+
+
+def test_regen_asks_the_same_again_with_another_seed(cli: Program) -> None:
+    ran = cli("chat", "--seed", "5", stdin="Hello\n/regen\nMore\n")
+    messages = asked_messages(cli.llm)
+    assert messages[0] == messages[1] == [{"role": "user", "content": "Hello"}]
+    assert len(messages[2]) == 3
+    seeds = [params.seed for _, params in cli.llm.asked]
+    assert seeds[0] == 5
+    assert seeds[1] != 5
+    assert ran.out.count("You said 1 messages: Hello.") == 2
+
+
+def test_regen_before_anything_was_said_is_an_error(cli: Program) -> None:
+    ran = cli("chat", stdin="/regen\n")
+    assert ran.code == 1
+    assert "there is no answer yet" in ran.err
+
+
+def test_set_changes_the_sampling_of_the_answers_to_come(cli: Program) -> None:
+    ran = cli("chat", stdin='/set temperature 0.25\n/set stop ["a", "b"]\nHello\n/set max-tokens null\n/set\nHello\n')
+    first, second = (params for _, params in cli.llm.asked)
+    assert (first.temperature, first.stop) == (0.25, ("a", "b"))
+    assert second.max_tokens is None
+    assert "temperature 0.25" in ran.err
+
+
+@pytest.mark.parametrize("line", ["/set temperature -1", "/set warmth 3", "/set temperature", "/frobnicate", "/read"])
+def test_a_bad_command_is_told_and_the_conversation_goes_on(cli: Program, line: str) -> None:
+    ran = cli("chat", stdin=f"{line}\nHello\n")
+    assert ran.err.count("error: ") == 1
+    assert ran.out == "You said 1 messages: Hello.\n"
+    assert ran.code == 1
+
+
+def test_read_puts_a_file_in_front_of_the_next_message(cli: Program, tmp_path: Path) -> None:
+    path = tmp_path / "poem.txt"
+    path.write_text("Roses are red\n", encoding="utf-8")
+    cli("chat", stdin=f"/read {path}\nExplain.\nAnd now?\n")
+    first, second = asked_messages(cli.llm)
+    assert first[0]["content"] == "Roses are red\n\nExplain."
+    assert second[-1]["content"] == "And now?"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\xfa", None])
+def test_a_file_that_cannot_be_read_is_told(cli: Program, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    ran = cli("chat", stdin=f"/read {path}\nHello\n")
+    assert ran.err.count("error: ") == 1
+    assert asked_messages(cli.llm)[0][0]["content"] == "Hello"
+
+
+def test_save_writes_a_line_that_batch_reads_and_overwrites_no_stranger(cli: Program, tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    cli("chat", "--system", "Be brief.", stdin=f"Hello\n/save {path}\n/save {path}\n")
+    messages = json.loads(path.read_text(encoding="utf-8"))["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+    assert cli("batch", str(path)).code == 0
+
+    before = path.read_bytes()
+    ran = cli("chat", stdin=f"Hello\n/save {path}\n")
+    assert "exists already" in ran.err
+    assert path.read_bytes() == before
+
+
+def test_exit_leaves_and_help_lists_the_commands(cli: Program) -> None:
+    ran = cli("chat", stdin="/help\n/exit\nHello\n")
+    assert (ran.code, ran.out) == (0, "")
+    for command in ("/exit", "/clear", "/regen", "/read", "/set", "/save", "/system", "/help"):
+        assert command in ran.err
+
+
+def test_a_message_that_cannot_be_answered_is_taken_back(cli: Program) -> None:
+    class Refusing(FakeLLM):
+        def stream(self, prompt: Any, params: SamplingParams) -> Any:
+            if prompt[-1]["content"] == "bad":
+                raise InvalidRequestError("[messages] too long")
+            return super().stream(prompt, params)
+
+    cli.llm = Refusing()
+    ran = cli("chat", stdin="Hello\nbad\nAgain\n")
+    assert ran.code == 1
+    assert [message["content"] for message in asked_messages(cli.llm)[-1]] == [
+        "Hello",
+        "You said 1 messages: Hello.",
+        "Again",
+    ]
+
+
+def test_a_conversation_that_outgrew_the_context_says_so(cli: Program) -> None:
+    cli.llm = FakeLLM(dropped_messages=4)
+    ran = cli("chat", stdin="Hello\n")
+    assert ran.err.count("outgrown the context; its oldest 4 messages are dropped") == 1
+
+
+def test_several_answers_at_a_time_are_a_usage_error(cli: Program) -> None:
+    assert cli("chat", "--n", "2").code == 2
+
+
+def lines(*items: str | type[BaseException]) -> Callable[[], str]:
+    """A reader that gives these lines, or raises these exceptions, and then the end of the input."""
+    rest = list(items)
+
+    def read() -> str:
+        item = rest.pop(0) if rest else EOFError
+        if isinstance(item, str):
+            return item
+        raise item
+
+    return read
+
+
+def talk_with(llm: FakeLLM) -> Talk:
+    return Talk(Conversation(llm, SamplingParams()))  # type: ignore[arg-type]
+
+
+def interrupt_once_at(event: int) -> Callable[[int], None]:
+    state = {"armed": True}
+
+    def before_event(n: int) -> None:
+        if n == event and state["armed"]:
+            state["armed"] = False
+            raise KeyboardInterrupt
+
+    return before_event
+
+
+def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = FakeLLM(interrupt_once_at(2))
+    talk = talk_with(llm)
+    assert talk.run(lines("Hello", "Again")) == 0
+    assert llm.n_cancelled == 1
+    assert [message["content"] for message in talk.conversation.messages] == [
+        "Hello",
+        "You said",
+        "Again",
+        "You said 3 messages: Again.",
+    ]
+    assert capsys.readouterr().out == "You said\nYou said 3 messages: Again.\n"
+
+
+def test_a_second_ctrl_c_leaves_with_130() -> None:
+    llm = FakeLLM(interrupt_once_at(2))
+    assert talk_with(llm).run(lines("Hello", KeyboardInterrupt, "never read")) == 130
+    assert len(llm.asked) == 1
+
+
+def test_two_ctrl_c_at_the_prompt_leave_but_a_message_between_them_does_not() -> None:
+    llm = FakeLLM()
+    assert talk_with(llm).run(lines(KeyboardInterrupt, "Hello", KeyboardInterrupt, "Again")) == 0
+    assert len(llm.asked) == 2
+    assert talk_with(llm).run(lines(KeyboardInterrupt, KeyboardInterrupt, "never read")) == 130
+
+
+def test_a_closed_pipe_ends_the_conversation() -> None:
+    def pipe_is_closed(n: int) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        talk_with(FakeLLM(pipe_is_closed)).run(lines("Hello"))
+
+
+def test_set_leaves_what_was_set_before() -> None:
+    conversation = Conversation(FakeLLM(), SamplingParams(seed=3))  # type: ignore[arg-type]
+    obey(conversation, "/set top_k 4")
+    obey(conversation, "/set --top-p 0.5")
+    assert conversation.params == SamplingParams(seed=3, top_k=4, top_p=0.5)

@@ -1,0 +1,128 @@
+"""Settings files: a flag goes over the environment, over a file, over a default."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_fakes import Program
+from llm_decoder.cli import _open
+from llm_decoder.cli._options import ModelOptions
+
+import llm_decoder
+
+open_llm = _open.open_llm  # the fixture `cli` replaces it
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two of the five files; the others have their defaults."""
+    (tmp_path / "runtime_config.yaml").write_text(
+        "threads: 3\nmax_tokens: 9\ntemperature: 0.5\nseed: 4\nkv_cache_bytes: 2MiB\n", encoding="utf-8"
+    )
+    (tmp_path / "paths.json").write_text(json.dumps({"model": "from/file"}), encoding="utf-8")
+    (tmp_path / "chat_template.json").write_text(json.dumps({"system": "Be kind.", "stop": ["END"]}), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def engine_arguments(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What LLM was made with; nothing is loaded."""
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(llm_decoder, "LLM", lambda **arguments: made.append(arguments), raising=False)
+    return made
+
+
+def test_settings_files_reach_the_engine(folder: Path, engine_arguments: list[dict[str, Any]]) -> None:
+    open_llm(ModelOptions(config=folder))
+    (arguments,) = engine_arguments
+    assert arguments.pop("progress") is None
+    assert arguments == {
+        "model": "from/file",
+        "system": "Be kind.",
+        "threads": 3,
+        "seed": 4,
+        "kv_cache_bytes": 2 << 20,
+        "sampling_defaults": {"max_tokens": 9, "temperature": 0.5},
+    }
+
+
+def test_the_environment_goes_over_a_file_and_a_flag_over_both(
+    folder: Path, engine_arguments: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_DECODER_THREADS", "5")
+    monkeypatch.setenv("LLM_DECODER_MODEL", "from/environment")
+    open_llm(ModelOptions(config=folder, model="from/flag"))
+    assert (engine_arguments[0]["threads"], engine_arguments[0]["model"]) == (5, "from/flag")
+
+
+def test_without_settings_nothing_is_said_to_the_engine(
+    tmp_path: Path, engine_arguments: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_llm(ModelOptions())
+    assert engine_arguments == [{"progress": None}]
+
+
+def test_max_tokens_and_stop_of_the_settings_reach_the_request(cli: Program, folder: Path) -> None:
+    cli("generate", "Hello", "--config", str(folder))
+    cli("generate", "Hello", "--config", str(folder), "--max-tokens", "5", "--stop", "x")
+    first, second = (params for _, params in cli.llm.asked)
+    assert (first.max_tokens, first.stop) == (9, ("END",))
+    assert (second.max_tokens, second.stop) == (5, ("x",))
+
+
+def test_a_folder_called_config_here_is_read(
+    cli: Program, folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path_factory.mktemp("place")
+    (place / "config").symlink_to(folder)
+    monkeypatch.chdir(place)
+    cli("generate", "Hello")
+    assert cli.llm.asked[0][1].max_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("runtime_config.yaml", "thraeds: 3\n", "thraeds"),
+        ("runtime_config.yaml", "threads: many\n", "threads"),
+        ("paths.json", "{", "paths.json"),
+    ],
+)
+def test_a_bad_settings_file_is_one_line_that_names_it(
+    cli: Program, tmp_path: Path, name: str, content: str, named: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    ran = cli("generate", "Hello", "--config", str(tmp_path))
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+    assert named in ran.err
+
+
+def test_a_settings_folder_that_is_not_there_is_an_error(cli: Program, tmp_path: Path) -> None:
+    ran = cli("generate", "Hello", "--config", str(tmp_path / "nowhere"))
+    assert ran.code == 1
+    assert "nowhere" in ran.err
+
+
+def test_offline_is_said_before_a_hub_is_asked(
+    engine_arguments: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import os
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    open_llm(ModelOptions(offline=True))
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("name", ["MIN_TOKENS", "N", "BAD_TOKEN_IDS", "STOP_TOKEN_IDS", "MAX_NUM_SEQS", "LOGPROBS"])
+def test_the_variable_of_a_flag_is_no_misspelt_setting(
+    cli: Program, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"LLM_DECODER_{name}", "1")
+    assert cli("generate", "Hello").err.startswith("4 tokens")

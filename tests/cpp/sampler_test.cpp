@@ -1,0 +1,179 @@
+#include "sampler.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "philox.h"
+#include "top_candidates.h"
+
+namespace {
+
+using namespace llm_decoder;
+
+// Owns what SamplingParams borrows: n draws with everything switched off.
+struct Params {
+  std::vector<std::int32_t> rows, top_k;
+  std::vector<float> temperature, top_p, min_p, repetition, presence, frequency;
+  std::vector<std::uint64_t> seed;
+  std::vector<std::int64_t> position, none;
+  std::vector<std::int32_t> no_ids;
+  std::vector<float> no_values;
+
+  explicit Params(std::size_t n)
+      : rows(n, 0),
+        top_k(n, 0),
+        temperature(n, 1.0f),
+        top_p(n, 1.0f),
+        min_p(n, 0.0f),
+        repetition(n, 1.0f),
+        presence(n, 0.0f),
+        frequency(n, 0.0f),
+        seed(n, 0),
+        position(n, 0),
+        none(n + 1, 0) {}
+
+  SamplingParams view() const {
+    SamplingParams p;
+    p.rows = rows;
+    p.temperature = temperature;
+    p.top_k = top_k;
+    p.top_p = top_p;
+    p.min_p = min_p;
+    p.repetition_penalty = repetition;
+    p.presence_penalty = presence;
+    p.frequency_penalty = frequency;
+    p.seed = seed;
+    p.position = position;
+    p.prompt = p.output = p.bias = p.banned = p.allowed = {none, no_ids};
+    p.bias_values = no_values;
+    return p;
+  }
+};
+
+struct Drawn {
+  std::vector<std::int32_t> tokens, ranks, top_ids;
+  std::vector<float> logprobs, top_logprobs;
+
+  Drawn(std::size_t n, std::int32_t n_top)
+      : tokens(n), ranks(n), top_ids(n * static_cast<std::size_t>(n_top)), logprobs(n), top_logprobs(top_ids.size()) {}
+  SampleResult result() { return {tokens.data(), logprobs.data(), ranks.data(), top_ids.data(), top_logprobs.data()}; }
+};
+
+std::vector<float> random_logits(std::size_t n, unsigned seed, float spread) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0.0f, spread);
+  std::vector<float> logits(n);
+  for (float& x : logits) x = normal(generator);
+  return logits;
+}
+
+Drawn draw(const std::vector<float>& logits, std::int32_t vocab_size, const SamplingParams& params, int n_threads,
+           std::int32_t n_top = 0) {
+  Drawn drawn(params.rows.size, n_top);
+  ThreadPool pool(n_threads);
+  const LogitsView view{logits.data(), static_cast<std::int32_t>(logits.size()) / vocab_size, vocab_size};
+  Sampler(n_threads).sample(view, params, n_top, select_cpu_kernels("auto"), pool, drawn.result());
+  return drawn;
+}
+
+TEST(philox_gives_the_known_answers_of_random123) {
+  const auto zero = philox4x32({0, 0, 0, 0}, {0, 0});
+  CHECK(zero == std::array<std::uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
+  const std::uint32_t ones = 0xffffffff;
+  const auto all = philox4x32({ones, ones, ones, ones}, {ones, ones});
+  CHECK(all == std::array<std::uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
+  const auto pi = philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0});
+  CHECK(pi == std::array<std::uint32_t, 4>{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
+}
+
+TEST(uniform_draws_stay_below_one_and_use_all_of_seed_and_position) {
+  double sum = 0.0;
+  for (int i = 0; i < 200000; ++i) {
+    const double u = philox_uniform(7, i);
+    CHECK(u >= 0.0 && u < 1.0);
+    sum += u;
+  }
+  CHECK(std::abs(sum / 200000 - 0.5) < 0.003);
+  CHECK(philox_uniform(1, 2) != philox_uniform(2, 1));
+  CHECK(philox_uniform(std::uint64_t{1} << 40, 0) != philox_uniform(0, 0));
+  CHECK(philox_uniform(0, std::int64_t{1} << 40) != philox_uniform(0, 0));
+}
+
+void check_top(const std::vector<float>& x, std::int32_t m) {
+  std::vector<Candidate> sorted;
+  for (std::size_t i = 0; i < x.size(); ++i) sorted.push_back({x[i], static_cast<std::int32_t>(i)});
+  std::sort(sorted.begin(), sorted.end(), comes_before);
+  TopCandidates top;
+  top.reset(x.data(), static_cast<std::int32_t>(x.size()));
+  const std::vector<Candidate>& found = top.find(m);
+  CHECK_EQ(found.size(), std::min(x.size(), static_cast<std::size_t>(m)));
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    CHECK_EQ(found[i].id, sorted[i].id);
+    CHECK_EQ(found[i].value, sorted[i].value);
+  }
+}
+
+TEST(top_candidates_are_those_of_a_full_sort) {
+  for (std::size_t n : {1, 3, 16, 63, 64, 65, 127, 1003, 8193}) {
+    for (std::int32_t m : {0, 1, 2, 17, 64, 200, 9000}) check_top(random_logits(n, 3, 2.0f), m);
+  }
+}
+
+TEST(top_candidates_put_lower_ids_first_among_equals) {
+  std::vector<float> equal(1003, 1.5f);
+  check_top(equal, 5);
+  check_top(equal, 700);
+  std::vector<float> rounded = random_logits(1003, 4, 2.0f);
+  for (float& x : rounded) x = std::round(x);
+  check_top(rounded, 40);
+}
+
+TEST(top_candidates_include_minus_infinity_last) {
+  std::vector<float> x(200, -std::numeric_limits<float>::infinity());
+  x[150] = 1.0f;
+  x[3] = -2.0f;
+  check_top(x, 2);
+  check_top(x, 5);
+}
+
+TEST(a_draw_does_not_depend_on_the_number_of_threads_or_on_its_place_in_the_batch) {
+  const std::int32_t vocab_size = 8193;
+  const std::vector<float> logits = random_logits(vocab_size * 3, 11, 3.0f);
+  Params params(60);
+  for (std::size_t i = 0; i < 60; ++i) {
+    params.rows[i] = static_cast<std::int32_t>(i % 3);
+    params.seed[i] = i % 5;
+    params.position[i] = static_cast<std::int64_t>(i % 4);
+    params.temperature[i] = 1.5f;
+  }
+  const Drawn alone = draw(logits, vocab_size, params.view(), 1, 3);
+  const Drawn together = draw(logits, vocab_size, params.view(), 4, 3);
+  CHECK(alone.tokens == together.tokens);
+  CHECK(alone.logprobs == together.logprobs);
+  CHECK(alone.top_ids == together.top_ids);
+  for (std::size_t i = 0; i < 60; ++i) {
+    Params one(1);
+    one.rows[0] = params.rows[i];
+    one.seed[0] = params.seed[i];
+    one.position[0] = params.position[i];
+    one.temperature[0] = params.temperature[i];
+    CHECK_EQ(draw(logits, vocab_size, one.view(), 1).tokens[0], alone.tokens[i]);
+  }
+}
+
+TEST(a_flat_row_reaches_its_last_token) {
+  const std::vector<float> flat(2000, 0.25f);
+  Params params(4000);
+  for (std::size_t i = 0; i < 4000; ++i) params.seed[i] = i;
+  const Drawn drawn = draw(flat, 2000, params.view(), 2);
+  CHECK_EQ(*std::min_element(drawn.tokens.begin(), drawn.tokens.end()) < 10, true);
+  CHECK_EQ(*std::max_element(drawn.tokens.begin(), drawn.tokens.end()) > 1990, true);
+}
+
+}  // namespace

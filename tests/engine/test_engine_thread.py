@@ -1,0 +1,289 @@
+"""The thread that owns everything: nothing that happens to it leaves anybody waiting."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from fakes import FakeBackend, alone, make_engine
+
+from llm_decoder.engine import Engine
+from llm_decoder.errors import EngineClosedError, InvalidRequestError, QueueFullError, RequestFailedError
+from llm_decoder.sampling import SamplingParams
+
+PROMPT = list(b"hello")
+LONG = SamplingParams(max_tokens=None, ignore_eos=True)
+TIMEOUT_S = 30
+
+
+@pytest.fixture
+def backend():
+    return FakeBackend()
+
+
+@pytest.fixture
+def engine(backend):
+    engine = make_engine(backend)
+    yield engine
+    engine.close()
+
+
+def hold(backend):
+    """Makes the engine wait before its next step until the returned event is set."""
+    go = threading.Event()
+
+    def wait():
+        assert go.wait(TIMEOUT_S)
+
+    backend.before_step = wait
+    return go
+
+
+def test_the_backend_is_built_stepped_and_closed_on_one_thread_of_its_own():
+    threads = []
+
+    class Recording(FakeBackend):
+        def __init__(self):
+            super().__init__()
+            threads.append(threading.current_thread())
+            self.before_step = lambda: threads.append(threading.current_thread())
+
+        def close(self):
+            super().close()
+            threads.append(threading.current_thread())
+
+    from fakes import ByteTokenizer
+
+    engine = Engine(Recording, ByteTokenizer())
+    engine.submit(PROMPT, SamplingParams(max_tokens=3)).result()
+    engine.close()
+    assert len(threads) > 4
+    assert set(threads) == {threads[0]}
+    assert threads[0] is not threading.current_thread()
+    assert not threads[0].is_alive()
+
+
+def test_what_the_backend_raises_when_it_is_built_comes_out_of_the_constructor():
+    from fakes import ByteTokenizer
+
+    def fail():
+        raise MemoryError("no room for the pool")
+
+    with pytest.raises(MemoryError, match="no room for the pool"):
+        Engine(fail, ByteTokenizer())
+
+
+def test_requests_from_many_threads_are_computed_together(engine, backend):
+    go = hold(backend)
+    results = {}
+
+    def ask(i):
+        handle = engine.submit(list(f"prompt {i}".encode()), SamplingParams(max_tokens=20, seed=i))
+        submitted.release()
+        results[i] = handle.result()
+
+    submitted = threading.Semaphore(0)
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert submitted.acquire(timeout=TIMEOUT_S)
+    go.set()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert max(len(step) for step in backend.steps) > 4
+    for i in range(8):
+        assert results[i].outputs[0].token_ids == alone(f"prompt {i}", max_tokens=20, seed=i).outputs[0].token_ids
+
+
+def test_a_step_that_raises_ends_every_request_with_the_cause_and_refuses_new_ones(engine, backend):
+    go = hold(backend)
+    handles = [engine.submit(PROMPT, LONG) for _ in range(3)]
+
+    def die():
+        raise RuntimeError("the machine is on fire")
+
+    go.set()
+    backend.before_step = die
+    for handle in handles:
+        with pytest.raises(EngineClosedError, match="on fire") as caught:
+            handle.result()
+        assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(EngineClosedError, match="on fire"):
+        engine.submit(PROMPT, LONG)
+    with pytest.raises(EngineClosedError, match="on fire"):
+        engine.stats()
+    handles[0].cancel()
+    assert engine.is_closed
+
+
+def test_close_ends_running_and_waiting_requests_and_joins_the_thread(engine, backend):
+    go = hold(backend)
+    running = engine.submit(PROMPT, LONG, stream=True)
+    waiting = engine.submit(PROMPT, LONG)
+    threading.Timer(0.05, go.set).start()
+    engine.close()
+    for handle in (running, waiting):
+        with pytest.raises(EngineClosedError, match="closed"):
+            handle.result()
+    assert backend.is_closed
+    assert not any(thread.name == "llm_decoder-engine" for thread in threading.enumerate())
+    engine.close()
+    with pytest.raises(EngineClosedError, match="make a new LLM"):
+        engine.submit(PROMPT, LONG)
+
+
+def test_close_with_a_drain_lets_running_requests_end_and_refuses_new_ones(engine, backend):
+    go = hold(backend)
+    handle = engine.submit(PROMPT, SamplingParams(max_tokens=30, ignore_eos=True))
+    closing = threading.Thread(target=engine.close, args=(TIMEOUT_S,))
+    closing.start()
+    while not engine.is_closed:
+        time.sleep(0.001)
+    with pytest.raises(EngineClosedError):
+        engine.submit(PROMPT, LONG)
+    go.set()
+    assert len(handle.result().outputs[0].token_ids) == 30
+    closing.join(TIMEOUT_S)
+    assert not closing.is_alive()
+
+
+def test_cancel_ends_the_request_with_abort_and_frees_its_pages(engine, backend):
+    backend.before_step = lambda: time.sleep(0.001)
+    handle = engine.submit(PROMPT, LONG, stream=True)
+    events = iter(handle)
+    next(events)
+    handle.cancel()
+    *_, last = events
+    assert last.finish_reason == "abort"
+    assert last.output.outputs[0].token_ids
+    assert engine.call(lambda backend: backend.cache.stats()["n_held"]) == 0
+    handle.cancel()
+
+
+def test_call_runs_on_the_engine_thread_and_gives_back_what_happens(engine):
+    assert engine.call(lambda backend: threading.current_thread().name) == "llm_decoder-engine"
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda backend: 1 // 0)
+    assert engine.submit(PROMPT, SamplingParams(max_tokens=1)).result().outputs[0].token_ids
+
+
+def test_a_bad_request_is_refused_where_it_is_made_and_hurts_nobody(engine):
+    with pytest.raises(InvalidRequestError):
+        engine.submit([999], LONG)
+    assert engine.submit(PROMPT, SamplingParams(max_tokens=1)).result()
+
+
+def test_a_failed_request_raises_for_its_own_consumer(engine, backend):
+    backend.spoil = lambda history, logits: logits.fill(float("nan")) if history[0] == 7 else None
+    bad, good = engine.submit([7, 8], LONG, stream=True), engine.submit(PROMPT, SamplingParams(max_tokens=4))
+    with pytest.raises(RequestFailedError):
+        list(bad)
+    assert good.result().outputs
+
+
+def test_a_full_engine_says_so_and_takes_requests_again_later(backend):
+    engine = make_engine(backend, max_requests=2)
+    go = hold(backend)
+    handles = [engine.submit(PROMPT, SamplingParams(max_tokens=2)) for _ in range(2)]
+    with pytest.raises(QueueFullError, match="try again later"):
+        engine.submit(PROMPT, LONG)
+    go.set()
+    for handle in handles:
+        handle.result()
+    engine.stats()
+    assert engine.submit(PROMPT, SamplingParams(max_tokens=2)).result()
+    engine.close()
+
+
+def test_unseeded_requests_are_reproducible_from_the_seed_of_the_engine():
+    def texts(**options):
+        engine = make_engine(FakeBackend(), **options)
+        handles = [engine.submit(PROMPT, SamplingParams(max_tokens=20)) for _ in range(3)]
+        found = [tuple(handle.result().outputs[0].token_ids) for handle in handles]
+        engine.close()
+        return found
+
+    assert texts(seed=1) == texts(seed=1)
+    assert texts(seed=1) != texts(seed=2)
+    assert len(set(texts(seed=1))) == 3
+    assert texts(seed=None) != texts(seed=None)
+
+
+def test_stats_count_what_has_happened(engine):
+    engine.submit(PROMPT, SamplingParams(max_tokens=6, ignore_eos=True)).result()
+    stats = engine.stats()
+    assert stats["n_finished"] == {"stop": 0, "length": 1, "abort": 0, "error": 0}
+    assert (stats["n_prompt_tokens"], stats["n_generated_tokens"], stats["n_computed_tokens"]) == (5, 6, 10)
+    assert stats["n_running"] == stats["n_waiting"] == stats["n_requests"] == 0
+    assert stats["tokens_per_s"] > 0
+    assert stats["pages"]["n_pages"] == 64
+
+
+def test_an_engine_that_nobody_holds_closes_itself(backend):
+    make_engine(backend).submit(PROMPT, LONG)
+    gc.collect()
+    deadline = time.monotonic() + TIMEOUT_S
+    while not backend.is_closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert backend.is_closed
+
+
+def run_python(body, **options):
+    """A Python of its own, with what these tests import."""
+    paths = [str(Path(__file__).parents[1]), *sys.path]
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(body)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_an_engine_left_open_does_not_keep_the_interpreter_alive():
+    child = run_python(
+        """
+        from fakes import make_engine
+        from llm_decoder.sampling import SamplingParams
+        engine = make_engine()
+        handle = engine.submit([1, 2, 3], SamplingParams(max_tokens=None, ignore_eos=True), stream=True)
+        next(iter(handle))
+        print("leaving")
+        """
+    )
+    out, err = child.communicate(timeout=TIMEOUT_S)
+    assert (child.returncode, out, err) == (0, "leaving\n", "")
+
+
+def test_ctrl_c_in_generate_cancels_its_requests_and_leaves_the_engine_usable():
+    child = run_python(
+        """
+        import time
+        from fakes import ByteTokenizer, FakeBackend, make_engine
+        from llm_decoder.llm import LLM
+        from llm_decoder.sampling import SamplingParams
+        backend = FakeBackend(max_model_len=250)
+        backend.before_step = lambda: time.sleep(0.2)
+        llm = LLM.over(make_engine(backend), ByteTokenizer(), "fake")
+        print("running", flush=True)
+        try:
+            llm.generate(["one", "two"], SamplingParams(max_tokens=None, ignore_eos=True))
+        except KeyboardInterrupt:
+            backend.before_step = lambda: None
+            print(llm.generate("three", SamplingParams(max_tokens=2))[0].outputs[0].finish_reason)
+            print(llm.stats()["n_finished"]["abort"], llm.stats()["pages"]["n_held"])
+        """
+    )
+    assert child.stdout.readline() == "running\n"
+    time.sleep(1.0)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=TIMEOUT_S)
+    assert (child.returncode, out, err) == (0, "length\n2 0\n", "")

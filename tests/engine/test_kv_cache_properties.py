@@ -1,0 +1,342 @@
+"""The paged cache against a model of plain lists (kv_cache_model.py), one random verb after the other.
+
+Beside the books, the machine keeps what a decoder would have written into each page, and reads it back through the real
+page tables: a page shared, copied, evicted or handed on wrongly shows up as wrong content.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from kv_cache_model import Entry, KvCacheModel
+
+from llm_decoder._core import KvCache
+
+PAGE = 16
+SALTS = st.sampled_from([b"", b"a", b"a\0"])
+# Runs of few different tokens, so that prefixes meet; lengths around the ends of pages.
+RUNS = st.tuples(st.sampled_from([0, 1]), st.sampled_from([1, 5, PAGE - 1, PAGE, PAGE, PAGE + 1, 2 * PAGE]))
+TOKENS = st.lists(RUNS, max_size=4).map(lambda runs: [token for token, n in runs for _ in range(n)])
+COUNTS = st.sampled_from([0, 1, 1, 2, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE])
+
+Content = tuple[bytes, tuple[int, ...]] | None  # what KV depends on: the salt and all tokens up to the position
+
+
+def i32(values: list[int]) -> npt.NDArray[np.int32]:
+    return np.array(values, np.int32)
+
+
+def i64(values: list[int]) -> npt.NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+class CacheAgainstModel(RuleBasedStateMachine):
+    """Every rule does the same to both; the invariants compare."""
+
+    @initialize(
+        n_pages=st.integers(1, 12),
+        window=st.sampled_from([0, 0, 0, 2, PAGE, PAGE + 4, 40]),
+        hash_mask=st.sampled_from([0, 1, 3, 2**64 - 1]),
+    )
+    def start(self, n_pages: int, window: int, hash_mask: int) -> None:
+        self.cache = KvCache(n_pages, PAGE, 0, 0, 0, window=window, hash_mask=hash_mask)
+        self.model = KvCacheModel(n_pages, PAGE, window)
+        self.content: list[list[Content]] = [[None] * PAGE for _ in range(n_pages)]
+        self.place_of: dict[Entry, int] = {}
+        self.last_id = -1
+
+    # ---- rules
+
+    def new_id(self, seq_id: int) -> int:
+        assert seq_id > self.last_id, "an id is never given twice"
+        self.last_id = seq_id
+        return seq_id
+
+    @rule(requests=st.lists(st.tuples(TOKENS, SALTS, st.booleans()), min_size=1, max_size=5))
+    def serve(self, requests: list[tuple[list[int], bytes, bool]]) -> None:
+        """A request's whole walk, some times over: this is what fills the index and evicts."""
+        for tokens, salt, is_released in requests:
+            seq_id = self.admit(tokens, salt)
+            rest = tokens[self.cache.length(seq_id) :]
+            if self.reserve([seq_id], [len(rest)]):
+                self.commit([seq_id], [rest])
+            if is_released:
+                self.release(seq_id)
+
+    def admit(self, tokens: list[int], salt: bytes) -> int:
+        seq_id, n_cached = self.cache.admit(i32(tokens), salt)
+        assert n_cached == self.model.admit(self.new_id(seq_id), tokens, salt)
+        return seq_id
+
+    def reserve(self, seq_ids: list[int], counts: list[int]) -> bool:
+        before = [self.cache.page_table(seq_id).tolist() for seq_id in seq_ids]
+        answer = self.cache.reserve(i64(seq_ids), i32(counts))
+        assert answer == self.model.reserve(seq_ids, counts)
+        for seq_id, old in zip(seq_ids, before, strict=True):
+            new = self.cache.page_table(seq_id).tolist()
+            assert answer or new == old
+            for page_before, page in zip(old, new, strict=False):
+                if page != page_before:
+                    self.content[page] = list(self.content[page_before])  # copied on write
+        self.forget_evicted()
+        return answer
+
+    def commit(self, seq_ids: list[int], batch: list[list[int]]) -> None:
+        for seq_id, tokens in zip(seq_ids, batch, strict=True):
+            self.write(seq_id, tokens)
+        counts = [len(tokens) for tokens in batch]
+        self.cache.commit(i64(seq_ids), i32(counts), i32([token for tokens in batch for token in tokens]))
+        for seq_id, tokens in zip(seq_ids, batch, strict=True):
+            self.model.commit(seq_id, tokens)
+
+    def write(self, seq_id: int, tokens: list[int]) -> None:
+        """What a decoder does between reserve and commit; room past `tokens` gets nonsense, as after a failed step."""
+        sequence = self.model.sequences[seq_id]
+        table = self.cache.page_table(seq_id)
+        length = len(sequence.tokens)
+        for i in range(sequence.n_reserved):
+            page, slot = table[(length + i) // PAGE], (length + i) % PAGE
+            known = (*sequence.tokens, *tokens[: i + 1])
+            self.content[page][slot] = (sequence.salt, known) if i < len(tokens) else (b"nonsense", (seq_id,))
+
+    def release(self, seq_id: int) -> None:
+        self.write(seq_id, [])
+        self.cache.release(seq_id)
+        self.model.release(seq_id)
+        with pytest.raises(ValueError, match="was released"):
+            self.cache.length(seq_id)
+
+    @rule(tokens=TOKENS, salt=SALTS, n=st.integers(1, 3))
+    def admit_some(self, tokens: list[int], salt: bytes, n: int) -> None:
+        for _ in range(n):
+            self.admit(tokens, salt)
+
+    def pick_batch(self, data: st.DataObject) -> tuple[list[int], list[int]]:
+        seq_ids = data.draw(st.permutations(sorted(self.model.sequences)))
+        seq_ids = seq_ids[: data.draw(st.integers(1, len(seq_ids)))]
+        return seq_ids, [data.draw(COUNTS) for _ in seq_ids]
+
+    @precondition(lambda self: self.model.sequences)
+    @rule(data=st.data())
+    def reserve_some(self, data: st.DataObject) -> None:
+        self.reserve(*self.pick_batch(data))
+
+    @precondition(lambda self: self.model.sequences)
+    @rule(data=st.data())
+    def commit_some(self, data: st.DataObject) -> None:
+        seq_ids, _ = self.pick_batch(data)
+        batch: list[list[int]] = []
+        for seq_id in seq_ids:
+            n_reserved = self.model.sequences[seq_id].n_reserved
+            n = data.draw(st.sampled_from([n_reserved, data.draw(st.integers(0, n_reserved))]))
+            n_first = data.draw(st.sampled_from([0, n, n // 2]))
+            batch.append([0] * n_first + [1] * (n - n_first))
+        self.commit(seq_ids, batch)
+
+    @precondition(lambda self: self.model.sequences)
+    @rule(n=st.sampled_from([1, PAGE, PAGE + 3, 2 * PAGE]), token=st.sampled_from([0, 1]))
+    def step_all(self, n: int, token: int) -> None:
+        """The same tokens for every sequence in one commit, so that equal pages meet."""
+        seq_ids = sorted(self.model.sequences)
+        if self.reserve(seq_ids, [n] * len(seq_ids)):
+            self.commit(seq_ids, [[token] * n] * len(seq_ids))
+
+    @precondition(lambda self: self.model.sequences)
+    @rule(data=st.data())
+    def release_some(self, data: st.DataObject) -> None:
+        for seq_id in self.pick_batch(data)[0]:
+            self.release(seq_id)
+
+    @precondition(lambda self: self.model.sequences)
+    @rule(data=st.data(), n=st.integers(1, 3), n_more=st.sampled_from([0, 1, 2, PAGE + 1]))
+    def fork_and_go_on(self, data: st.DataObject, n: int, n_more: int) -> None:
+        """Some forks of one sequence, each going on with a token of its own, as beams do."""
+        seq_id = data.draw(st.sampled_from(sorted(self.model.sequences)))
+        if self.model.sequences[seq_id].n_reserved > 0:
+            with pytest.raises(ValueError, match="commit first"):
+                self.cache.fork(seq_id)
+            return
+        family = [seq_id]
+        for _ in range(n):
+            family.append(self.new_id(self.cache.fork(seq_id)))
+            self.model.fork(seq_id, family[-1])
+        family = data.draw(st.permutations(family))[: data.draw(st.integers(1, n + 1))]
+        if self.reserve(family, [n_more] * len(family)):
+            self.commit(family, [[i % 2] * n_more for i in range(len(family))])
+
+    @rule(tokens=TOKENS, salt=SALTS)
+    def pin(self, tokens: list[int], salt: bytes) -> None:
+        assert self.cache.pin(i32(tokens), salt) == self.model.pin(tokens, salt)
+
+    @rule(tokens=TOKENS, salt=SALTS)
+    def unpin(self, tokens: list[int], salt: bytes) -> None:
+        assert self.cache.unpin(i32(tokens), salt) == self.model.unpin(tokens, salt)
+
+    @precondition(lambda self: self.model.pins)
+    @rule(data=st.data(), more=TOKENS)
+    def unpin_what_is_pinned(self, data: st.DataObject, more: list[int]) -> None:
+        salt, prefix = data.draw(st.sampled_from(self.model.pins))
+        self.unpin([*prefix, *more], salt)
+
+    @rule()
+    def clear_prefix_index(self) -> None:
+        self.cache.clear_prefix_index()
+        self.model.clear_prefix_index()
+
+    @precondition(lambda self: self.model.sequences)
+    @rule(data=st.data(), bad=st.sampled_from(["unknown", "twice", "negative", "too many"]))
+    def a_wrong_call_changes_nothing(self, data: st.DataObject, bad: str) -> None:
+        seq_ids, counts = self.pick_batch(data)
+        if bad == "unknown":
+            seq_ids, counts = [*seq_ids, self.last_id + 1], [*counts, 1]
+        elif bad == "twice":
+            seq_ids, counts = [*seq_ids, seq_ids[0]], [*counts, 1]
+        else:
+            counts[-1] = -1 if bad == "negative" else 2**31 - 1
+        if bad != "too many":
+            with pytest.raises(ValueError, match=r"\[KvCache\.reserve\]"):
+                self.cache.reserve(i64(seq_ids), i32(counts))
+        with pytest.raises(ValueError, match=r"\[KvCache\.commit\]"):
+            self.cache.commit(i64(seq_ids), i32(counts), i32([]))
+
+    # ---- comparisons
+
+    @invariant()
+    def the_cache_is_in_one_piece(self) -> None:
+        self.cache.check_integrity()
+
+    @invariant()
+    def the_counts_are_those_of_the_model(self) -> None:
+        assert self.cache.stats() == self.model.stats()
+
+    @invariant()
+    def tables_share_exactly_the_pages_that_the_model_shares(self) -> None:
+        page_of: dict[Entry, int] = {}
+        for seq_id, sequence in self.model.sequences.items():
+            assert self.cache.length(seq_id) == len(sequence.tokens)
+            table = self.cache.page_table(seq_id).tolist()
+            assert [page == -1 for page in table] == [entry is None for entry in sequence.table]
+            for entry, page in zip(sequence.table, table, strict=True):
+                if entry is not None:
+                    assert page_of.setdefault(entry, page) == page
+        assert len(set(page_of.values())) == len(page_of)
+
+    @invariant()
+    def a_page_in_the_index_never_moves(self) -> None:
+        self.forget_evicted()
+        for seq_id, sequence in self.model.sequences.items():
+            for entry, page in zip(sequence.table, self.cache.page_table(seq_id).tolist(), strict=True):
+                if entry in self.model.indexed:
+                    assert self.place_of.setdefault(entry, page) == page
+
+    def forget_evicted(self) -> None:
+        self.place_of = {entry: page for entry, page in self.place_of.items() if entry in self.model.indexed}
+
+    @invariant()
+    def every_sequence_reads_what_was_written_for_its_tokens(self) -> None:
+        for seq_id, sequence in self.model.sequences.items():
+            table = self.cache.page_table(seq_id).tolist()
+            for position in range(len(sequence.tokens)):
+                page = table[position // PAGE]
+                if page != -1:
+                    assert self.content[page][position % PAGE] == sequence.prefix(position + 1)
+
+
+CacheAgainstModel.TestCase.settings = settings(
+    max_examples=120,
+    stateful_step_count=30,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+test_the_cache_does_what_a_model_of_plain_lists_does = CacheAgainstModel.TestCase
+
+
+def run(cache: KvCache, tokens: list[int], salt: bytes = b"") -> tuple[int, int]:
+    """A new sequence that holds all of `tokens`, and how many of them were found."""
+    seq_id, n_cached = cache.admit(i32(tokens), salt)
+    rest = tokens[n_cached:]
+    assert cache.reserve(i64([seq_id]), i32([len(rest)]))
+    cache.commit(i64([seq_id]), i32([len(rest)]), i32(rest))
+    cache.check_integrity()
+    return seq_id, n_cached
+
+
+def test_a_chat_turn_finds_the_pages_of_the_turn_before() -> None:
+    cache = KvCache(16, PAGE, 0, 0, 0)
+    first_turn = list(range(40))
+    seq_id, _ = run(cache, first_turn)
+    cache.release(seq_id)
+    _, n_cached = run(cache, [*first_turn, *range(100, 120)])
+    assert n_cached == 2 * PAGE
+
+
+def test_requests_of_other_salts_are_strangers() -> None:
+    cache = KvCache(16, PAGE, 0, 0, 0)
+    run(cache, [1] * 20, b"alice")
+    assert run(cache, [1] * 20, b"bob")[1] == 0
+    assert run(cache, [1] * 20, b"alice")[1] == PAGE
+
+
+def test_a_full_cache_is_an_answer_and_not_an_error() -> None:
+    cache = KvCache(2, PAGE, 0, 0, 0)
+    seq_id, _ = run(cache, [1] * 20)
+    other, _ = cache.admit(i32([2]))
+    assert not cache.reserve(i64([other]), i32([1]))
+    cache.release(seq_id)
+    assert cache.reserve(i64([other]), i32([1]))
+
+
+def test_storage_of_a_page_is_keys_values_and_scales_of_all_layers() -> None:
+    f32 = KvCache(4, PAGE, n_layers=3, n_kv_heads=2, head_dim=40, dtype="f32")
+    s8 = KvCache(4, PAGE, n_layers=3, n_kv_heads=2, head_dim=40, dtype="s8")
+    assert f32.page_bytes() == 3 * 2 * 2 * PAGE * 48 * 4  # head_dim is padded to 48
+    assert s8.page_bytes() == 3 * 2 * 2 * PAGE * (48 + 4)
+    assert s8.stats()["pool_bytes"] == 4 * s8.page_bytes()
+    assert KvCache(4, PAGE, 0, 0, 0).page_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (np.zeros(4, np.int64), "tokens must be int32, got int64"),
+        (np.zeros(4, np.float32), "tokens must be int32, got float32"),
+        (np.zeros((2, 2), np.int32), r"tokens must have shape \[any\], got \[2, 2\]"),
+        (np.zeros(8, np.int32)[::2], "tokens must be C-contiguous"),
+        (np.zeros(17, np.uint8)[1:].view(np.int32), "tokens must be aligned"),
+    ],
+)
+def test_an_array_that_is_not_as_needed_is_refused_with_need_and_got(tokens: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"\[KvCache.admit\] {message}"):
+        KvCache(4, PAGE, 0, 0, 0).admit(tokens)
+
+
+def test_a_list_is_no_array() -> None:
+    with pytest.raises(TypeError):
+        KvCache(4, PAGE, 0, 0, 0).admit([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_pages": 0}, "n_pages"),
+        ({"page_size": 8}, "page_size"),
+        ({"page_size": 40}, "multiple of 16"),
+        ({"n_layers": 1}, "n_kv_heads"),
+        ({"dtype": "f16"}, "'f32' or 's8', got 'f16'"),
+        ({"window": -1}, "window"),
+    ],
+)
+def test_an_impossible_cache_is_refused_by_name(wrong: dict[str, int | str], message: str) -> None:
+    sizes: dict[str, int | str] = {"n_pages": 4, "page_size": PAGE, "n_layers": 0, "n_kv_heads": 0, "head_dim": 0}
+    with pytest.raises(ValueError, match=message):
+        KvCache(**{**sizes, **wrong})
+
+
+def test_memory_that_the_system_refuses_is_a_memory_error_with_its_size() -> None:
+    with pytest.raises(MemoryError, match="67108864 pages"):
+        KvCache(2**26, PAGE, n_layers=4096, n_kv_heads=4096, head_dim=16384)

@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+from fakes import ByteTokenizer, FakeBackend, alone, fake_logits, make_engine
+
+from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError, RequestFailedError
+from llm_decoder.llm import LLM
+from llm_decoder.sampling import SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+@pytest.fixture
+def backend():
+    return FakeBackend(max_model_len=200)
+
+
+@pytest.fixture
+def llm(backend):
+    with LLM.over(make_engine(backend), ByteTokenizer(), "fake", chat_stop=("~",)) as llm:
+        yield llm
+
+
+def test_generate_gives_a_list_in_the_order_of_the_prompts(llm):
+    prompts = ["one", [257, *b"two"], "three"]
+    outputs = llm.generate(prompts, GREEDY)
+    assert [output.prompt for output in outputs] == ["one", None, "three"]
+    for output, text in zip(outputs, [b"one", b"two", b"three"], strict=True):
+        assert output.prompt_token_ids == [257, *text]
+        assert output.outputs[0].token_ids == alone([257, *text], temperature=0, max_tokens=12).outputs[0].token_ids
+
+
+@pytest.mark.parametrize("prompt", ["one", [257, *b"one"], np.array([257, *b"one"])])
+def test_one_prompt_gives_a_list_of_one(llm, prompt):
+    (output,) = llm.generate(prompt, GREEDY)
+    assert output.prompt_token_ids == [257, *b"one"]
+
+
+def test_each_prompt_may_have_params_of_its_own(llm):
+    outputs = llm.generate(["a", "b"], [SamplingParams(max_tokens=2, ignore_eos=True), SamplingParams(max_tokens=5,
+    ignore_eos=True)]) assert [len(output.outputs[0].token_ids) for output in outputs] == [2, 5]
+    with pytest.raises(InvalidRequestError, match="each of the 2, got 1"):
+        llm.generate(["a", "b"], [GREEDY])
+
+
+def test_generate_reports_progress(llm):
+    seen = []
+    llm.generate(["a", "b", "c"], GREEDY, progress=lambda n_done, n_all: seen.append((n_done, n_all)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    "prompts", ["", [], [""], [[]], None, 5, b"x", ["a", 5], [[1, "a"]], [True], "\ud800", {"prompt": "x"}, [[1.0]]]
+)
+def test_a_prompt_of_another_form_is_refused_and_nothing_runs(llm, prompts):
+    with pytest.raises(InvalidRequestError):
+        llm.generate(prompts, GREEDY)
+    assert llm.stats()["n_requests"] == 0
+
+
+def test_a_text_far_too_long_is_refused_before_it_is_tokenized(llm):
+    with pytest.raises(ContextLengthExceededError, match="200 tokens"):
+        llm.generate("x" * (512 * 200 + 1), GREEDY)
+
+
+def test_one_bad_prompt_cancels_the_others_of_the_call(llm):
+    with pytest.raises(InvalidRequestError, match="got 999"):
+        llm.generate(["a good one", [999]], SamplingParams(max_tokens=None, ignore_eos=True))
+    assert llm.stats()["n_requests"] == 0
+    assert llm.stats()["pages"]["n_held"] == 0
+
+
+def test_a_request_that_fails_raises_and_the_engine_goes_on(llm, backend):
+    backend.spoil = lambda history, logits: logits.fill(np.nan) if history[1] == ord("!") else None
+    with pytest.raises(RequestFailedError):
+        llm.generate(["good", "!bad"], GREEDY)
+    assert llm.generate("good", GREEDY)
+
+
+def test_stream_gives_the_text_of_generate(llm):
+    events = list(llm.stream("one", GREEDY))
+    assert "".join(event.text for event in events) == llm.generate("one", GREEDY)[0].outputs[0].text
+    assert events[-1].finish_reason == "length"
+    assert events[-1].output.metrics.n_generated_tokens == 12
+
+
+@pytest.mark.parametrize("leave", ["close", "drop", "with"])
+def test_a_stream_that_is_left_cancels_its_request(llm, leave):
+    stream = llm.stream("one", SamplingParams(max_tokens=None, ignore_eos=True))
+    if leave == "with":
+        with stream:
+            next(stream)
+    elif leave == "close":
+        next(stream)
+        stream.close()
+        assert list(stream) == []
+    else:
+        del stream
+    assert llm.stats()["n_finished"]["abort"] + llm.stats()["n_finished"]["length"] == 1
+    assert llm.stats()["pages"]["n_held"] == 0
+
+
+def test_a_stream_is_refused_when_it_is_asked_for_not_when_it_is_read(llm):
+    with pytest.raises(InvalidRequestError):
+        llm.stream("", GREEDY)
+
+
+def test_chat_goes_through_the_template_and_ends_at_its_stop_text(llm, backend):
+    messages = [{"role": "user", "content": "hi"}]
+    prompt = ByteTokenizer().apply_chat_template(messages)
+
+    def spoil(history, logits):
+        answer = b"well ~ no"
+        if len(history) >= len(prompt):
+            logits[answer[(len(history) - len(prompt)) % len(answer)]] = 50.0
+
+    backend.spoil = spoil
+    output = llm.chat(messages)
+    assert output.prompt_token_ids == prompt
+    assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("well ", "stop")
+    assert "".join(event.text for event in llm.stream_chat(messages)) == "well "
+    assert "".join(event.text for event in llm.stream(messages, SamplingParams(max_tokens=9))) == "well "
+
+
+def test_a_chat_that_outgrows_the_context_says_how_many_messages_it_dropped(llm):
+    messages = [{"role": role, "content": "x" * 40} for _ in range(3) for role in ("user", "assistant")]
+    messages.append({"role": "user", "content": "now?"})
+    output = llm.chat(messages, GREEDY)
+    assert output.dropped_messages == 4
+    assert all(event.dropped_messages == 4 for event in llm.stream_chat(messages, GREEDY))
+
+
+def test_logits_are_those_of_every_token(llm):
+    ids = list(b"some tokens that take more than one step" * 3)
+    logits = llm.logits(ids)
+    assert (logits.shape, logits.dtype) == ((len(ids), 258), np.float32)
+    for i in (0, 63, 64, len(ids) - 1):
+        np.testing.assert_array_equal(logits[i], fake_logits(np.array(ids[: i + 1], np.int32), 258))
+
+
+def test_score_gives_the_log_probability_of_each_token_but_the_first(llm):
+    scores = llm.score("hello")
+    logits = llm.logits([257, *b"hello"]).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert (scores.shape, scores.dtype) == ((5,), np.float32)
+    np.testing.assert_allclose(scores, expected[np.arange(5), list(b"hello")], atol=1e-5)
+    assert llm.score([5]).shape == (0,)
+
+
+def test_embed_is_the_mean_of_the_hidden_states(llm):
+    vectors = llm.embed(["hello", "hello", "other"])
+    assert (vectors.shape, vectors.dtype) == ((3, 4), np.float32)
+    np.testing.assert_allclose(vectors[0], llm.logits([257, *b"hello"])[:, :4].mean(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert (vectors[0] != vectors[2]).any()
+
+
+def test_an_llm_says_what_it_is(llm):
+    assert (llm.name, llm.max_model_len, llm.vocab_size) == ("fake", 200, 258)
+    assert llm.stats()["model"] == "fake"

@@ -1,0 +1,250 @@
+"""Who runs, who waits, who gives way; and that none of it shows in anybody's tokens."""
+
+import numpy as np
+import pytest
+from fakes import Desk, FakeBackend, alone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_decoder.errors import RequestFailedError
+
+
+def tokens_of(output):
+    return [completion.token_ids for completion in output.outputs]
+
+
+def test_decodes_come_first_and_a_long_prompt_is_cut_to_what_they_leave():
+    desk = Desk(FakeBackend(max_tokens_per_step=16))
+    first = desk.add("ab", max_tokens=20, ignore_eos=True)
+    desk.core.step()
+    second = desk.add("x" * 50, max_tokens=2, ignore_eos=True)
+    for _ in range(3):
+        desk.core.step()
+    assert [[count for _, count in step] for step in desk.backend.steps] == [[2], [1, 15], [1, 15], [1, 15]]
+    desk.run()
+    assert len(desk.last(first).outputs[0].token_ids) == 20
+    assert tokens_of(desk.last(second)) == tokens_of(alone("x" * 50, max_tokens=2, ignore_eos=True))
+
+
+def test_no_more_sequences_run_than_have_a_place():
+    desk = Desk(max_num_seqs=3)
+    for i in range(10):
+        desk.add(f"prompt {i}", max_tokens=5)
+    desk.run()
+    assert max(len(step) for step in desk.backend.steps) == 3
+
+
+def test_requests_are_served_in_the_order_they_came():
+    desk = Desk(max_num_seqs=2)
+    done = []
+    for i in range(6):
+        request_id = desk.add(f"prompt {i}", max_tokens=4, ignore_eos=True)
+        desk.sent[request_id] = done
+        desk.core.requests[request_id].sink = lambda output, i=i: done.append(i)
+    desk.run()
+    assert done == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_youngest_gives_way_when_pages_run_short_and_its_tokens_stay_the_same():
+    desk = Desk(FakeBackend(n_pages=5, max_model_len=80))
+    prompts = ["older " * 4, "younger " * 3]
+    ids = [desk.add(prompt, seed=4, max_tokens=40, ignore_eos=True) for prompt in prompts]
+    desk.run()
+    preempted = [desk.last(request_id).metrics.n_preemptions for request_id in ids]
+    assert preempted[0] == 0
+    assert preempted[1] > 0
+    assert desk.core.stats()["n_preemptions"] == preempted[1]
+    for request_id, prompt in zip(ids, prompts, strict=True):
+        expected = alone(prompt, seed=4, max_tokens=40, ignore_eos=True)
+        assert tokens_of(desk.last(request_id)) == tokens_of(expected)
+        assert desk.last(request_id).outputs[0].text == expected.outputs[0].text
+    desk.assert_nothing_is_held()
+
+
+def test_a_newcomer_waits_until_its_whole_prompt_finds_pages():
+    desk = Desk(FakeBackend(n_pages=6))
+    desk.add("x" * 60, max_tokens=8, ignore_eos=True)
+    desk.core.step()
+    late = desk.add("y" * 60, max_tokens=1, ignore_eos=True)
+    desk.run()
+    assert desk.last(late).metrics.n_preemptions == 0
+    assert desk.core.stats()["n_preemptions"] == 0
+
+
+def test_a_newcomer_whose_prefix_others_hold_needs_pages_for_the_rest_only():
+    system = "a long common system prompt of exactly four pages, no more: 0123"[:64]
+    desk = Desk(FakeBackend(n_pages=9))
+    desk.add(system + "first", max_tokens=20, ignore_eos=True)
+    desk.core.step()
+    desk.core.step()
+    desk.add(system + "second", max_tokens=20, ignore_eos=True)
+    desk.core.step()
+    assert len(desk.backend.steps[-1]) == 2
+    desk.run()
+
+
+def test_pages_of_a_cancelled_request_are_free_at_the_next_step():
+    desk = Desk()
+    request_id = desk.add("hello " * 8, max_tokens=100, n=3, ignore_eos=True)
+    waiting = desk.add("never started", max_tokens=5)
+    for _ in range(4):
+        desk.core.step()
+    assert desk.backend.cache.stats()["n_held"] > 0
+    desk.core.cancel(request_id)
+    desk.core.cancel(waiting)
+    desk.assert_nothing_is_held()
+    output = desk.last(request_id)
+    assert [completion.finish_reason for completion in output.outputs] == ["abort"] * 3
+    assert all(completion.token_ids for completion in output.outputs)
+    assert not desk.core.step()
+
+
+def test_a_request_cancelled_while_it_waits_ends_with_abort_and_others_go_on():
+    desk = Desk(max_num_seqs=1)
+    running = desk.add("one", max_tokens=10, ignore_eos=True)
+    desk.core.step()
+    waiting = desk.add("two", max_tokens=10)
+    desk.core.cancel(waiting)
+    desk.core.cancel(waiting)
+    desk.core.cancel("nobody")
+    desk.run()
+    assert desk.last(waiting).outputs[0].finish_reason == "abort"
+    assert tokens_of(desk.last(running)) == tokens_of(alone("one", max_tokens=10, ignore_eos=True))
+
+
+def test_pages_that_are_pinned_fail_a_request_that_needs_them_instead_of_waiting_for_ever():
+    desk = Desk(FakeBackend(n_pages=4, max_model_len=64))
+    kept = "x" * 49
+    desk.ask(kept, max_tokens=1)
+    assert desk.backend.cache.pin(np.array(list(kept.encode()), np.int32)) == 48
+    failed = desk.ask("y" * 30, max_tokens=1)
+    assert isinstance(failed, RequestFailedError)
+    assert "needs 2 pages of 16 tokens, the pool has 4, of which 3 are pinned" in str(failed)
+    assert desk.ask("z" * 10, max_tokens=1).outputs[0].finish_reason == "length"
+    desk.backend.cache.unpin(np.array(list(kept.encode()), np.int32))
+    desk.assert_nothing_is_held()
+
+
+def test_a_prefix_hit_gives_what_a_cold_start_gives():
+    desk = Desk()
+    prompt = "the same prompt twice, of several pages; the same prompt twice."
+    cold = desk.ask(prompt, seed=1, max_tokens=30)
+    warm = desk.ask(prompt, seed=1, max_tokens=30)
+    assert warm.metrics.n_cached_tokens == 48
+    assert tokens_of(warm) == tokens_of(cold)
+
+
+def test_prefixes_are_shared_under_the_same_salt_only():
+    desk = Desk()
+    prompt = "the same prompt under another salt, of several pages."
+    desk.ask(prompt, max_tokens=1, cache_salt="one")
+    assert desk.ask(prompt, max_tokens=1, cache_salt="two").metrics.n_cached_tokens == 0
+    assert desk.ask(prompt, max_tokens=1, cache_salt="one").metrics.n_cached_tokens == 48
+
+
+def test_a_prompt_whose_rows_are_wanted_survives_preemption():
+    desk = Desk(FakeBackend(n_pages=6, max_model_len=96, max_tokens_per_step=8))
+    older = desk.add("older " * 3, max_tokens=60, seed=1, ignore_eos=True)
+    desk.core.step()
+    scored = desk.add("scored " * 9, max_tokens=3, prompt_logprobs=1, seed=2)
+    desk.run()
+    expected = alone("scored " * 9, max_tokens=3, prompt_logprobs=1, seed=2)
+    assert desk.last(scored).prompt_logprobs == expected.prompt_logprobs
+    assert tokens_of(desk.last(scored)) == tokens_of(expected)
+    assert tokens_of(desk.last(older)) == tokens_of(alone("older " * 3, max_tokens=60, seed=1, ignore_eos=True))
+
+
+requests = st.fixed_dictionaries(
+    {
+        "prompt": st.binary(min_size=1, max_size=40).map(lambda data: bytes(byte % 4 + 97 for byte in data)),
+        "max_tokens": st.integers(0, 24),
+        "seed": st.integers(0, 3),
+        "n": st.sampled_from([1, 1, 1, 2, 5]),
+        "temperature": st.sampled_from([0.0, 1.0]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3]),
+        "stream": st.booleans(),
+        "prompt_logprobs": st.sampled_from([None, None, 0, 2]),
+        "stop": st.sampled_from([None, "e"]),
+    }
+)
+actions = st.lists(
+    st.one_of(
+        requests.map(lambda request: ("add", request)),
+        st.integers(1, 6).map(lambda n_steps: ("step", n_steps)),
+        st.integers(0, 30).map(lambda i: ("cancel", i)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    actions=actions,
+    n_pages=st.integers(5, 14),
+    max_tokens_per_step=st.integers(4, 40),
+    max_num_seqs=st.integers(1, 8),
+)
+def test_whatever_comes_everybody_gets_what_he_gets_alone(actions, n_pages, max_tokens_per_step, max_num_seqs):
+    desk = Desk(
+        FakeBackend(n_pages=n_pages, max_model_len=80, max_tokens_per_step=max_tokens_per_step),
+        max_num_seqs=max_num_seqs
+    )
+    asked, cancelled = {}, set()
+    for kind, value in actions:
+        if kind == "add":
+            asked[desk.add(**value)] = value
+        elif kind == "step":
+            for _ in range(value):
+                desk.core.step()
+        elif f"request-{value}" in asked and desk.last(f"request-{value}") is None:
+            desk.core.cancel(f"request-{value}")
+            cancelled.add(f"request-{value}")
+    desk.run()
+    desk.assert_nothing_is_held()
+    assert all(len(step) <= max(max_num_seqs, 1) for step in desk.backend.steps)
+    for request_id, request in asked.items():
+        output = desk.last(request_id)
+        expected = alone(**request)
+        if request_id in cancelled:
+            assert any(completion.finish_reason == "abort" for completion in output.outputs)
+            for got in output.outputs:
+                whole = expected.outputs[got.index].token_ids if got.index < len(expected.outputs) else []
+                assert got.token_ids == whole[: len(got.token_ids)]
+            continue
+        assert [(c.token_ids, c.text, c.finish_reason) for c in output.outputs] == [
+            (c.token_ids, c.text, c.finish_reason) for c in expected.outputs
+        ]
+        assert output.prompt_logprobs == expected.prompt_logprobs
+
+
+@pytest.mark.parametrize("n_pages", [7, 64])
+def test_nobody_sees_anothers_tokens(n_pages):
+    """Each request knows one word; the model repeats what its history holds, so a stray page would bring a stray
+    word."""
+    words = [f"canary-{i:02d} " for i in range(24)]
+
+    def spoil(history, logits):
+        word = bytes(history[:10].tolist())
+        assert word.decode() in words
+        assert bytes(history.tolist()) == (word * (len(history) // 10 + 1))[: len(history)]
+        logits[word[len(history) % 10]] = 50.0
+
+    backend = FakeBackend(n_pages=n_pages, max_model_len=96, max_tokens_per_step=24)
+    backend.spoil = spoil
+    desk = Desk(backend, max_num_seqs=8)
+    rng = np.random.default_rng(0)
+    ids = {}
+    for i in range(96):
+        word = words[i % 24]
+        ids[desk.add(word * int(rng.integers(1, 4)), max_tokens=int(rng.integers(1, 50)), n=int(rng.integers(1, 4)))]
+        = word if i % 3 == 0:
+            desk.core.step()
+        if i % 7 == 0:
+            desk.core.cancel(f"request-{rng.integers(0, i + 1)}")
+    desk.run()
+    for request_id, word in ids.items():
+        output = desk.last(request_id)
+        whole = bytes(output.prompt_token_ids)
+        for completion in output.outputs:
+            assert (whole + completion.text.encode()) == (word.encode() * 20)[: len(whole) + len(completion.text)]
+    desk.assert_nothing_is_held()
