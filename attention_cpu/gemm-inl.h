@@ -4,26 +4,30 @@
 //   tile    rows x panels whose sums stay in registers while the lines go by
 //   chunk   the steps of a tile's rows that fit in the L1 cache; the rows are copied side by side, so that no stride of the
 //           caller's makes them evict each other, and the sums wait in memory between two chunks
-//   group   panels that stay in the L2 cache while all tiles of rows pass
+//   group   panels that stay in the L2 cache while all tiles of rows pass; meanwhile the next group is asked for
 //
 // A sum is one chain over ascending k whatever the tile, so splitting rows or panels another way changes no bit.
 //
-// A Product names: Args, Unit (what a row gives to one step), Sums (16 sums of a row and a panel), kMaxTileRows,
-// kMaxLoneTileRows (when one tile can hold all rows), tile_panels(n_rows); n_steps, panel, copy_row, zero, load_line,
-// broadcast, add, finish.
+// A Product names: Args, Unit (what a row gives to one step), Sums (16 sums of a row and a panel), Line, Factor;
+// kMaxTileRows, kMaxLoneTileRows (when one tile holds all rows), tile_panels(n_rows) (1, 2 or 4); n_steps, panel, copy_row,
+// zero, load_line, broadcast, add, finish.
 
 constexpr std::int64_t kLineBytes = 64;
 constexpr std::int64_t kChunkBytes = 16 << 10;
+constexpr int kMaxChunkSteps = 512;
 constexpr std::int64_t kGroupBytes = 768 << 10;
-constexpr std::int32_t kMinGroupPanels = 4;
 constexpr std::int32_t kMaxGroupPanels = 12;
-constexpr int kAheadPanels = 4;
+// A core gets its share of the memory's bandwidth only from several streams at once: lines of this many panels are asked
+// for in turn. Also the smallest group.
+constexpr std::int32_t kStreams = 4;
+// Far enough ahead to hide the L2 cache, and most of DRAM where nobody asked before; near enough to stay in the L1 cache.
 constexpr std::int64_t kNearBytes = 1024;
 
 template <class Product, int kRows>
 struct TileRows {
   static constexpr int kLineUnits = kLineBytes / sizeof(typename Product::Unit);
-  static constexpr int kSteps = kChunkBytes / kLineBytes / kRows * kLineUnits;
+  static constexpr int kFitSteps = kChunkBytes / kLineBytes / kRows * kLineUnits;
+  static constexpr int kSteps = kFitSteps < kMaxChunkSteps ? kFitSteps : kMaxChunkSteps;
   static constexpr int kStride = kSteps + kLineUnits;  // not a power of two: rows fall into different sets of the L1 cache
 
   alignas(kLineBytes) typename Product::Unit units[kRows * kStride];
@@ -37,7 +41,7 @@ struct PackTo : PackTo<n - 1, n - 1, kIndex...> {};
 template <int... kIndex>
 struct PackTo<0, kIndex...> : Pack<kIndex...> {};
 
-// What a tile asks the memory for while it computes: lines of `kAheadPanels` panels, one of each every `interval` steps.
+// What is asked of the memory during a chunk: a line of each stream every `interval` steps, the streams a panel apart.
 struct Ahead {
   const std::uint8_t* lines;
   std::int64_t interval;
@@ -45,20 +49,20 @@ struct Ahead {
 
 // sums[p][r] += chunk of row r . chunk of panel p. `lines` is the chunk's first line in the first panel; kSum counts the
 // sums of the tile row by row. Not inlined: in a larger function GCC 12 stores the sums at every step.
-template <class Product, int kRows, int kPanels, int... kSum, int... kPanel, int... kAhead>
-__attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kPanel...>, Pack<kAhead...>,
+template <class Product, int kRows, int kPanels, int... kSum, int... kPanel, int... kStream>
+__attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kPanel...>, Pack<kStream...>,
                                          const TileRows<Product, kRows>& rows, const std::uint8_t* lines,
                                          std::int64_t panel_bytes, std::int64_t n_steps, Ahead ahead,
                                          typename Product::Sums (*sums)[kRows]) {
   constexpr int kStride = TileRows<Product, kRows>::kStride;
   typename Product::Sums acc[] = {sums[kSum % kPanels][kSum / kPanels]...};
   for (std::int64_t step = 0; step < n_steps;) {
-    (_mm_prefetch(reinterpret_cast<const char*>(ahead.lines + kAhead * panel_bytes), _MM_HINT_T1), ...);
+    (__builtin_prefetch(ahead.lines + kStream * panel_bytes, 0, 2), ...);
     ahead.lines += kLineBytes;
     const std::int64_t end = n_steps - step < ahead.interval ? n_steps : step + ahead.interval;
     do {
       const typename Product::Line line[] = {Product::load_line(lines + kPanel * panel_bytes)...};
-      (_mm_prefetch(reinterpret_cast<const char*>(lines + kPanel * panel_bytes + kNearBytes), _MM_HINT_T0), ...);
+      (__builtin_prefetch(lines + kPanel * panel_bytes + kNearBytes, 0, 3), ...);
       const typename Product::Unit* unit = rows.units + step;
       ((acc[kSum] = Product::add(acc[kSum], line[kSum % kPanels], Product::broadcast(unit + kSum / kPanels * kStride))),
        ...);
@@ -68,69 +72,101 @@ __attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kPanel...>, Pack<kA
   ((sums[kSum % kPanels][kSum / kPanels] = acc[kSum]), ...);
 }
 
-// One panel group, all of k, for the rows of tile `tile` of `n_tiles`.
+// Which rows by which panels, and which of the row tiles this is.
+struct TilePlace {
+  std::int32_t row, n_rows;
+  std::int32_t panel, n_group;
+  std::int64_t tile, n_tiles;
+};
+
+struct Chunk {
+  const std::uint8_t* lines;  // of the group's first panel
+  std::int64_t panel_bytes;
+  std::int64_t n_steps;
+  std::int64_t ahead_bytes;  // from here to the lines that are needed next but are not in the L2 cache
+};
+
+// A lone tile needs its next chunk; all others have seen it in the first tile and need the next group's.
+inline Chunk chunk_at(const TilePlace& place, const std::uint8_t* panel, std::int64_t step, std::int64_t max_steps,
+                      std::int64_t n_steps) {
+  const std::int64_t panel_bytes = n_steps * kLineBytes;
+  const std::int64_t n_left = n_steps - step;
+  const std::int64_t group_bytes = place.n_group * panel_bytes;
+  std::int64_t ahead_bytes = group_bytes;
+  if (place.n_tiles == 1) ahead_bytes = n_left > max_steps ? max_steps * kLineBytes : group_bytes - step * kLineBytes;
+  return {panel + step * kLineBytes, panel_bytes, n_left < max_steps ? n_left : max_steps, ahead_bytes};
+}
+
+// Adds the chunk of panels [first, ...) of the group, kPanels at a time, and returns the first panel that is left. While
+// it passes them, each of the tiles asks for its share of the lines ahead.
+template <class Product, int kRows, int kPanels>
+std::int32_t add_panels(const TilePlace& place, const TileRows<Product, kRows>& rows, const Chunk& chunk,
+                        std::int32_t first, typename Product::Sums (*sums)[kRows]) {
+  constexpr std::int32_t kTurns = kStreams / kPanels;
+  std::int32_t p = first;
+  for (; p + kPanels <= place.n_group; p += kPanels) {
+    const std::int64_t turn = place.tile * kTurns + p % kStreams / kPanels;
+    const std::int64_t share = chunk.n_steps * turn / (place.n_tiles * kTurns);
+    const std::uint8_t* streams = chunk.lines + p / kStreams * kStreams * chunk.panel_bytes;
+    const Ahead ahead{streams + chunk.ahead_bytes + share * kLineBytes, place.n_tiles * kTurns};
+    add_chunk<Product, kRows, kPanels>(PackTo<kRows * kPanels>(), PackTo<kPanels>(), PackTo<kStreams>(), rows,
+                                       chunk.lines + p * chunk.panel_bytes, chunk.panel_bytes, chunk.n_steps, ahead,
+                                       sums + p);
+  }
+  return p;
+}
+
 template <class Product, int kRows>
-void multiply_tile(const typename Product::Args& args, std::int32_t row, std::int32_t panel, std::int32_t n_group,
-                   std::int64_t tile, std::int64_t n_tiles) {
-  constexpr int kPanels = Product::tile_panels(kRows);
-  constexpr int kWave = kAheadPanels;
+void multiply_tile(const typename Product::Args& args, const TilePlace& place) {
   constexpr std::int64_t kSteps = TileRows<Product, kRows>::kSteps;
   const std::int64_t n_steps = Product::n_steps(args);
-  const std::int64_t panel_bytes = n_steps * kLineBytes;
   TileRows<Product, kRows> rows;
   typename Product::Sums sums[kMaxGroupPanels][kRows];
-  for (std::int32_t p = 0; p < n_group; ++p) {
+  for (std::int32_t p = 0; p < place.n_group; ++p) {
     for (int r = 0; r < kRows; ++r) sums[p][r] = Product::zero();
   }
 
   for (std::int64_t step = 0; step < n_steps; step += kSteps) {
-    const std::int64_t n = n_steps - step < kSteps ? n_steps - step : kSteps;
+    const Chunk chunk = chunk_at(place, Product::panel(args, place.panel), step, kSteps, n_steps);
     for (int r = 0; r < kRows; ++r) {
-      Product::copy_row(args, row + r, step, n, rows.units + r * TileRows<Product, kRows>::kStride);
+      Product::copy_row(args, place.row + r, step, chunk.n_steps, rows.units + r * TileRows<Product, kRows>::kStride);
     }
-    const std::uint8_t* lines = Product::panel(args, panel) + step * kLineBytes;
-    std::int32_t p = 0;
-    for (; p + kPanels <= n_group; p += kPanels) {
-      const std::int64_t share = n * (tile * (kWave / kPanels) + p % kWave / kPanels) / (n_tiles * (kWave / kPanels));
-      const Ahead ahead{lines + (n_group + p / kWave * kWave) * panel_bytes + share * kLineBytes, kWave / kPanels * n_tiles};
-      add_chunk<Product, kRows, kPanels>(PackTo<kRows * kPanels>(), PackTo<kPanels>(), PackTo<kWave>(), rows,
-                                         lines + p * panel_bytes, panel_bytes, n, ahead, sums + p);
-    }
-    for (; p < n_group; ++p) {
-      const Ahead ahead{lines + (n_group + p) * panel_bytes, n_tiles};
-      add_chunk<Product, kRows, 1>(PackTo<kRows>(), PackTo<1>(), PackTo<1>(), rows, lines + p * panel_bytes, panel_bytes,
-                                   n, ahead, sums + p);
-    }
+    const std::int32_t p = add_panels<Product, kRows, Product::tile_panels(kRows)>(place, rows, chunk, 0, sums);
+    add_panels<Product, kRows, 1>(place, rows, chunk, p, sums);
   }
-  for (std::int32_t p = 0; p < n_group; ++p) Product::finish(args, row, kRows, panel + p, sums[p]);
+  for (std::int32_t p = 0; p < place.n_group; ++p) Product::finish(args, place.row, kRows, place.panel + p, sums[p]);
 }
 
+// place.n_rows as a constant.
 template <class Product, int kRows>
-void multiply_tile_of(std::int32_t n_rows, const typename Product::Args& args, std::int32_t row, std::int32_t panel,
-                      std::int32_t n_group, std::int64_t tile, std::int64_t n_tiles) {
-  if (n_rows == kRows) {
-    multiply_tile<Product, kRows>(args, row, panel, n_group, tile, n_tiles);
+void multiply_tile_of(const typename Product::Args& args, const TilePlace& place) {
+  if (place.n_rows == kRows) {
+    multiply_tile<Product, kRows>(args, place);
   } else if constexpr (kRows > 1) {
-    multiply_tile_of<Product, kRows - 1>(n_rows, args, row, panel, n_group, tile, n_tiles);
+    multiply_tile_of<Product, kRows - 1>(args, place);
   }
 }
 
 template <class Product>
-void multiply(const typename Product::Args& args, std::int32_t panel_begin, std::int32_t panel_end) {
-  const std::int64_t m = args.m;
-  const std::int64_t max_rows = m <= Product::kMaxLoneTileRows ? Product::kMaxLoneTileRows : Product::kMaxTileRows;
-  const std::int64_t n_tiles = ceil_div(m, max_rows);
-  std::int64_t group = kGroupBytes / (Product::n_steps(args) * kLineBytes + 1);
-  group = group < kMinGroupPanels ? kMinGroupPanels : group > kMaxGroupPanels ? kMaxGroupPanels : group;
+std::int32_t group_panels(const typename Product::Args& args, std::int64_t n_tiles) {
+  const std::int64_t n_fit = kGroupBytes / (Product::n_steps(args) * kLineBytes + 1) / kStreams * kStreams;
+  if (n_tiles == 1 || n_fit < kStreams) return kStreams;
+  return n_fit < kMaxGroupPanels ? static_cast<std::int32_t>(n_fit) : kMaxGroupPanels;
+}
 
-  for (std::int64_t panel = panel_begin; panel < panel_end; panel += group) {
-    const std::int64_t n_group = panel_end - panel < group ? panel_end - panel : group;
-    for (std::int64_t tile = 0; tile < n_tiles; ++tile) {
-      const std::int64_t row = m * tile / n_tiles;
-      const std::int64_t n_rows = m * (tile + 1) / n_tiles - row;
-      multiply_tile_of<Product, Product::kMaxLoneTileRows>(static_cast<std::int32_t>(n_rows), args,
-                                                           static_cast<std::int32_t>(row), static_cast<std::int32_t>(panel),
-                                                           static_cast<std::int32_t>(n_group), tile, n_tiles);
+template <class Product>
+void multiply(const typename Product::Args& args, std::int32_t panel_begin, std::int32_t panel_end) {
+  constexpr std::int32_t kMaxRows = Product::kMaxLoneTileRows;
+  const std::int64_t m = args.m;
+  const std::int64_t n_tiles = m <= kMaxRows ? 1 : ceil_div(m, Product::kMaxTileRows);
+  const std::int32_t group = group_panels<Product>(args, n_tiles);
+  TilePlace place{0, 0, panel_begin, 0, 0, n_tiles};
+  for (; place.panel < panel_end; place.panel += group) {
+    place.n_group = panel_end - place.panel < group ? panel_end - place.panel : group;
+    for (place.tile = 0; place.tile < n_tiles; ++place.tile) {
+      place.row = static_cast<std::int32_t>(m * place.tile / n_tiles);
+      place.n_rows = static_cast<std::int32_t>(m * (place.tile + 1) / n_tiles) - place.row;
+      multiply_tile_of<Product, kMaxRows>(args, place);
     }
   }
 }

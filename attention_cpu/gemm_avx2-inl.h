@@ -1,79 +1,88 @@
-// The two products of gemm-inl.h on AVX2. The int8 one widens to 16 bit before it adds: vpmaddubsw would saturate.
+// The two products of gemm-inl.h on AVX2: a line is two registers of 8 output channels, and a tile has as many sums as 16
+// registers allow.
 
-__m256i column_mask(std::int32_t n) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+// The first `n` of 8 lanes.
+inline __m256i first_of_8(std::int32_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-// y (+)= ..., 8 columns of one row; writes the first `n` of them.
-void store_columns(float* out, __m256 y, const float* bias, bool accumulate, std::int32_t n) {
-  if (n <= 0) return;
-  const __m256i mask = column_mask(n);
+// out (+)= y + bias, in the columns of `mask`. `bias` may be null.
+inline void store_columns(float* out, __m256 y, const float* bias, bool accumulate, __m256i mask) {
   if (bias != nullptr) y = _mm256_add_ps(y, _mm256_maskload_ps(bias, mask));
   if (accumulate) y = _mm256_add_ps(_mm256_maskload_ps(out, mask), y);
   _mm256_maskstore_ps(out, mask, y);
 }
 
+// Widens to 16 bit before it adds, since vpmaddubsw would saturate: even and odd input channels apart, so that vpmaddwd
+// leaves whole sums of one output channel in each lane.
 struct ProductW8 {
   using Args = GemmW8Args;
-  using Unit = std::int32_t;  // 4 int8 activations
-  // A quarter holds two partial sums for each of 4 output channels.
+  struct Unit {
+    std::int32_t even, odd;  // 4 activations, two of 16 bit in each
+  };
   struct Sums {
-    __m256i quarter[4];
+    __m256i low, high;
   };
-  struct Line {
-    __m256i quarter[4];  // 4 output channels x 4 input channels, 16 bit
+  using Line = const std::uint8_t*;
+  struct Factor {
+    __m256i even, odd;
   };
-  using Factor = __m256i;
-  static constexpr int kMaxTileRows = 2;
-  static constexpr int kMaxLoneTileRows = 2;
-  static constexpr int tile_panels(int) { return 1; }
+  static constexpr int kMaxTileRows = 4;
+  static constexpr int kMaxLoneTileRows = 4;
+  static constexpr int tile_panels(int n_rows) { return 4 / n_rows == 3 ? 2 : 4 / n_rows; }
 
   static std::int64_t n_steps(const Args& args) { return ceil_div(args.k, kDotWidth); }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) { return args.w + panel * n_steps(args) * kLineBytes; }
+
+  static std::int32_t pair(std::int8_t first, std::int8_t second) {
+    return static_cast<std::int32_t>(static_cast<std::uint16_t>(first) | static_cast<std::uint32_t>(second) << 16);
+  }
   static void copy_row(const Args& args, std::int32_t row, std::int64_t step, std::int64_t n, Unit* out) {
-    std::memcpy(out, args.a + row * args.a_stride + step * kDotWidth, static_cast<std::size_t>(n) * sizeof(Unit));
-  }
-
-  static Sums zero() {
-    const __m256i z = _mm256_setzero_si256();
-    return {{z, z, z, z}};
-  }
-  static __m256i widen(const std::uint8_t* bytes) {
-    return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-  }
-  static Line load_line(const std::uint8_t* line) {
-    return {{widen(line), widen(line + 16), widen(line + 32), widen(line + 48)}};
-  }
-  static Factor broadcast(const Unit* unit) { return _mm256_cvtepi8_epi16(_mm_set1_epi32(*unit)); }
-  static Sums add(Sums sums, Line line, Factor factor) {
-    for (int i = 0; i < 4; ++i) {
-      sums.quarter[i] = _mm256_add_epi32(sums.quarter[i], _mm256_madd_epi16(line.quarter[i], factor));
+    const std::int8_t* a = args.a + row * args.a_stride + step * kDotWidth;
+    std::int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      const __m256i quads = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + i * kDotWidth));
+      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8);
+      const __m256i odd = _mm256_srai_epi16(quads, 8);
+      const __m256i units_0145 = _mm256_unpacklo_epi32(even, odd);
+      const __m256i units_2367 = _mm256_unpackhi_epi32(even, odd);
+      __m256i* units = reinterpret_cast<__m256i*>(out + i);
+      _mm256_storeu_si256(units, _mm256_permute2x128_si256(units_0145, units_2367, 0x20));
+      _mm256_storeu_si256(units + 1, _mm256_permute2x128_si256(units_0145, units_2367, 0x31));
     }
-    return sums;
+    for (; i < n; ++i) {
+      const std::int8_t* quad = a + i * kDotWidth;
+      out[i] = {pair(quad[0], quad[2]), pair(quad[1], quad[3])};
+    }
   }
 
-  // Two quarters of partial sums -> 8 sums in the order of the columns.
-  static __m256i columns(__m256i low, __m256i high) {
-    const __m256i pairs = _mm256_hadd_epi32(low, high);  // low 0 1, high 0 1 | low 2 3, high 2 3
-    return _mm256_permute4x64_epi64(pairs, 0b11011000);
+  static Sums zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static Line load_line(const std::uint8_t* line) { return line; }
+  static Factor broadcast(const Unit* unit) { return {_mm256_set1_epi32(unit->even), _mm256_set1_epi32(unit->odd)}; }
+  static __m256i add_half(__m256i sums, const std::uint8_t* half, Factor factor) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half));
+    const __m256i even = _mm256_and_si256(bytes, _mm256_set1_epi16(0xff));
+    const __m256i odd = _mm256_srli_epi16(bytes, 8);
+    const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(even, factor.even), _mm256_madd_epi16(odd, factor.odd));
+    return _mm256_add_epi32(sums, products);
+  }
+  static Sums add(Sums sums, Line line, Factor factor) {
+    return {add_half(sums.low, line, factor), add_half(sums.high, line + kLineBytes / 2, factor)};
   }
 
   static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel, const Sums* sums) {
-    const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth;
-    for (std::int32_t r = 0; r < n_rows; ++r) {
-      const std::int64_t i = row + r;
-      const __m256i offset = _mm256_set1_epi32(args.a_sum[i] * 128);
-      const __m256 a_scale = _mm256_set1_ps(args.a_scale[i]);
-      for (int half = 0; half < 2; ++half) {
-        const std::int64_t first = column + half * 8;
-        const std::int32_t n_left = static_cast<std::int32_t>(args.n - first);
-        const __m256 w_scale = _mm256_maskload_ps(args.w_scale + first, column_mask(n_left));
-        const __m256i sum = columns(sums[r].quarter[2 * half], sums[r].quarter[2 * half + 1]);
-        const __m256 exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, offset));
-        const __m256 y = _mm256_mul_ps(exact, _mm256_mul_ps(a_scale, w_scale));
-        store_columns(args.out + i * args.out_stride + first, y, args.bias ? args.bias + first : nullptr, args.accumulate,
-                      n_left);
+    for (std::int32_t half = 0; half < 2; ++half) {
+      const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth + half * 8;
+      if (column >= args.n) return;
+      const __m256i mask = first_of_8(static_cast<std::int32_t>(args.n - column));
+      const float* bias = args.bias ? args.bias + column : nullptr;
+      const __m256 w_scale = _mm256_maskload_ps(args.w_scale + column, mask);
+      for (std::int64_t i = row; i < row + n_rows; ++i) {
+        const __m256i offset = _mm256_slli_epi32(_mm256_set1_epi32(args.a_sum[i]), 7);
+        const __m256i of_half = half == 0 ? sums[i - row].low : sums[i - row].high;
+        const __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(of_half, offset));
+        const __m256 y = _mm256_mul_ps(sum, _mm256_mul_ps(_mm256_set1_ps(args.a_scale[i]), w_scale));
+        store_columns(args.out + i * args.out_stride + column, y, bias, args.accumulate, mask);
       }
     }
   }
@@ -89,7 +98,7 @@ struct ProductF32 {
   using Factor = __m256;
   static constexpr int kMaxTileRows = 6;
   static constexpr int kMaxLoneTileRows = 6;
-  static constexpr int tile_panels(int) { return 1; }
+  static constexpr int tile_panels(int n_rows) { return n_rows == 1 ? 4 : n_rows == 2 ? 2 : 1; }
 
   static std::int64_t n_steps(const Args& args) { return args.k; }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
@@ -110,13 +119,15 @@ struct ProductF32 {
   }
 
   static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel, const Sums* sums) {
-    const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth;
-    const std::int32_t n_left = static_cast<std::int32_t>(args.n - column);
-    const float* bias = args.bias ? args.bias + column : nullptr;
-    for (std::int32_t r = 0; r < n_rows; ++r) {
-      float* out = args.out + (row + r) * args.out_stride + column;
-      store_columns(out, sums[r].low, bias, args.accumulate, n_left);
-      store_columns(out + 8, sums[r].high, bias ? bias + 8 : nullptr, args.accumulate, n_left - 8);
+    for (std::int32_t half = 0; half < 2; ++half) {
+      const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth + half * 8;
+      if (column >= args.n) return;
+      const __m256i mask = first_of_8(static_cast<std::int32_t>(args.n - column));
+      const float* bias = args.bias ? args.bias + column : nullptr;
+      for (std::int64_t i = row; i < row + n_rows; ++i) {
+        const __m256 y = half == 0 ? sums[i - row].low : sums[i - row].high;
+        store_columns(args.out + i * args.out_stride + column, y, bias, args.accumulate, mask);
+      }
     }
   }
 };

@@ -1,14 +1,20 @@
 // The two products of gemm-inl.h on AVX-512: a line is one register, a tile has at most 28 sums, which leaves registers for
-// two lines and a broadcast.
+// two lines and a broadcast. kAllLanes: see vec_avx512.h.
 
 constexpr int kMaxTileSums = 28;
-constexpr int kMaxTilePanels = 4;
 
 constexpr int panels_of_tile(int n_rows) { return n_rows <= 7 ? 4 : n_rows <= 14 ? 2 : 1; }
 
-__mmask16 panel_mask(std::int32_t n, std::int32_t panel) {
+inline __mmask16 columns_of_panel(std::int32_t n, std::int32_t panel) {
   const std::int32_t n_left = n - panel * kPanelWidth;
-  return n_left >= kPanelWidth ? 0xffff : static_cast<__mmask16>((1u << n_left) - 1);
+  return n_left >= kPanelWidth ? kAllLanes : first_lanes(n_left);
+}
+
+// out (+)= y + bias, in the columns of `mask`. `bias` may be null.
+inline void store_columns(float* out, __m512 y, const float* bias, bool accumulate, __mmask16 mask) {
+  if (bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, bias));
+  if (accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
+  _mm512_mask_storeu_ps(out, mask, y);
 }
 
 struct ProductW8 {
@@ -30,22 +36,22 @@ struct ProductW8 {
   static Sums zero() { return _mm512_setzero_si512(); }
   static Line load_line(const std::uint8_t* line) { return _mm512_loadu_si512(line); }
   static Factor broadcast(const Unit* unit) { return _mm512_set1_epi32(*unit); }
-  static Sums add(Sums sums, Line line, Factor factor) { asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(line), "v"(factor)); return sums; }
+  // The intrinsic makes GCC 12 move and spill the sums: half the speed at 28 of them.
+  static Sums add(Sums sums, Line line, Factor factor) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(line), "v"(factor));
+    return sums;
+  }
 
   static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel, const Sums* sums) {
-    const __mmask16 mask = panel_mask(args.n, panel);
+    const __mmask16 mask = columns_of_panel(args.n, panel);
     const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth;
+    const float* bias = args.bias ? args.bias + column : nullptr;
     const __m512 w_scale = _mm512_maskz_loadu_ps(mask, args.w_scale + column);
-    const __m512 bias = args.bias ? _mm512_maskz_loadu_ps(mask, args.bias + column) : _mm512_setzero_ps();
-    for (std::int32_t r = 0; r < n_rows; ++r) {
-      const std::int64_t i = row + r;
-      float* out = args.out + i * args.out_stride + column;
-      const __m512i offset = _mm512_slli_epi32(_mm512_set1_epi32(args.a_sum[i]), 7);
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[r], offset));
-      __m512 y = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(args.a_scale[i]), w_scale));
-      if (args.bias) y = _mm512_add_ps(y, bias);
-      if (args.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
-      _mm512_mask_storeu_ps(out, mask, y);
+    for (std::int64_t i = row; i < row + n_rows; ++i) {
+      const __m512i offset = _mm512_maskz_slli_epi32(kAllLanes, _mm512_set1_epi32(args.a_sum[i]), 7);
+      const __m512 sum = _mm512_maskz_cvtepi32_ps(kAllLanes, _mm512_sub_epi32(sums[i - row], offset));
+      const __m512 y = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(args.a_scale[i]), w_scale));
+      store_columns(args.out + i * args.out_stride + column, y, bias, args.accumulate, mask);
     }
   }
 };
@@ -74,15 +80,11 @@ struct ProductF32 {
   static Sums add(Sums sums, Line line, Factor factor) { return _mm512_fmadd_ps(line, factor, sums); }
 
   static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel, const Sums* sums) {
-    const __mmask16 mask = panel_mask(args.n, panel);
+    const __mmask16 mask = columns_of_panel(args.n, panel);
     const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth;
-    const __m512 bias = args.bias ? _mm512_maskz_loadu_ps(mask, args.bias + column) : _mm512_setzero_ps();
-    for (std::int32_t r = 0; r < n_rows; ++r) {
-      float* out = args.out + (row + r) * args.out_stride + column;
-      __m512 y = sums[r];
-      if (args.bias) y = _mm512_add_ps(y, bias);
-      if (args.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
-      _mm512_mask_storeu_ps(out, mask, y);
+    const float* bias = args.bias ? args.bias + column : nullptr;
+    for (std::int64_t i = row; i < row + n_rows; ++i) {
+      store_columns(args.out + i * args.out_stride + column, sums[i - row], bias, args.accumulate, mask);
     }
   }
 };

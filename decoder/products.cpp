@@ -13,6 +13,8 @@ constexpr std::int64_t kMinItemsPerThread = 4;
 // With many rows, rows and panels of an item stay in the L2 cache together.
 constexpr std::int64_t kManyRowsItemPanels = 12;
 constexpr std::int64_t kOperandBytes = 1 << 20;
+// The kernels take this many panels at a time; an item of another number of them leaves some to be taken alone.
+constexpr std::int64_t kPanelsAtOnce = 4;
 
 struct Split {
   std::int32_t rows_of_item, panels_of_item;
@@ -23,26 +25,24 @@ std::int64_t evenly(std::int64_t n, std::int64_t n_parts) { return ceil_div(n, s
 
 Split split_panels(std::int64_t m, std::int64_t n, std::int64_t n_items) {
   const std::int64_t panels = n_panels(n);
-  const std::int64_t per_item = evenly(panels, std::clamp<std::int64_t>(n_items, 1, panels));
+  std::int64_t per_item = evenly(panels, std::clamp<std::int64_t>(n_items, 1, panels));
+  if (per_item > kPanelsAtOnce) per_item = per_item / kPanelsAtOnce * kPanelsAtOnce;
   return {static_cast<std::int32_t>(m), static_cast<std::int32_t>(per_item), 1, ceil_div(panels, per_item)};
 }
 
 Split split_rows_and_panels(std::int64_t m, std::int64_t n, std::int64_t row_bytes, int n_threads) {
-  const std::int64_t n_row_blocks = ceil_div(m * row_bytes, kOperandBytes);
-  const std::int64_t rows = evenly(m, n_row_blocks);
-  const std::int64_t panels = n_panels(n);
-  const std::int64_t n_items = std::max(ceil_div(panels, kManyRowsItemPanels), kMinItemsPerThread * n_threads);
+  const std::int64_t rows = evenly(m, ceil_div(m * row_bytes, kOperandBytes));
+  const std::int64_t n_items = std::max(ceil_div(n_panels(n), kManyRowsItemPanels), kMinItemsPerThread * n_threads);
   Split split = split_panels(rows, n, n_items);
   split.n_row_blocks = ceil_div(m, rows);
   return split;
 }
 
 Split split_product(const Matrix& w, WeightView::Layout layout, std::int64_t m, int n_threads) {
-  if (n_threads == 1) return split_panels(m, w.n, 1);
   const std::int64_t element_bytes = layout == WeightView::Layout::w8 ? 1 : 4;
   if (m > kFewRows) return split_rows_and_panels(m, w.n, w.k * element_bytes, n_threads);
   const std::int64_t n_streams = std::int64_t{w.n} * w.k * element_bytes / kStreamedBytes;
-  return split_panels(m, w.n, std::max(n_streams, kMinItemsPerThread * n_threads));
+  return split_panels(m, w.n, n_threads == 1 ? 1 : std::max(n_streams, kMinItemsPerThread * n_threads));
 }
 
 GemmF32Args f32_args(const Matrix& w, const Operand& in, const Output& out) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -90,7 +91,6 @@ class AsyncLLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
     ) -> RequestOutput:
         """As LLM.chat."""
-        params = params or SamplingParams(max_tokens=None)
         subscription = await self._subscribe(messages, params, **template_options)
         try:
             return await subscription.result()
@@ -102,7 +102,7 @@ class AsyncLLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
     ) -> AsyncIterator[StreamEvent]:
         """As LLM.stream_chat."""
-        return self.stream(messages, params or SamplingParams(max_tokens=None), **template_options)
+        return self.stream(messages, params, **template_options)
 
     async def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """As LLM.logits: float32 [n_tokens, vocab_size]."""
@@ -140,7 +140,7 @@ class AsyncLLM:
         items: asyncio.Queue[Item] = asyncio.Queue()
 
         def sink(item: Item) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
         def submit() -> RequestHandle:

@@ -20,7 +20,7 @@ from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
 from llm_decoder.quantize import pack_in_memory
 from llm_decoder.sampling import SamplingParams, resolve_params
 from llm_decoder.sequence import Limits, build_request
-from llm_decoder.weights_dir import WeightsDirectory, is_weights_directory
+from llm_decoder.weights_dir import INT8_FOLDER, WeightsDirectory, is_weights_directory
 
 __all__ = ["INT8Decoder"]
 
@@ -80,7 +80,7 @@ class INT8Decoder:
         Raises ModelNotFoundError when there are none; otherwise as load_weights.
         """
         path = Path(directory)
-        if path.name == "int8" and not is_weights_directory(path):
+        if path.name == INT8_FOLDER and is_weights_directory(path.parent):
             path = path.parent
         if not is_weights_directory(path) or not WeightsDirectory(path, prefer_int8=True).is_int8:
             raise ModelNotFoundError(

@@ -13,7 +13,7 @@ from llm_decoder.backends import Backend
 from llm_decoder.batch import SamplingBatch, StepBatch
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.errors import RequestFailedError
-from llm_decoder.outputs import FinishReason, StreamEvent, TokenLogprob
+from llm_decoder.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.scheduler import Scheduler, SchedulerLimits
 from llm_decoder.sequence import Request, Sequence
 
@@ -64,7 +64,7 @@ class EngineCore:
         requests, self.requests = list(self.requests.values()), {}
         for request in requests:
             request.finished = True
-            request.sink(make_error())
+            _send(request, make_error())
 
     # -- a step
 
@@ -230,7 +230,7 @@ class EngineCore:
         elif sequence.n_generated >= request.max_new:
             self._finish(sequence, "length")
         elif request.stream and sequence.unsent_text:
-            request.sink(self._event(sequence))
+            _send(request, self._event(sequence))
 
     def _add_text(self, sequence: Sequence, text: str) -> bool:
         """Text that has come out of tokens goes on to the answer. True when it completes a stop string."""
@@ -257,9 +257,9 @@ class EngineCore:
             event = self._event(sequence)
             if request.finished:
                 event.output = request.output()
-            request.sink(event)
+            _send(request, event)
         elif request.finished:
-            request.sink(request.output())
+            _send(request, request.output())
 
     def _finish_text(self, sequence: Sequence, reason: FinishReason) -> bool:
         """Takes the text of tokens not decoded yet and what was held back. True when a stop string ends the text."""
@@ -312,7 +312,7 @@ class EngineCore:
                 self.scheduler.remove(sequence)
         request.finished = True
         self._finish_request(request, "error")
-        request.sink(error)
+        _send(request, error)
 
     def _fail_poisoned(self, request: Request) -> None:
         self._fail(
@@ -349,6 +349,17 @@ class EngineCore:
             "max_model_len": self.backend.max_model_len,
             "backend": self.backend.info(),
         }
+
+
+def _send(request: Request, item: StreamEvent | RequestOutput | Exception) -> None:
+    try:
+        request.sink(item)
+    except Exception:  # noqa: BLE001 - a consumer that breaks is gone; it must not end the requests of others
+        request.sink = _nobody
+
+
+def _nobody(item: StreamEvent | RequestOutput | Exception) -> None:
+    """Listens no more."""
 
 
 def _entry(

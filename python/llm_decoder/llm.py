@@ -16,7 +16,7 @@ from llm_decoder.chat import Message
 from llm_decoder.engine import Engine, EngineOptions, RequestHandle
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.outputs import RequestOutput, StreamEvent
-from llm_decoder.prompts import Prompt, as_prompts, tokenize_prompt
+from llm_decoder.prompts import Prompt, as_prompts, is_chat, tokenize_prompt
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.sequence import Rows, Sink
 
@@ -206,13 +206,13 @@ class LLM:
         When the chat has outgrown the context its oldest turns are dropped (the rule is chat.py's), and the output's
         dropped_messages says how many messages that were. params: None = to the end of the context.
         """
-        return self.submit(messages, params or SamplingParams(max_tokens=None), **template_options).result()
+        return self.submit(messages, params, **template_options).result()
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
     ) -> TextStream:
         """As `chat`, the answer as it comes."""
-        return self.stream(messages, params or SamplingParams(max_tokens=None), **template_options)
+        return self.stream(messages, params, **template_options)
 
     # -- numbers
 
@@ -247,10 +247,14 @@ class LLM:
         sink: Sink | None = None,
         **template_options: Any,
     ) -> RequestHandle:
-        """Puts a request in line and returns at once; see Engine.submit. Everything else here is made of this."""
-        params = params or SamplingParams()
+        """Puts a request in line and returns at once; see Engine.submit. Everything else here is made of this.
+
+        params: None = SamplingParams(), in a chat with max_tokens=None.
+        """
+        if params is None:
+            params = SamplingParams(max_tokens=None) if is_chat(prompt) else SamplingParams()
         tokenized = tokenize_prompt(prompt, self._tokenizer, self.max_model_len, params, **template_options)
-        if tokenized.is_chat and self._chat_stop:
+        if self._chat_stop and is_chat(prompt):
             params = replace(params, stop=(*(params.stop or ()), *self._chat_stop))
         return self._engine.submit(
             tokenized.token_ids,

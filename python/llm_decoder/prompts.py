@@ -15,7 +15,7 @@ from llm_decoder.sampling import SamplingParams
 if TYPE_CHECKING:
     from llm_decoder.tokenizer import Tokenizer
 
-__all__ = ["Prompt", "TokenizedPrompt", "as_prompts", "tokenize_prompt"]
+__all__ = ["Prompt", "TokenizedPrompt", "as_prompts", "is_chat", "tokenize_prompt"]
 
 # A text, token ids, or the messages of a chat.
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
@@ -30,7 +30,6 @@ class TokenizedPrompt:
     token_ids: Sequence[int]
     text: str | None = None
     dropped_messages: int = 0
-    is_chat: bool = False
 
 
 def as_prompts(prompts: str | Sequence[Any]) -> list[Prompt]:
@@ -59,13 +58,18 @@ def tokenize_prompt(
         return TokenizedPrompt(prompt.tolist())
     if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Sequence):
         raise _wrong_form(prompt)
-    if prompt and isinstance(prompt[0], Mapping):
+    if is_chat(prompt):
         messages = cast(Sequence[Message], prompt)
         chat = fit_chat(tokenizer, messages, max_model_len, params.max_tokens, **template_options)
-        return TokenizedPrompt(chat.token_ids, None, chat.dropped_messages, is_chat=True)
+        return TokenizedPrompt(chat.token_ids, None, chat.dropped_messages)
     if not all(_is_token(token) for token in prompt):
         raise _wrong_form(prompt)
     return TokenizedPrompt(cast(Sequence[int], prompt))
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether a prompt is the messages of a chat."""
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def _check_text(text: str, max_model_len: int) -> None:

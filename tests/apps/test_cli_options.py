@@ -29,7 +29,8 @@ def test_every_parameter_of_llm_is_a_flag() -> None:
     from llm_decoder.llm import LLM
 
     only_for_programs = {"max_requests", "progress", "sampling_defaults"}
-    parameters = set(inspect.signature(LLM).parameters) - only_for_programs
+    of_settings_files = {"cache_dir", "chat_template", "system", "tokenizer"}
+    parameters = set(inspect.signature(LLM).parameters) - only_for_programs - of_settings_files
     assert parameters <= names_of(ModelOptions) | names_of(SamplingOptions)
 
 

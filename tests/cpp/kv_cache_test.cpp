@@ -1,4 +1,4 @@
-// The cache through its public verbs, with and without storage; then the parts that the verbs cannot reach one by one.
+// The cache through its public verbs, with and without storage.
 #include "llm_decoder/kv_cache.h"
 
 #include <cstdint>
@@ -561,13 +561,13 @@ TEST(a_copied_page_has_the_same_bytes_in_every_layer) {
 
 // More address space than 32 bits can count; only the pages touched cost memory.
 TEST(the_last_page_of_a_large_pool_can_be_written) {
-  KvCacheConfig config = with_storage(Dtype::s8, 1 << 17);
+  KvCacheConfig config = with_storage(Dtype::s8, (1 << 16) + 1);
   config.n_layers = 1;
   config.n_kv_heads = 16;
   config.head_dim = 128;
   const KvCache cache(config);
   const PagedKvView view = cache.layer(0);
-  CHECK(view.page_stride_bytes * config.n_pages > std::int64_t{std::numeric_limits<std::int32_t>::max()});
+  CHECK(view.page_stride_bytes * (config.n_pages - 1) > std::int64_t{std::numeric_limits<std::int32_t>::max()});
   std::memset(view.v_tile(config.n_pages - 1, config.n_kv_heads - 1), 1,
               static_cast<std::size_t>(view.head_stride_bytes));
   view.v_scales(config.n_pages - 1, config.n_kv_heads - 1)[kPage - 1] = 1.0f;

@@ -94,6 +94,7 @@ def test_a_cancelled_task_cancels_its_requests(llm, backend, verb):
         backend.before_step = before_step
         task = asyncio.create_task(follow())
         await asyncio.wait_for(started.wait(), 30)
+        await asyncio.sleep(0.05)  # all of its requests are in line now
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -73,7 +73,7 @@ def test_bytes_that_never_become_text_are_not_held_for_ever():
     detokenizer = Detokenizer(ByteTokenizer(), [1])
     out = detokenizer.push([0xFF] * 1000)
     assert 900 < out.count("\ufffd") <= 1000
-    assert detokenizer.push(b"ok") .endswith("ok")
+    assert detokenizer.push(b"ok").endswith("ok")
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), FallbackTokenizer()])

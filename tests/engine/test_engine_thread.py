@@ -16,6 +16,7 @@ from fakes import FakeBackend, alone, make_engine
 from llm_decoder.engine import Engine
 from llm_decoder.errors import EngineClosedError, InvalidRequestError, QueueFullError, RequestFailedError
 from llm_decoder.sampling import SamplingParams
+from llm_decoder.sequence import Request, Sequence
 
 PROMPT = list(b"hello")
 LONG = SamplingParams(max_tokens=None, ignore_eos=True)
@@ -287,3 +288,20 @@ def test_ctrl_c_in_generate_cancels_its_requests_and_leaves_the_engine_usable():
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=TIMEOUT_S)
     assert (child.returncode, out, err) == (0, "length\n2 0\n", "")
+
+
+def test_requests_that_are_over_leave_nothing_in_memory(backend):
+    def n_alive():
+        gc.collect()
+        return sum(type(thing) in (Request, Sequence) for thing in gc.get_objects())
+
+    engine = make_engine(backend)
+    for i in range(300):
+        handle = engine.submit(PROMPT, SamplingParams(max_tokens=3, n=1 + i % 3), stream=i % 2 == 0)
+        if i % 5 == 0:
+            handle.cancel()
+        handle.result()
+    engine.stats()
+    del handle
+    assert n_alive() <= 16, "no more than the last batch and the last request are kept"
+    engine.close()

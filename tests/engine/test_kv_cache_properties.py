@@ -121,9 +121,10 @@ class CacheAgainstModel(RuleBasedStateMachine):
         return seq_ids, [data.draw(COUNTS) for _ in seq_ids]
 
     @precondition(lambda self: self.model.sequences)
-    @rule(data=st.data())
-    def reserve_some(self, data: st.DataObject) -> None:
-        self.reserve(*self.pick_batch(data))
+    @rule(data=st.data(), n_times=st.integers(1, 2))
+    def reserve_some(self, data: st.DataObject, n_times: int) -> None:
+        for _ in range(n_times):
+            self.reserve(*self.pick_batch(data))
 
     @precondition(lambda self: self.model.sequences)
     @rule(data=st.data())
@@ -247,7 +248,7 @@ class CacheAgainstModel(RuleBasedStateMachine):
 
 
 CacheAgainstModel.TestCase.settings = settings(
-    max_examples=120,
+    max_examples=150,
     stateful_step_count=30,
     deadline=None,
     database=None,

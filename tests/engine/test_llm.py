@@ -36,8 +36,9 @@ def test_one_prompt_gives_a_list_of_one(llm, prompt):
 
 
 def test_each_prompt_may_have_params_of_its_own(llm):
-    outputs = llm.generate(["a", "b"], [SamplingParams(max_tokens=2, ignore_eos=True), SamplingParams(max_tokens=5,
-    ignore_eos=True)]) assert [len(output.outputs[0].token_ids) for output in outputs] == [2, 5]
+    own = [SamplingParams(max_tokens=n_tokens, ignore_eos=True) for n_tokens in (2, 5)]
+    outputs = llm.generate(["a", "b"], own)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [2, 5]
     with pytest.raises(InvalidRequestError, match="each of the 2, got 1"):
         llm.generate(["a", "b"], [GREEDY])
 

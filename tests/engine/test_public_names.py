@@ -35,6 +35,9 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, llm_decoder, llm_decoder.errors; print(sorted({'numpy', 'tokenizers', 'llm_decoder._core'} & set(sys.modules)))"
+    code = (
+        "import sys, llm_decoder, llm_decoder.errors;"
+        "print(sorted({'numpy', 'tokenizers', 'llm_decoder._core'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -60,7 +60,9 @@ def test_min_tokens_bans_end_tokens_and_stop_tokens_until_then():
     tokens = output.outputs[0].token_ids
     assert EOS not in tokens[:10]
     assert len(tokens) >= 10
-    stopped = desk_saying("abcxyz").ask("ab", temperature=0, max_tokens=40, stop_token_ids=[ord("a"), ord("y")], min_tokens=4)
+    stopped = desk_saying("abcxyz").ask(
+        "ab", temperature=0, max_tokens=40, stop_token_ids=[ord("a"), ord("y")], min_tokens=4
+    )
     assert ord("a") not in stopped.outputs[0].token_ids[:4]
 
 
@@ -275,7 +277,10 @@ def test_logits_that_are_not_finite_fail_that_request_alone_and_leave_nothing_be
     bad = desk.add("!" * 38, seed=1, max_tokens=30, n=3)
     desk.run()
     assert isinstance(desk.last(bad), RequestFailedError)
-    assert desk.last(good).outputs[0].token_ids == alone("a good request of some pages", seed=1, max_tokens=30).outputs[0].token_ids
+    assert (
+        desk.last(good).outputs[0].token_ids
+        == alone("a good request of some pages", seed=1, max_tokens=30).outputs[0].token_ids
+    )
     desk.assert_nothing_is_held()
     assert desk.ask("!" * 38, max_tokens=0).metrics.n_cached_tokens == 0
 
@@ -286,6 +291,16 @@ def test_rows_that_are_not_finite_fail_the_request_that_wanted_them():
     desk = Desk(backend)
     assert isinstance(desk.ask("abcdefgh", max_tokens=0, prompt_logprobs=0), RequestFailedError)
     assert isinstance(desk.ask("abcdefgh", rows="logits", max_tokens=0), RequestFailedError)
+    desk.assert_nothing_is_held()
+
+
+def test_a_consumer_that_breaks_ends_nobody():
+    desk = Desk()
+    broken = desk.add("broken", max_tokens=5, ignore_eos=True, stream=True)
+    good = desk.add("good", seed=1, max_tokens=5)
+    desk.core.requests[broken].sink = lambda item: 1 // 0
+    desk.run()
+    assert desk.last(good).outputs[0].token_ids == alone("good", seed=1, max_tokens=5).outputs[0].token_ids
     desk.assert_nothing_is_held()
 
 

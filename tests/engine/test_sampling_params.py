@@ -88,7 +88,9 @@ def test_every_field_has_a_limit_tested_here():
 
 
 def test_fields_take_numpy_numbers_and_json_keys_and_come_out_plain():
-    params = SamplingParams(max_tokens=np.int64(3), logit_bias={"7": -100}, stop="x", stop_token_ids=[2, 2, 1], top_k=-1)
+    params = SamplingParams(
+        max_tokens=np.int64(3), logit_bias={"7": -100}, stop="x", stop_token_ids=[2, 2, 1], top_k=-1
+    )
     assert params.max_tokens == 3
     assert params.logit_bias == {7: -100.0}
     assert params.stop == ("x",)

@@ -187,7 +187,7 @@ actions = st.lists(
 def test_whatever_comes_everybody_gets_what_he_gets_alone(actions, n_pages, max_tokens_per_step, max_num_seqs):
     desk = Desk(
         FakeBackend(n_pages=n_pages, max_model_len=80, max_tokens_per_step=max_tokens_per_step),
-        max_num_seqs=max_num_seqs
+        max_num_seqs=max_num_seqs,
     )
     asked, cancelled = {}, set()
     for kind, value in actions:
@@ -236,8 +236,9 @@ def test_nobody_sees_anothers_tokens(n_pages):
     ids = {}
     for i in range(96):
         word = words[i % 24]
-        ids[desk.add(word * int(rng.integers(1, 4)), max_tokens=int(rng.integers(1, 50)), n=int(rng.integers(1, 4)))]
-        = word if i % 3 == 0:
+        n_words, max_tokens, n = rng.integers(1, [4, 50, 4]).tolist()
+        ids[desk.add(word * n_words, max_tokens=max_tokens, n=n)] = word
+        if i % 3 == 0:
             desk.core.step()
         if i % 7 == 0:
             desk.core.cancel(f"request-{rng.integers(0, i + 1)}")

@@ -171,7 +171,7 @@ def test_a_bound_that_is_no_number_is_refused(
 def test_a_named_folder_that_cannot_be_used_is_an_error_with_place_and_remedy(tmp_path: Path, model: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(ModelLoadError, match="need a folder that can be written.*name another folder"):
+    with pytest.raises(ModelLoadError, match=r"need a folder that can be written.*name another folder"):
         load_model(model, cache_dir=blocked / "cache")
 
 

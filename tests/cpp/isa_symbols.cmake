@@ -1,0 +1,16 @@
+# Fails when an object compiled with ISA flags holds a weak symbol. A weak function has one name in every ISA's object; the
+# linker keeps one copy, perhaps one that this machine cannot run.   cmake -DNM=nm "-DOBJECTS=a.o;b.o" -P isa_symbols.cmake
+if(NOT OBJECTS)
+  message(FATAL_ERROR "no objects to look at")
+endif()
+foreach(object ${OBJECTS})
+  execute_process(COMMAND ${NM} ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  if(NOT symbols MATCHES " T ")
+    message(FATAL_ERROR "${object}: exports nothing, so this is not a table of kernels")
+  endif()
+  string(REGEX MATCHALL "[^\n]* [WVu] [^\n]*" weak "${symbols}")
+  if(weak)
+    string(REPLACE ";" "\n  " weak "${weak}")
+    message(FATAL_ERROR "${object}: weak symbols\n  ${weak}")
+  endif()
+endforeach()

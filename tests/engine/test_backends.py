@@ -1,0 +1,133 @@
+"""What a backend chooses when nobody does, and what it refuses."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models_factory import make_checkpoint
+
+from llm_decoder import LLM, backends, devices
+from llm_decoder.backends import BackendOptions, create_backend
+from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
+from llm_decoder.loading import load_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("models") / "llama", "llama", seed=0)
+
+
+@pytest.fixture(scope="module")
+def floats(folder):
+    return load_model(folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def int8(folder):
+    return load_model(folder, quantization="int8", use_cache=False)
+
+
+def test_kv_follows_the_precision_of_the_weights(floats, int8):
+    assert create_backend(floats, BackendOptions()).info()["kv_cache_dtype"] == "float32"
+    assert create_backend(int8, BackendOptions()).info()["kv_cache_dtype"] == "int8"
+    assert create_backend(int8, BackendOptions(kv_cache_dtype="float32")).info()["kv_cache_dtype"] == "float32"
+
+
+def test_the_pool_holds_four_sequences_of_full_length(int8):
+    backend = create_backend(int8, BackendOptions(page_size=16))
+    assert backend.max_model_len == int8.config.max_model_len
+    assert backend.n_pages == 4 * -(-backend.max_model_len // 16)
+
+
+def test_the_pool_is_no_more_than_a_quarter_of_the_memory_and_the_context_what_it_holds(int8, monkeypatch):
+    page_bytes = create_backend(int8, BackendOptions()).cache.page_bytes()
+    monkeypatch.setattr(backends, "available_memory_bytes", lambda: 3 * 4 * page_bytes)
+    backend = create_backend(int8, BackendOptions())
+    assert (backend.n_pages, backend.max_model_len) == (3, min(96, int8.config.max_model_len))
+
+
+def test_a_pool_too_small_for_one_sequence_is_refused_with_what_it_needs(int8):
+    page_bytes = create_backend(int8, BackendOptions()).cache.page_bytes()
+    n_tokens = int8.config.max_model_len
+    with pytest.raises(NotEnoughMemoryError, match=f"{n_tokens} tokens needs .*the pool has {page_bytes}; raise"):
+        create_backend(int8, BackendOptions(kv_cache_bytes=page_bytes, max_model_len=n_tokens))
+    with pytest.raises(NotEnoughMemoryError, match="raise kv_cache_bytes"):
+        create_backend(int8, BackendOptions(kv_cache_bytes=10))
+    assert create_backend(int8, BackendOptions(kv_cache_bytes=page_bytes)).max_model_len == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "tpu"}, "device"),
+        ({"page_size": 8}, "page_size"),
+        ({"page_size": 24}, "page_size"),
+        ({"threads": 0}, "threads"),
+        ({"max_tokens_per_step": 0}, "max_tokens_per_step"),
+        ({"max_model_len": 0}, "max_model_len"),
+        ({"max_model_len": 1 << 20}, "max_model_len"),
+        ({"kv_cache_bytes": 0}, "kv_cache_bytes"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype"),
+    ],
+)
+def test_an_option_out_of_its_limits_is_refused_by_name(int8, options, message):
+    with pytest.raises(ConfigError, match=message):
+        create_backend(int8, BackendOptions(**options))
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_reason(int8):
+    with pytest.raises(BackendError, match="no CUDA extension"):
+        create_backend(int8, BackendOptions(device="cuda"))
+
+
+def test_an_isa_that_this_machine_lacks_is_refused(int8):
+    with pytest.raises(BackendError, match="neon"):
+        create_backend(int8, BackendOptions(isa="neon"))
+
+
+def test_a_missing_weight_is_named(int8):
+    weights = {name: weight for name, weight in int8.weights.items() if name != "layer_0/ln1"}
+    with pytest.raises(BackendError, match="layer_0/ln1"):
+        create_backend(dataclasses.replace(int8, weights=weights), BackendOptions())
+
+
+def test_devices_name_the_cpu_first_and_say_why_there_is_no_gpu():
+    cpu, cuda = devices()
+    assert (cpu.name, cpu.is_usable, cpu.threads >= 1, cpu.memory_bytes > 0) == ("cpu", True, True, True)
+    assert cpu.isas[-1] == "generic"
+    assert (cuda.name, cuda.is_usable) == ("cuda", False)
+
+
+def test_threads_are_the_cores_this_process_may_use(monkeypatch):
+    files = {
+        f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{i // 2 * 2}-{i // 2 * 2 + 1}"
+        for i in range(8)
+    }
+    monkeypatch.setattr(backends, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert backends.default_threads() == 4
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 4})
+    assert backends.default_threads() == 3
+    files["/sys/fs/cgroup/cpu.max"] = "150000 100000"
+    assert backends.default_threads() == 2
+    files["/sys/fs/cgroup/cpu.max"] = "max 100000"
+    assert backends.default_threads() == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_every_family_generates_and_scores_what_it_generates(tmp_path, family):
+    with LLM(make_checkpoint(tmp_path / family, family, seed=1), dtype="float32") as llm:
+        prompt = list(range(1, 20))
+        output = llm.generate([prompt], params=None)[0]
+        tokens = prompt + output.outputs[0].token_ids
+        assert llm.logits(tokens).shape == (len(tokens), llm.vocab_size)
+        scores = llm.score(tokens)[len(prompt) - 1 :]
+        np.testing.assert_allclose(scores.sum(), output.outputs[0].cumulative_logprob, rtol=1e-4)
+
+
+def test_only_backends_imports_the_core():
+    package = Path(backends.__file__).parent
+    importers = {path.name for path in package.rglob("*.py") if "llm_decoder._core" in path.read_text(encoding="utf-8")}
+    assert importers == {"backends.py"}
