@@ -9,7 +9,7 @@
 #pragma once
 
 // Rows that share one pass over the pages: queries and outputs stay in the first cache level.
-constexpr std::int32_t kBlockRows = 32;
+constexpr std::int32_t kBlockRows = 64;
 
 // Where the running maximum starts. Finite, so that no difference of two maxima is NaN.
 constexpr float kNoMaximum = -kLargestFloat;
@@ -24,7 +24,7 @@ constexpr float kSmallestWeight = 255.0f * kSmallestNormal;
 struct AttentionScratch {
   float* out;              // [n_rows, hd], not yet divided by the sum
   float* sum;              // [n_rows, 16], a running sum in each lane
-  float* max;              // [n_rows]
+  float* max;              // [n_rows, 16], the running maximum in every lane
   std::int32_t* position;  // [n_rows], ascending
   float* q;                // [n_rows, hd], f32 pages
   std::int8_t* q_s8;       // [n_rows, hd], s8 pages
@@ -61,7 +61,7 @@ inline AttentionScratch lay_out_scratch(const PagedKvView& kv, std::int32_t n_he
   scratch.n_rows = static_cast<std::int32_t>(n_rows);
   scratch.out = cursor.take<float>(n_rows * kv.head_dim_padded);
   scratch.sum = cursor.take<float>(n_rows * kLanes);
-  scratch.max = cursor.take<float>(n_rows);
+  scratch.max = cursor.take<float>(n_rows * kLanes);
   scratch.position = cursor.take<std::int32_t>(n_rows);
   scratch.q = cursor.take<float>(is_f32 ? n_rows * kv.head_dim_padded : 0);
   scratch.q_s8 = cursor.take<std::int8_t>(is_f32 ? 0 : n_rows * kv.head_dim_padded);
@@ -95,8 +95,8 @@ struct PageTile {
   std::int32_t first_row;         // of the tile, within the block
   SlotRange seen[kRowTile];       // by each row, never empty
   SlotRange seen_by_any;
-  alignas(64) float decay[kLanes];         // a row each: multiplies what the row has gathered before this page
-  alignas(64) float weight_scale[kLanes];  // a row each, s8 pages: p * v_scale = byte * weight_scale
+  alignas(64) float decay[kRowTile][kLanes];         // of each row, in every lane: multiplies what it has gathered
+  alignas(64) float weight_scale[kRowTile][kLanes];  // of each row, in every lane: p * v_scale = byte * weight_scale
 
   const std::byte* k_tile(std::int32_t of_page) const { return kv.k_tile(of_page, kv_head); }
   const std::byte* v_tile(std::int32_t of_page) const { return kv.v_tile(of_page, kv_head); }
@@ -107,22 +107,19 @@ struct PageTile {
   std::uint8_t* weights(std::int32_t row) const {
     return scratch.weights + static_cast<std::int64_t>(row) * kv.page_size;
   }
-  // The vectors of slots that any row sees.
-  std::int32_t vector_begin() const { return seen_by_any.begin / kLanes; }
-  std::int32_t vector_end() const { return (seen_by_any.end + kLanes - 1) / kLanes; }
-  Mask seen_lanes(std::int32_t row, std::int32_t slot) const {
-    return lanes_between(seen[row].begin - slot, seen[row].end - slot);
-  }
+  // The slots that any row sees, in whole vectors.
+  std::int32_t slot_begin() const { return seen_by_any.begin / kLanes * kLanes; }
+  std::int32_t slot_end() const { return (seen_by_any.end + kLanes - 1) / kLanes * kLanes; }
 };
 
-// Calls Step<kRows, kVectors>::run(tile, i) for vectors [begin, end), i in elements: as many vectors beside each other
-// as the registers hold, then one by one.
+// Calls Step<kRows, kVectors>::run(tile, i) for the vectors of elements [begin, end), i their first element: as many
+// beside each other as the registers hold, then one by one.
 template <template <int, int> class Step, int kRows>
 inline void for_vectors(const PageTile& tile, std::int32_t begin, std::int32_t end) {
   constexpr std::int32_t kBeside = vectors_beside(kRows);
-  std::int32_t vector = begin;
-  for (; end - vector >= kBeside; vector += kBeside) Step<kRows, kBeside>::run(tile, vector * kLanes);
-  for (; vector < end; ++vector) Step<kRows, 1>::run(tile, vector * kLanes);
+  std::int32_t i = begin;
+  for (; end - i >= kBeside * kLanes; i += kBeside * kLanes) Step<kRows, kBeside>::run(tile, i);
+  for (; i < end; i += kLanes) Step<kRows, 1>::run(tile, i);
 }
 
 // ---- score: q . k * scale for slots [slot, slot + 16 * kVectors) of the page, whether seen or not.
@@ -206,87 +203,108 @@ struct ScoreS8 {
   }
 };
 
-// ---- weigh: scores become probabilities relative to the running maximum.
+// ---- weigh: scores become probabilities relative to the running maximum. A row at a time, in registers from the
+// maximum on, so that the chains of several rows overlap.
 
-inline float largest_seen_score(const PageTile& tile, std::int32_t row) {
+// What a row sees of the vectors of a tile: keep() puts `fill` into the lanes that it must not see.
+struct SeesAll {
+  F32 keep(F32 x, std::int32_t /*slot*/, F32 /*fill*/) const { return x; }
+};
+struct SeesSome {
+  SlotRange seen;
+  F32 keep(F32 x, std::int32_t slot, F32 fill) const {
+    return select(lanes_between(seen.begin - slot, seen.end - slot), x, fill);
+  }
+};
+
+// A row's scores, and its place among what the block carries.
+struct RowOfTile {
+  float* scores;  // [page_size], replaced by probabilities or weights
+  float* max;
+  float* sum;
+  float* decay;
+  std::int32_t slot_begin, slot_end;  // whole vectors that any row of the tile sees
+};
+
+inline RowOfTile row_of_tile(PageTile& tile, std::int32_t row) {
+  const std::int64_t carried = static_cast<std::int64_t>(tile.first_row + row) * kLanes;
+  return {tile.scores(row), tile.scratch.max + carried, tile.scratch.sum + carried,
+          tile.decay[row],  tile.slot_begin(),          tile.slot_end()};
+}
+
+// Raises the running maximum, which it returns, to the largest score seen in the page, and sets the decay.
+template <class Seen>
+inline F32 raise_maximum(const RowOfTile& row, Seen seen) {
   const F32 none = splat(kNoMaximum);
   F32 largest = none;
-  for (std::int32_t vector = tile.vector_begin(); vector < tile.vector_end(); ++vector) {
-    const std::int32_t slot = vector * kLanes;
-    largest = max(select(tile.seen_lanes(row, slot), load(tile.scores(row) + slot), none), largest);
+  for (std::int32_t slot = row.slot_begin; slot < row.slot_end; slot += kLanes) {
+    largest = max(seen.keep(load(row.scores + slot), slot, none), largest);
   }
-  return reduce_max(largest);
+  const F32 before = load(row.max);
+  const F32 after = max(splat(reduce_max(largest)), before);
+  store(row.max, after);
+  store(row.decay, exp_lut(sub(before, after)));
+  return after;
 }
 
-// Rows lie in the lanes here.
-template <int kRows>
-inline void raise_maximum(PageTile& tile) {
-  alignas(64) float page_max[kLanes] = {};
-  for (int row = 0; row < kRows; ++row) page_max[row] = largest_seen_score(tile, row);
-  float* running = tile.scratch.max + tile.first_row;
-  const F32 before = load_first(running, kRows, 0.0f);
-  const F32 after = max(load(page_max), before);
-  store_first(running, after, kRows);
-  store(tile.decay, exp_lut(sub(before, after)));
-}
-
-inline F32 probabilities_at(const PageTile& tile, std::int32_t row, std::int32_t slot, F32 row_max) {
-  const F32 p = exp_lut(sub(load(tile.scores(row) + slot), row_max));
-  return select(tile.seen_lanes(row, slot), p, splat(0.0f));
-}
-
-template <int kRows>
-inline void weigh_f32(PageTile& tile) {
-  raise_maximum<kRows>(tile);
-  for (int row = 0; row < kRows; ++row) {
-    float* running_sum = tile.scratch.sum + static_cast<std::int64_t>(tile.first_row + row) * kLanes;
-    const F32 row_max = splat(tile.scratch.max[tile.first_row + row]);
-    F32 sum = mul(load(running_sum), splat(tile.decay[row]));
-    for (std::int32_t vector = tile.vector_begin(); vector < tile.vector_end(); ++vector) {
-      const F32 p = probabilities_at(tile, row, vector * kLanes, row_max);
-      store(tile.scores(row) + vector * kLanes, p);
-      sum = add(sum, p);
-    }
-    store(running_sum, sum);
+template <class Seen>
+inline void weigh_f32(const RowOfTile& row, Seen seen) {
+  const F32 zero = splat(0.0f), row_max = raise_maximum(row, seen);
+  F32 sum = mul(load(row.sum), load(row.decay));
+  for (std::int32_t slot = row.slot_begin; slot < row.slot_end; slot += kLanes) {
+    const F32 p = seen.keep(exp_lut(sub(load(row.scores + slot), row_max)), slot, zero);
+    store(row.scores + slot, p);
+    sum = add(sum, p);
   }
+  store(row.sum, sum);
 }
 
 // Adds a page's probabilities to the row's sum and leaves p * v_scale in their place; returns the largest of these.
-inline float fold_value_scales(const PageTile& tile, std::int32_t row) {
-  const float* v_scale = tile.kv.v_scales(tile.page, tile.kv_head);
-  float* running_sum = tile.scratch.sum + static_cast<std::int64_t>(tile.first_row + row) * kLanes;
-  const F32 row_max = splat(tile.scratch.max[tile.first_row + row]);
-  const F32 zero = splat(0.0f);
-  F32 sum = mul(load(running_sum), splat(tile.decay[row]));
+template <class Seen>
+inline F32 fold_value_scales(const RowOfTile& row, Seen seen, const float* v_scale) {
+  const F32 zero = splat(0.0f), row_max = raise_maximum(row, seen);
+  F32 sum = mul(load(row.sum), load(row.decay));
   F32 largest = zero;
-  for (std::int32_t vector = tile.vector_begin(); vector < tile.vector_end(); ++vector) {
-    const std::int32_t slot = vector * kLanes;
-    const F32 p = probabilities_at(tile, row, slot, row_max);
-    const F32 weight = select(tile.seen_lanes(row, slot), mul(p, load(v_scale + slot)), zero);
-    store(tile.scores(row) + slot, weight);
+  for (std::int32_t slot = row.slot_begin; slot < row.slot_end; slot += kLanes) {
+    const F32 p = seen.keep(exp_lut(sub(load(row.scores + slot), row_max)), slot, zero);
+    const F32 weight = seen.keep(mul(p, load(v_scale + slot)), slot, zero);
+    store(row.scores + slot, weight);
     sum = add(sum, fma(weight, zero, p));  // a NaN scale of V shows in the sum, and so in the result
     largest = max(weight, largest);
   }
-  store(running_sum, sum);
-  return reduce_max(largest);
+  store(row.sum, sum);
+  return splat(reduce_max(largest));
 }
 
-// Each row's weights against the page's own largest, so that a long flat tail keeps its eight bits page by page.
-template <int kRows>
-inline void weigh_s8(PageTile& tile) {
-  raise_maximum<kRows>(tile);
-  alignas(64) float largest[kLanes] = {};
-  alignas(64) float bytes_per_weight[kLanes];
-  for (int row = 0; row < kRows; ++row) largest[row] = fold_value_scales(tile, row);
-  const F32 page_largest = load(largest);
-  const Mask is_nothing = less(page_largest, splat(kSmallestWeight));
-  store(bytes_per_weight, select(is_nothing, splat(0.0f), div(splat(255.0f), page_largest)));
-  store(tile.weight_scale, select(is_nothing, splat(0.0f), mul(page_largest, splat(1.0f / 255.0f))));
-  for (int row = 0; row < kRows; ++row) {
-    const F32 factor = splat(bytes_per_weight[row]);
-    for (std::int32_t vector = tile.vector_begin(); vector < tile.vector_end(); ++vector) {
-      const std::int32_t slot = vector * kLanes;
-      store_bytes(tile.weights(row) + slot, to_i32(mul(load(tile.scores(row) + slot), factor)));
+// The row's weights against the page's own largest, so that a long flat tail keeps its eight bits page by page.
+template <class Seen>
+inline void weigh_s8(const RowOfTile& row, Seen seen, const float* v_scale, std::uint8_t* weights,
+                     float* weight_scale) {
+  const F32 largest = fold_value_scales(row, seen, v_scale);
+  const Mask is_nothing = less(largest, splat(kSmallestWeight));
+  const F32 bytes_per_weight = select(is_nothing, splat(0.0f), div(splat(255.0f), largest));
+  store(weight_scale, select(is_nothing, splat(0.0f), mul(largest, splat(1.0f / 255.0f))));
+  for (std::int32_t slot = row.slot_begin; slot < row.slot_end; slot += kLanes) {
+    store_bytes(weights + slot, to_i32(mul(load(row.scores + slot), bytes_per_weight)));
+  }
+}
+
+template <class Seen>
+inline void weigh(PageTile& tile, std::int32_t row, Seen seen) {
+  if (tile.kv.dtype == Dtype::s8) {
+    weigh_s8(row_of_tile(tile, row), seen, tile.kv.v_scales(tile.page, tile.kv_head), tile.weights(row),
+             tile.weight_scale[row]);
+  } else {
+    weigh_f32(row_of_tile(tile, row), seen);
+  }
+}
+
+inline void weigh_rows(PageTile& tile, std::int32_t n_rows) {
+  for (std::int32_t row = 0; row < n_rows; ++row) {
+    if (tile.seen[row].begin == 0 && tile.seen[row].end == tile.kv.page_size) {
+      weigh(tile, row, SeesAll{});
+    } else {
+      weigh(tile, row, SeesSome{tile.seen[row]});
     }
   }
 }
@@ -325,7 +343,7 @@ struct AccumulateS8 {
     }
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row) {
-      const F32 decay = splat(tile.decay[row]), scale = splat(tile.weight_scale[row]);
+      const F32 decay = load(tile.decay[row]), scale = load(tile.weight_scale[row]);
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         float* out = tile.out(row) + channel + j * kLanes;
@@ -346,7 +364,7 @@ struct AccumulateF32 {
     F32 acc[kRows][kVectors];
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row) {
-      const F32 decay = splat(tile.decay[row]);
+      const F32 decay = load(tile.decay[row]);
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) acc[row][j] = mul(load(tile.out(row) + channel + j * kLanes), decay);
     }
@@ -377,9 +395,9 @@ inline void accumulate_run(const PageTile& tile, std::int32_t row, SlotRange run
   PageTile alone = tile;
   alone.first_row = tile.first_row + row;
   alone.scratch.scores = tile.scores(row);
-  alone.decay[0] = 1.0f;
+  store(alone.decay[0], splat(1.0f));
   alone.seen_by_any = run;
-  for_vectors<AccumulateF32, 1>(alone, 0, tile.kv.head_dim_padded / kLanes);
+  for_vectors<AccumulateF32, 1>(alone, 0, tile.kv.head_dim_padded);
 }
 
 // A slot that a row must not see may hold NaN, which zero times does not silence. So where the rows' ranges differ,
@@ -394,14 +412,14 @@ inline void accumulate_uneven_f32(PageTile& tile) {
   }
   if (common.begin >= common.end) common = {tile.seen_by_any.end, tile.seen_by_any.end};
   for (int row = 0; row < kRows; ++row) {
-    const F32 decay = splat(tile.decay[row]);
+    const F32 decay = load(tile.decay[row]);
     float* out = tile.out(row);
     for (std::int32_t i = 0; i < tile.kv.head_dim_padded; i += kLanes) store(out + i, mul(load(out + i), decay));
-    tile.decay[row] = 1.0f;
+    store(tile.decay[row], splat(1.0f));
     accumulate_run(tile, row, {tile.seen[row].begin, smaller(tile.seen[row].end, common.begin)});
   }
   tile.seen_by_any = common;
-  for_vectors<AccumulateF32, kRows>(tile, 0, tile.kv.head_dim_padded / kLanes);
+  for_vectors<AccumulateF32, kRows>(tile, 0, tile.kv.head_dim_padded);
   for (int row = 0; row < kRows; ++row) {
     accumulate_run(tile, row, {larger(tile.seen[row].begin, common.end), tile.seen[row].end});
   }
@@ -420,17 +438,16 @@ inline bool rows_see_the_same(const PageTile& tile) {
 
 template <int kRows>
 void attend_tile(PageTile& tile) {
-  const std::int32_t n_channel_vectors = tile.kv.head_dim_padded / kLanes;
   if (tile.kv.dtype == Dtype::s8) {
-    for_vectors<ScoreS8, kRows>(tile, tile.vector_begin(), tile.vector_end());
-    weigh_s8<kRows>(tile);
-    for_vectors<AccumulateS8, kRows>(tile, 0, n_channel_vectors);
+    for_vectors<ScoreS8, kRows>(tile, tile.slot_begin(), tile.slot_end());
+    weigh_rows(tile, kRows);
+    for_vectors<AccumulateS8, kRows>(tile, 0, tile.kv.head_dim_padded);
     return;
   }
-  for_vectors<ScoreF32, kRows>(tile, tile.vector_begin(), tile.vector_end());
-  weigh_f32<kRows>(tile);
+  for_vectors<ScoreF32, kRows>(tile, tile.slot_begin(), tile.slot_end());
+  weigh_rows(tile, kRows);
   if (rows_see_the_same<kRows>(tile)) {
-    for_vectors<AccumulateF32, kRows>(tile, 0, n_channel_vectors);
+    for_vectors<AccumulateF32, kRows>(tile, 0, tile.kv.head_dim_padded);
   } else {
     accumulate_uneven_f32<kRows>(tile);
   }
@@ -496,7 +513,7 @@ inline void begin_block(const AttentionArgs& args, const AttentionItem& item, st
     const float* q = args.q + offset_of(row, args.q_stride, head_dim);
     const std::int64_t begin = static_cast<std::int64_t>(i) * hd;
     scratch.position[i] = row.position;
-    scratch.max[i] = kNoMaximum;
+    store(scratch.max + i * kLanes, splat(kNoMaximum));
     store(scratch.sum + i * kLanes, splat(0.0f));
     for (std::int32_t j = 0; j < hd; j += kLanes) store(scratch.out + begin + j, splat(0.0f));
     if (args.kv.dtype == Dtype::f32) {

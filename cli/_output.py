@@ -170,5 +170,9 @@ def loading_bar() -> Iterator[Callable[[int, int, str], None] | None]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with RichProgress(*columns, console=console(), transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-        yield lambda n_done, n_total, what: bar.update(task, completed=n_done, total=n_total, description=what)
+        task = bar.add_task("loading", total=None, visible=False)  # a mapped model is there before one could look
+
+        def show(n_done: int, n_total: int, what: str) -> None:
+            bar.update(task, completed=n_done, total=n_total, description=what, visible=True)
+
+        yield show

@@ -52,11 +52,11 @@ def batch(
         journal = _open_output(output, stack)
         todo = (line for line in lines if journal is None or not journal.belongs_to(line.index, line.text))
         n_before = len(journal.done) if journal else 0
-        if journal and total is not None and n_before >= total:
+        if total is not None and n_before >= total:
             for _ in todo:  # every line must still be the one that was answered
                 pass
-            note(f"{output}: all {total} lines were done before")
-            return int(journal.n_failed > 0)
+            note(f"nothing to do: {n_before} of {total} lines were done before")
+            return int(journal is not None and journal.n_failed > 0)
         llm = stack.enter_context(_open.open_llm(model))
         bar = stack.enter_context(progress("lines", total, n_before))
         counts = _Counts(journal.n_failed if journal else 0)

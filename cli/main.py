@@ -19,16 +19,24 @@ from llm_decoder.cli.generate import generate
 from llm_decoder.cli.models_list import list_models, show_model
 from llm_decoder.cli.stream import stream
 
-app = typer.Typer(
-    name="llm-decoder",
-    help="Runs language models on this machine: text, chat and batches from INT8 weights and one paged KV cache.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-cache_app = typer.Typer(help="Quantised weights kept on disk.", no_args_is_help=True)
+HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 
+
+def _make_app(help: str | None = None, *, completion: bool = False) -> typer.Typer:
+    return typer.Typer(
+        help=help,
+        no_args_is_help=True,
+        add_completion=completion,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings=HELP_FLAGS,
+    )
+
+
+app = _make_app(
+    "Runs language models on this machine: text, chat and batches from INT8 weights and one paged KV cache.",
+    completion=True,
+)
 VERBS: dict[str, Callable[..., int | None]] = {
     "generate": generate,
     "chat": chat,
@@ -42,9 +50,10 @@ VERBS: dict[str, Callable[..., int | None]] = {
 }
 for name, function in VERBS.items():
     app.command(name)(verb(function))
-app.add_typer(cache_app, name="cache")
+cache_app = _make_app("Quantised weights kept on disk.")
 cache_app.command("ls")(verb(list_cache))
 cache_app.command("clear")(verb(clear_cache))
+app.add_typer(cache_app, name="cache")
 
 
 def _show_version(asked: bool) -> None:
@@ -73,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         # A text that the terminal's encoding lacks is shown escaped; it must not end the program.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(args=arguments, prog_name="llm-decoder")
+        _run(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except KeyboardInterrupt:
@@ -85,6 +94,20 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         forget_stdout()
     return code
+
+
+def _run(arguments: list[str]) -> None:
+    """A verb is run as a program of its own: the whole one looks at its own flags first, and so imports pydantic."""
+    first = arguments[0] if arguments else ""
+    if first in VERBS:
+        program = _make_app()
+        program.command(context_settings=HELP_FLAGS)(verb(VERBS[first]))
+    elif first == "cache":
+        program = cache_app
+    else:
+        app(args=arguments, prog_name="llm-decoder")
+        return
+    program(args=arguments[1:], prog_name=f"llm-decoder {first}")
 
 
 if __name__ == "__main__":

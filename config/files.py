@@ -42,6 +42,22 @@ _SECTIONS = {
     "paths": PathSettings,
 }
 ENVIRONMENT_PREFIX = "LLM_DECODER_"
+# What else docs/environment.md names: no file has these, and some are a letter from one that a file has.
+OTHER_VARIABLES = frozenset(
+    [
+        *("cache_dir", "cache_max_bytes", "chat_template", "cpu_isa", "build_dir", "config", "offline", "debug", "isa"),
+        *(
+            "min_tokens",
+            "stop_token_ids",
+            "bad_words",
+            "bad_token_ids",
+            "allowed_token_ids",
+            "logit_bias",
+            "ignore_eos",
+        ),
+        *("include_stop_str_in_output", "skip_special_tokens", "n", "logprobs", "prompt_logprobs", "cache_salt"),
+    ]
+)
 MAX_FILE_BYTES = 8 * 2**20
 MAX_DEPTH = 32
 
@@ -176,8 +192,8 @@ def _with_environment(section: _Section, variables: Mapping[str, str], names: Ma
 def _refuse_misspelt(variables: Mapping[str, str]) -> None:
     """A variable that is nearly a setting's name is a mistake; one that is far from all may belong to another
     program."""
-    known = {name for section in (RuntimeSettings, PathSettings, ChatSettings) for name in _field_names(section)}
-    known |= {"cache_dir", "cache_max_bytes", "chat_template", "cpu_isa", "build_dir", "cuda", "config", "api_key"}
+    settings = {name for section in (RuntimeSettings, PathSettings, ChatSettings) for name in _field_names(section)}
+    known = settings | OTHER_VARIABLES
     for variable in variables:
         if not variable.startswith(ENVIRONMENT_PREFIX):
             continue

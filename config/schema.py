@@ -54,6 +54,8 @@ class RuntimeSettings:
     max_model_len: int | None = _integer(1, 2**26)
     page_size: int | None = _integer(16, 4096)
     threads: int | None = _integer(1, 1024)
+    max_num_seqs: int | None = _integer(1, 4096)
+    max_tokens_per_step: int | None = _integer(1, 65536)
     max_tokens: int | None = _integer(1, 2**26)
     temperature: float | None = _number(0.0, 100.0)
     top_k: int | None = _integer(0, 2**24)
@@ -68,7 +70,7 @@ class RuntimeSettings:
         """What is given of LLM's keyword arguments."""
         return self._given(
             *("device", "quantization", "dtype", "kv_cache_dtype", "kv_cache_bytes", "max_model_len", "page_size"),
-            *("threads", "seed"),
+            *("threads", "max_num_seqs", "max_tokens_per_step", "seed"),
         )
 
     def sampling_defaults(self) -> dict[str, Any]:

@@ -11,8 +11,8 @@ namespace llm_decoder {
 namespace {
 
 // Work below this is done sooner by the calling thread than by waking up others.
-constexpr std::int64_t kInlineElements = 16 << 10;   // values of rows
-constexpr std::int64_t kInlinePairs = 512;           // (query head, position) pairs of attention
+constexpr std::int64_t kInlineElements = 16 << 10;  // values of rows
+constexpr std::int64_t kInlinePairs = 512;          // (query head, position) pairs of attention
 constexpr std::int64_t kRowItemsPerThread = 4;
 
 void check_positive(std::int32_t value, const char* name) {
@@ -37,9 +37,10 @@ void check_config(const ModelConfig& c) {
     check_arg(window >= 0, kPlace, "windows must not be negative, got ", window);
   }
   check_arg(2 * c.rope_inv_freq.size() <= static_cast<std::size_t>(c.head_dim), kPlace,
-            "rope_inv_freq must have at most head_dim / 2 entries, got ", c.rope_inv_freq.size(), " for head_dim ", c.head_dim);
-  check_arg(std::isfinite(c.attention_scale) && c.attention_scale > 0.0f, kPlace, "attention_scale must be positive, got ",
-            c.attention_scale);
+            "rope_inv_freq must have at most head_dim / 2 entries, got ", c.rope_inv_freq.size(), " for head_dim ",
+            c.head_dim);
+  check_arg(std::isfinite(c.attention_scale) && c.attention_scale > 0.0f, kPlace,
+            "attention_scale must be positive, got ", c.attention_scale);
   check_arg(std::isfinite(c.norm_eps) && c.norm_eps >= 0.0f, kPlace, "norm_eps must not be negative, got ", c.norm_eps);
   const std::int64_t largest = std::max(std::int64_t{2} * c.intermediate_size,
                                         (std::int64_t{c.n_heads} + 2 * std::int64_t{c.n_kv_heads}) * c.head_dim);
@@ -49,14 +50,19 @@ void check_config(const ModelConfig& c) {
 }  // namespace
 
 INT8Decoder::INT8Decoder(const ModelConfig& config, int n_threads, const char* isa)
-    : config_((check_config(config), config)), kernels_(select_cpu_kernels(isa)), pool_(n_threads), sampler_(n_threads) {}
+    : config_((check_config(config), config)),
+      kernels_(select_cpu_kernels(isa)),
+      pool_(n_threads),
+      sampler_(n_threads) {}
 
 void INT8Decoder::set_weight(const std::string& name, const WeightView& view) {
   constexpr char kPlace[] = "INT8Decoder.set_weight";
   check_arg(!is_final_, kPlace, "weights cannot change after finalize, got ", name);
-  check_arg(view.n > 0 && view.n <= std::numeric_limits<std::int32_t>::max(), kPlace, name, " has a wrong size: ", view.n);
+  check_arg(view.n > 0 && view.n <= std::numeric_limits<std::int32_t>::max(), kPlace, name,
+            " has a wrong size: ", view.n);
   if (view.layout != WeightView::Layout::vector) {
-    check_arg(view.k > 0 && view.k <= std::numeric_limits<std::int32_t>::max(), kPlace, name, " has a wrong size: ", view.k);
+    check_arg(view.k > 0 && view.k <= std::numeric_limits<std::int32_t>::max(), kPlace, name,
+              " has a wrong size: ", view.k);
     check_arg(reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0, kPlace, name,
               " must be aligned to 64 bytes; pack_w8 and pack_f32 return such arrays");
   }
@@ -65,7 +71,8 @@ void INT8Decoder::set_weight(const std::string& name, const WeightView& view) {
 
 void INT8Decoder::finalize(std::int32_t max_tokens_per_step) {
   check_arg(!is_final_, "INT8Decoder.finalize", "needs to be called once, was called twice");
-  check_arg(max_tokens_per_step > 0, "INT8Decoder.finalize", "max_tokens_per_step must be positive, got ", max_tokens_per_step);
+  check_arg(max_tokens_per_step > 0, "INT8Decoder.finalize", "max_tokens_per_step must be positive, got ",
+            max_tokens_per_step);
   weights_ = resolve_weights(config_, named_weights_);
   workspace_ = Workspace(config_, weights_.layout, max_tokens_per_step, pool_.n_threads());
   plan_.reserve(config_, max_tokens_per_step);
@@ -160,11 +167,13 @@ void INT8Decoder::attend(const StepPlan::Attention& attention, const PagedKvView
   args.scale = config_.attention_scale;
   args.window = window;
   if (attention.n_pairs <= kInlinePairs) {
-    for (const AttentionItem& item : attention.items) kernels_.paged_attention(args, item, workspace_.attention_scratch(0));
+    for (const AttentionItem& item : attention.items)
+      kernels_.paged_attention(args, item, workspace_.attention_scratch(0));
     return;
   }
   pool_.parallel_for(static_cast<std::int64_t>(attention.items.size()), [&](std::int64_t item, int thread) {
-    kernels_.paged_attention(args, attention.items[static_cast<std::size_t>(item)], workspace_.attention_scratch(thread));
+    kernels_.paged_attention(args, attention.items[static_cast<std::size_t>(item)],
+                             workspace_.attention_scratch(thread));
   });
 }
 
@@ -193,8 +202,8 @@ void INT8Decoder::compute_logits() {
   const QuantizedRows quantized = workspace_.quantized(n_cols);
   for_rows(n_rows_, n_cols, [&](std::int32_t row, int) {
     float* out = workspace_.hidden() + std::int64_t{row} * n_cols;
-    kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride, weights_.final_norm,
-                      config_.norm_eps, 1, n_cols, out, n_cols);
+    kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride,
+                      weights_.final_norm, config_.norm_eps, 1, n_cols, out, n_cols);
     if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
   multiply_rows(weights_.lm_head, {workspace_.hidden(), n_cols, quantized},

@@ -17,8 +17,8 @@
 
 namespace llm_decoder {
 
-// Results never depend on the number of threads, on the other sequences of a step, or on how a prompt is cut into steps.
-// Not thread-safe: one thread uses a decoder at a time.
+// Results never depend on the number of threads, on the other sequences of a step, or on how a prompt is cut into
+// steps. Not thread-safe: one thread uses a decoder at a time.
 class INT8Decoder {
  public:
   // `isa` as select_cpu_kernels takes it. Throws std::invalid_argument for a configuration that contradicts itself.
@@ -30,9 +30,9 @@ class INT8Decoder {
   // Checks the weights and sizes all scratch. Throws std::invalid_argument naming the weight at fault.
   void finalize(std::int32_t max_tokens_per_step);
 
-  // Runs the batch through the layers, writing its KV into the pages that the cache has reserved for it; the caller commits
-  // afterwards. Returns the number of rows of logits, sequences in order. Throws std::invalid_argument before anything is
-  // written when the batch does not fit.
+  // Runs the batch through the layers, writing its KV into the pages that the cache has reserved for it; the caller
+  // commits afterwards. Returns the number of rows of logits, sequences in order. Throws std::invalid_argument before
+  // anything is written when the batch does not fit.
   std::int32_t step(const KvCache& cache, const StepBatch& batch);
 
   // Of the last step; valid until the next one.

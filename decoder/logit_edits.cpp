@@ -11,7 +11,8 @@ constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 float& at(Span<float> logits, std::int32_t id) { return logits[static_cast<std::size_t>(id)]; }
 
 // Each token once, however often it occurs.
-void penalise_repetition(Span<const std::int32_t> tokens, float penalty, Span<float> logits, std::vector<std::int32_t>& is_seen) {
+void penalise_repetition(Span<const std::int32_t> tokens, float penalty, Span<float> logits,
+                         std::vector<std::int32_t>& is_seen) {
   for (const std::int32_t id : tokens) {
     std::int32_t& seen = is_seen[static_cast<std::size_t>(id)];
     if (seen != 0) continue;

@@ -1,5 +1,5 @@
-// Philox4x32-10, the counter-based generator of Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3"): a draw is
-// a pure function of key and counter, so it never depends on who drew before.
+// Philox4x32-10, the counter-based generator of Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3"): a
+// draw is a pure function of key and counter, so it never depends on who drew before.
 #pragma once
 
 #include <array>

@@ -5,8 +5,8 @@
 namespace llm_decoder {
 namespace {
 
-// With few rows a product is a walk over the weights: items of this many bytes are long enough to stream and short enough
-// that no thread waits long for the last one.
+// With few rows a product is a walk over the weights: items of this many bytes are long enough to stream and short
+// enough that no thread waits long for the last one.
 constexpr std::int64_t kFewRows = 8;
 constexpr std::int64_t kStreamedBytes = 96 << 10;
 constexpr std::int64_t kMinItemsPerThread = 4;
@@ -100,14 +100,15 @@ void run_items(ThreadPool& pool, const Split& split, std::int32_t m, const Args&
     const std::int64_t panel = item % split.n_panel_blocks * split.panels_of_item;
     Args mine = rows_from(args, row);
     mine.m = static_cast<std::int32_t>(std::min<std::int64_t>(split.rows_of_item, m - row));
-    kernel(mine, static_cast<std::int32_t>(panel), static_cast<std::int32_t>(std::min(panel + split.panels_of_item, panels)));
+    kernel(mine, static_cast<std::int32_t>(panel),
+           static_cast<std::int32_t>(std::min(panel + split.panels_of_item, panels)));
   });
 }
 
 }  // namespace
 
-void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout layout, const Matrix& w, const Operand& in,
-              std::int32_t m, const Output& out) {
+void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout layout, const Matrix& w,
+              const Operand& in, std::int32_t m, const Output& out) {
   const Split split = split_product(w, layout, m, pool.n_threads());
   if (layout == WeightView::Layout::w8) {
     run_items(pool, split, m, w8_args(w, in, out), kernels.gemm_w8);

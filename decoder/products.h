@@ -28,7 +28,7 @@ struct Output {
 };
 
 // out (+)= in . w^T + bias for m rows.
-void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout layout, const Matrix& w, const Operand& in,
-              std::int32_t m, const Output& out);
+void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout layout, const Matrix& w,
+              const Operand& in, std::int32_t m, const Output& out);
 
 }  // namespace llm_decoder

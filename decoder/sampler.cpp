@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "draw.h"
 #include "llm_decoder/errors.h"
 #include "logit_edits.h"
 #include "philox.h"
@@ -15,9 +16,6 @@ constexpr char kPlace[] = "sample";
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
 constexpr std::int32_t kNoToken = -1;
-// Most draws end among this many candidates; when not, that many times more are looked at.
-constexpr std::int32_t kFirstCandidates = 128;
-constexpr std::int32_t kMoreCandidates = 8;
 
 struct RowSummary {
   float log_sum_exp, max;
@@ -55,104 +53,21 @@ void report_top(const float* raw, std::int32_t n, const RowSummary& summary, std
   std::fill_n(logprobs, n_top, kNotANumber);
   if (!summary.is_usable) return;
   top.reset(raw, n);
-  for (const Candidate& candidate : top.find(n_top)) {
+  for (const Candidate& candidate : top.gather_sorted(n_top)) {
     *ids++ = candidate.id;
     *logprobs++ = candidate.value - summary.log_sum_exp;
   }
 }
 
-// How a draw weighs the candidates and cuts them off.
-struct Distribution {
-  double max;  // of all logits
-  double temperature;
-  std::int32_t top_k;  // at most the number of logits
-  double top_p, min_p;
-
-  double relative_probability(float logit) const { return std::exp((static_cast<double>(logit) - max) / temperature); }
-};
-
-// One draw by inverse CDF over candidates in order. Probabilities are relative to the largest.
-class Draw {
- public:
-  Draw(const Distribution& distribution, double uniform, double sum_of_all)
-      : cut_(distribution), uniform_(uniform), sum_of_all_(sum_of_all) {}
-
-  // False when the answer lies beyond these candidates; never when `is_complete`.
-  bool choose(const std::vector<Candidate>& candidates, bool is_complete, bool has_top_k) {
-    double sum = sum_of_all_;
-    if (has_top_k) sum = sum_of(candidates, candidates.size());
-    std::size_t end = candidates.size();
-    if (cut_.top_p < 1.0 || cut_.min_p > 0.0) {
-      if (!find_end(candidates, sum, &end) && !is_complete) return false;
-      sum = sum_of(candidates, end);
-      is_complete = true;
-    }
-    return walk(candidates, end, uniform_ * sum) || is_complete;
-  }
-
-  std::int32_t token() const { return token_; }
-
- private:
-  double probability(const Candidate& candidate) const { return cut_.relative_probability(candidate.value); }
-
-  double sum_of(const std::vector<Candidate>& candidates, std::size_t end) const {
-    double sum = 0.0;
-    for (std::size_t i = 0; i < end; ++i) sum += probability(candidates[i]);
-    return sum;
-  }
-
-  // The first candidate that top_p or min_p cuts off.
-  bool find_end(const std::vector<Candidate>& candidates, double sum, std::size_t* end) const {
-    double cumulative = 0.0;
-    for (std::size_t i = 0; i < candidates.size(); ++i) {
-      const double p = probability(candidates[i]);
-      if (i > 0 && (p < cut_.min_p || (cut_.top_p < 1.0 && cumulative >= cut_.top_p * sum))) {
-        *end = i;
-        return true;
-      }
-      cumulative += p;
-    }
-    return false;
-  }
-
-  // Leaves the last possible candidate in token_ when rounding has kept the sum below the target.
-  bool walk(const std::vector<Candidate>& candidates, std::size_t end, double target) {
-    double cumulative = 0.0;
-    for (std::size_t i = 0; i < end; ++i) {
-      const double p = probability(candidates[i]);
-      if (p <= 0.0) return true;
-      token_ = candidates[i].id;
-      cumulative += p;
-      if (cumulative > target) return true;
-    }
-    return false;
-  }
-
-  const Distribution cut_;
-  const double uniform_, sum_of_all_;
-  std::int32_t token_ = kNoToken;
-};
-
 // The sum of the relative probabilities of all n logits. scaled: [n], overwritten.
-double sum_of_all(const float* x, std::int32_t n, float max, float temperature, const CpuKernels& kernels, float* scaled) {
+double sum_of_all(const float* x, std::int32_t n, float max, float temperature, const CpuKernels& kernels,
+                  float* scaled) {
   for (std::int32_t i = 0; i < n; ++i) scaled[i] = (x[i] - max) / temperature;
   return std::exp(static_cast<double>(summarise(scaled, n, kernels).log_sum_exp));
 }
 
-std::int32_t draw_from(const float* x, std::int32_t n, const Distribution& distribution, double uniform, double sum,
-                       TopCandidates& top) {
-  const bool has_top_k = distribution.top_k < n;
-  Draw draw(distribution, uniform, sum);
-  top.reset(x, n);
-  std::int64_t m = has_top_k ? distribution.top_k : std::min(n, kFirstCandidates);
-  while (!draw.choose(top.find(static_cast<std::int32_t>(m)), m == distribution.top_k, has_top_k)) {
-    m = std::min<std::int64_t>(distribution.top_k, m * kMoreCandidates);
-  }
-  return draw.token();
-}
-
-std::int32_t draw_token(const float* raw, std::int32_t n, const RowSummary& raw_summary, const SamplingParams& params,
-                        std::size_t draw, const CpuKernels& kernels, Sampler::Scratch& scratch) {
+std::int32_t choose_token(const float* raw, std::int32_t n, const RowSummary& raw_summary, const SamplingParams& params,
+                          std::size_t draw, const CpuKernels& kernels, Sampler::Scratch& scratch) {
   const float* x = raw;
   float max = raw_summary.max;
   if (has_logit_edits(params, draw)) {
@@ -166,23 +81,24 @@ std::int32_t draw_token(const float* raw, std::int32_t n, const RowSummary& raw_
   const float temperature = params.temperature[draw];
   if (temperature == 0.0f) return kernels.argmax(x, n);
   const std::int32_t top_k = params.top_k[draw] == 0 ? n : std::min(params.top_k[draw], n);
-  const Distribution distribution{max, temperature, top_k, params.top_p[draw], params.min_p[draw]};
-  // Not needed when top_k says which candidates share the probability.
   const double sum = top_k < n ? 0.0 : sum_of_all(x, n, max, temperature, kernels, scratch.scaled.data());
-  return draw_from(x, n, distribution, philox_uniform(params.seed[draw], params.position[draw]), sum, scratch.top);
+  const Distribution distribution{max, temperature, top_k, params.top_p[draw], params.min_p[draw], sum};
+  const double uniform = philox_uniform(params.seed[draw], params.position[draw]);
+  return draw_token(x, n, distribution, uniform, scratch.top, scratch.weighted);
 }
 
 template <class T>
 void check_one_each(Span<T> values, std::size_t n_draws, const char* name) {
-  check_arg(values.size == n_draws, kPlace, name, " must have one entry for each of ", n_draws, " rows, got ", values.size);
+  check_arg(values.size == n_draws, kPlace, name, " must have one entry for each of ", n_draws, " rows, got ",
+            values.size);
 }
 
 void check_ids(const RaggedIds& ragged, std::size_t n_draws, std::int32_t vocab_size, const char* name) {
   check_arg(ragged.offsets.size == n_draws + 1, kPlace, name, "_offsets must have ", n_draws + 1, " entries, got ",
             ragged.offsets.size);
-  check_arg(ragged.offsets[0] == 0 && ragged.offsets[n_draws] == static_cast<std::int64_t>(ragged.ids.size), kPlace, name,
-            "_offsets must go from 0 to the number of ids, ", ragged.ids.size, ", got ", ragged.offsets[0], " to ",
-            ragged.offsets[n_draws]);
+  check_arg(ragged.offsets[0] == 0 && ragged.offsets[n_draws] == static_cast<std::int64_t>(ragged.ids.size), kPlace,
+            name, "_offsets must go from 0 to the number of ids, ", ragged.ids.size, ", got ", ragged.offsets[0],
+            " to ", ragged.offsets[n_draws]);
   for (std::size_t i = 0; i < n_draws; ++i) {
     check_arg(ragged.offsets[i] <= ragged.offsets[i + 1], kPlace, name, "_offsets must ascend, got ", ragged.offsets[i],
               " before ", ragged.offsets[i + 1]);
@@ -205,7 +121,8 @@ void check_params(const SamplingParams& p, const LogitsView& logits) {
   for (const std::int32_t row : p.rows) {
     check_arg(row >= 0 && row < logits.n_rows, kPlace, "rows must be in [0, ", logits.n_rows, "), got ", row);
   }
-  check_values(p.temperature, n, "temperature", "finite and not negative", [](float v) { return is_finite(v) && v >= 0.0f; });
+  check_values(p.temperature, n, "temperature", "finite and not negative",
+               [](float v) { return is_finite(v) && v >= 0.0f; });
   check_values(p.top_p, n, "top_p", "in (0, 1]", [](float v) { return v > 0.0f && v <= 1.0f; });
   check_values(p.min_p, n, "min_p", "in [0, 1]", [](float v) { return v >= 0.0f && v <= 1.0f; });
   check_values(p.repetition_penalty, n, "repetition_penalty", "finite and positive",
@@ -225,7 +142,8 @@ void check_params(const SamplingParams& p, const LogitsView& logits) {
 }
 
 void check_n_top(std::int32_t n_top, const LogitsView& logits, const char* place) {
-  check_arg(n_top >= 0 && n_top <= logits.vocab_size, place, "n_top must be in [0, ", logits.vocab_size, "], got ", n_top);
+  check_arg(n_top >= 0 && n_top <= logits.vocab_size, place, "n_top must be in [0, ", logits.vocab_size, "], got ",
+            n_top);
 }
 
 }  // namespace
@@ -236,10 +154,11 @@ void Sampler::Scratch::reserve(std::int32_t vocab_size, std::size_t n_ids) {
   kept.reserve(n_ids);
   n_seen.resize(static_cast<std::size_t>(vocab_size), 0);
   top.reserve(vocab_size);
+  weighted.reserve(static_cast<std::size_t>(vocab_size));
 }
 
-void Sampler::sample(const LogitsView& logits, const SamplingParams& params, std::int32_t n_top, const CpuKernels& kernels,
-                     ThreadPool& pool, const SampleResult& result) {
+void Sampler::sample(const LogitsView& logits, const SamplingParams& params, std::int32_t n_top,
+                     const CpuKernels& kernels, ThreadPool& pool, const SampleResult& result) {
   check_params(params, logits);
   check_n_top(n_top, logits, kPlace);
   for (Scratch& scratch : scratch_) scratch.reserve(logits.vocab_size, params.allowed.ids.size);
@@ -249,7 +168,7 @@ void Sampler::sample(const LogitsView& logits, const SamplingParams& params, std
     Scratch& scratch = scratch_[static_cast<std::size_t>(thread)];
     const RowSummary summary = summarise(raw, logits.vocab_size, kernels);
     const std::int32_t token =
-        summary.is_usable ? draw_token(raw, logits.vocab_size, summary, params, draw, kernels, scratch) : kNoToken;
+        summary.is_usable ? choose_token(raw, logits.vocab_size, summary, params, draw, kernels, scratch) : kNoToken;
     result.tokens[draw] = token;
     report_token(raw, logits.vocab_size, summary, token, draw, result);
     report_top(raw, logits.vocab_size, summary, draw, n_top, scratch.top, result);
@@ -259,8 +178,8 @@ void Sampler::sample(const LogitsView& logits, const SamplingParams& params, std
 void Sampler::log_probs(const LogitsView& logits, Span<const std::int32_t> targets, std::int32_t n_top,
                         const CpuKernels& kernels, ThreadPool& pool, const SampleResult& result) {
   constexpr char kHere[] = "log_probs";
-  check_arg(targets.size == static_cast<std::size_t>(logits.n_rows), kHere, "needs a target for each of ", logits.n_rows,
-            " rows, got ", targets.size);
+  check_arg(targets.size == static_cast<std::size_t>(logits.n_rows), kHere, "needs a target for each of ",
+            logits.n_rows, " rows, got ", targets.size);
   for (const std::int32_t id : targets) {
     check_arg(id >= 0 && id < logits.vocab_size, kHere, "targets must be in [0, ", logits.vocab_size, "), got ", id);
   }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "draw.h"
 #include "llm_decoder/cpu_kernels.h"
 #include "llm_decoder/parallel.h"
 #include "llm_decoder/types.h"
@@ -51,11 +52,13 @@ struct SamplingParams {
 
 // Filled by the sampler. Log probabilities are those of the raw logits, whatever the parameters.
 struct SampleResult {
-  std::int32_t* tokens = nullptr;  // [n_draws]; -1: the row holds NaN or +inf, or nothing is left to choose. Not of log_probs.
-  float* logprobs = nullptr;       // [n_draws]; NaN with token -1
-  std::int32_t* ranks = nullptr;   // [n_draws], 1 + how many logits are larger; 0 with token -1
-  std::int32_t* top_ids = nullptr;  // [n_draws, n_top], by descending probability, then ascending id; -1 for a row that is not finite
-  float* top_logprobs = nullptr;    // [n_draws, n_top]
+  std::int32_t* tokens =
+      nullptr;  // [n_draws]; -1: the row holds NaN or +inf, or nothing is left to choose. Not of log_probs.
+  float* logprobs = nullptr;      // [n_draws]; NaN with token -1
+  std::int32_t* ranks = nullptr;  // [n_draws], 1 + how many logits are larger; 0 with token -1
+  std::int32_t* top_ids =
+      nullptr;  // [n_draws, n_top], by descending probability, then ascending id; -1 for a row that is not finite
+  float* top_logprobs = nullptr;  // [n_draws, n_top]
 };
 
 class Sampler {
@@ -67,8 +70,8 @@ class Sampler {
               ThreadPool& pool, const SampleResult& result);
 
   // Of targets[i] in row i.
-  void log_probs(const LogitsView& logits, Span<const std::int32_t> targets, std::int32_t n_top, const CpuKernels& kernels,
-                 ThreadPool& pool, const SampleResult& result);
+  void log_probs(const LogitsView& logits, Span<const std::int32_t> targets, std::int32_t n_top,
+                 const CpuKernels& kernels, ThreadPool& pool, const SampleResult& result);
 
   // Of one thread.
   struct Scratch {
@@ -77,6 +80,7 @@ class Sampler {
     std::vector<Candidate> kept;       // allowed ids and their logits
     std::vector<std::int32_t> n_seen;  // [vocab_size], zero between uses
     TopCandidates top;
+    std::vector<WeightedCandidate> weighted;
 
     // Takes the memory of any draw here, on the calling thread: a region of threads must not throw.
     void reserve(std::int32_t vocab_size, std::size_t n_ids);

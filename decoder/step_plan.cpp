@@ -8,43 +8,48 @@ namespace llm_decoder {
 namespace {
 
 constexpr char kPlace[] = "INT8Decoder.step";
-// The attention kernel reads keys and values once for this many rows (a query head of a token each), so a run of tokens has
-// no fewer; and not many more, so that every thread gets several items.
+// The attention kernel reads keys and values once for this many rows (a query head of a token each), so a run of tokens
+// has no fewer; and not many more, so that every thread gets several items.
 constexpr std::int32_t kMinRunRows = 32;
 constexpr std::int32_t kMaxRunRows = 192;
 constexpr std::int64_t kItemsPerThread = 6;
 
 void check_cache(const ModelConfig& config, const KvCacheConfig& cache) {
-  check_arg(cache.n_layers == config.n_layers && cache.n_kv_heads == config.n_kv_heads && cache.head_dim == config.head_dim,
-            kPlace, "the cache must have [n_layers, n_kv_heads, head_dim] = [", config.n_layers, ", ", config.n_kv_heads,
-            ", ", config.head_dim, "], got [", cache.n_layers, ", ", cache.n_kv_heads, ", ", cache.head_dim, "]");
+  check_arg(
+      cache.n_layers == config.n_layers && cache.n_kv_heads == config.n_kv_heads && cache.head_dim == config.head_dim,
+      kPlace, "the cache must have [n_layers, n_kv_heads, head_dim] = [", config.n_layers, ", ", config.n_kv_heads,
+      ", ", config.head_dim, "], got [", cache.n_layers, ", ", cache.n_kv_heads, ", ", cache.head_dim, "]");
   if (cache.window == 0) return;
   for (const std::int32_t window : config.windows) {
-    check_arg(window != 0 && window <= cache.window, kPlace, "a layer sees ", window == 0 ? "every position" : "a window of ",
-              window == 0 ? "" : std::to_string(window), ", but the cache keeps a window of ", cache.window);
+    check_arg(window != 0 && window <= cache.window, kPlace, "a layer sees ",
+              window == 0 ? "every position" : "a window of ", window == 0 ? "" : std::to_string(window),
+              ", but the cache keeps a window of ", cache.window);
   }
 }
 
 void check_sizes(const StepBatch& batch, std::int32_t max_tokens) {
   const std::size_t n_seqs = batch.seq_ids.size;
-  check_arg(batch.counts.size == n_seqs && batch.want.size == n_seqs, kPlace, "counts and want must have one entry for each of ",
-            n_seqs, " seq_ids, got ", batch.counts.size, " and ", batch.want.size);
+  check_arg(batch.counts.size == n_seqs && batch.want.size == n_seqs, kPlace,
+            "counts and want must have one entry for each of ", n_seqs, " seq_ids, got ", batch.counts.size, " and ",
+            batch.want.size);
   check_arg(n_seqs > 0, kPlace, "needs at least one sequence, got none");
   std::int64_t n_tokens = 0;
   for (const std::int32_t count : batch.counts) {
     check_arg(count > 0, kPlace, "counts must be positive, got ", count);
     n_tokens += count;
   }
-  check_arg(static_cast<std::int64_t>(batch.tokens.size) == n_tokens, kPlace, "counts add up to ", n_tokens, ", but there are ",
-            batch.tokens.size, " tokens");
-  check_arg(n_tokens <= max_tokens, kPlace, "takes at most max_tokens_per_step = ", max_tokens, " tokens, got ", n_tokens);
+  check_arg(static_cast<std::int64_t>(batch.tokens.size) == n_tokens, kPlace, "counts add up to ", n_tokens,
+            ", but there are ", batch.tokens.size, " tokens");
+  check_arg(n_tokens <= max_tokens, kPlace, "takes at most max_tokens_per_step = ", max_tokens, " tokens, got ",
+            n_tokens);
 }
 
 // Query-position pairs of tokens at [begin, end) of a sequence that see everything before them.
 std::int64_t n_visible(std::int64_t begin, std::int64_t end) { return (end * (end + 1) - begin * (begin + 1)) / 2; }
 
 // Cuts tokens into runs, the dearest (latest) first, so that the cheap ones fill the gaps at the end.
-void add_items(StepPlan::Attention& attention, const ModelConfig& config, const AttentionItem& all, std::int32_t max_run) {
+void add_items(StepPlan::Attention& attention, const ModelConfig& config, const AttentionItem& all,
+               std::int32_t max_run) {
   for (std::int32_t head = 0; head < config.n_kv_heads; ++head) {
     for (std::int32_t end = all.n_tokens; end > 0;) {
       const std::int32_t begin = (end - 1) / max_run * max_run;
@@ -104,7 +109,8 @@ void StepPlan::make(const ModelConfig& config, const KvCache& cache, const StepB
     add_items(attention, config, all, max_run);
     if (s.want == LogitRows::none) continue;
     const std::int32_t skipped = s.want == LogitRows::last ? s.n_tokens - 1 : 0;
-    const AttentionItem wanted{s.block_table, 0, s.token_begin + skipped, s.n_tokens - skipped, s.position_begin + skipped};
+    const AttentionItem wanted{s.block_table, 0, s.token_begin + skipped, s.n_tokens - skipped,
+                               s.position_begin + skipped};
     add_items(last_attention, config, wanted, last_run);
   }
 }
@@ -117,17 +123,19 @@ void StepPlan::check_distinct(const StepBatch& batch) {
             twice == sorted_ids_.end() ? 0 : *twice, " twice");
 }
 
-void StepPlan::add_sequence(const ModelConfig& config, const KvCache& cache, const StepBatch& batch, std::size_t index) {
+void StepPlan::add_sequence(const ModelConfig& config, const KvCache& cache, const StepBatch& batch,
+                            std::size_t index) {
   const std::int64_t seq_id = batch.seq_ids[index];
   const std::int32_t count = batch.counts[index];
   const std::int32_t length = cache.length(seq_id);  // throws for an unknown id
   check_arg(batch.want[index] <= 2, kPlace, "want must be 0, 1 or 2, got ", int{batch.want[index]});
-  check_arg(count <= config.max_model_len - length, kPlace, "positions must stay below max_model_len = ", config.max_model_len,
-            "; sequence ", seq_id, " holds ", length, " tokens and got ", count, " more");
+  check_arg(count <= config.max_model_len - length, kPlace,
+            "positions must stay below max_model_len = ", config.max_model_len, "; sequence ", seq_id, " holds ",
+            length, " tokens and got ", count, " more");
   const std::vector<std::int32_t>& table = cache.page_table(seq_id);
   const std::int32_t page_size = cache.config().page_size;
-  check_arg(static_cast<std::int64_t>(table.size()) * page_size >= std::int64_t{length} + count, kPlace, "sequence ", seq_id,
-            " needs room for ", length + count, " tokens, got pages for ",
+  check_arg(static_cast<std::int64_t>(table.size()) * page_size >= std::int64_t{length} + count, kPlace, "sequence ",
+            seq_id, " needs room for ", length + count, " tokens, got pages for ",
             static_cast<std::int64_t>(table.size()) * page_size, "; reserve before the step");
   const Sequence sequence{table.data(), static_cast<std::int32_t>(tokens.size()), count, length,
                           static_cast<LogitRows>(batch.want[index])};
@@ -135,7 +143,8 @@ void StepPlan::add_sequence(const ModelConfig& config, const KvCache& cache, con
   add_tokens(config, cache, batch, sequence);
 }
 
-void StepPlan::add_tokens(const ModelConfig& config, const KvCache& cache, const StepBatch& batch, const Sequence& sequence) {
+void StepPlan::add_tokens(const ModelConfig& config, const KvCache& cache, const StepBatch& batch,
+                          const Sequence& sequence) {
   const std::int32_t page_size = cache.config().page_size;
   const std::int32_t first_wanted = sequence.want == LogitRows::all    ? 0
                                     : sequence.want == LogitRows::last ? sequence.n_tokens - 1

@@ -1,5 +1,5 @@
-// What a step will do, decided and checked before it touches any memory: where each token's KV goes, how attention is cut
-// into items, which tokens get logits.
+// What a step will do, decided and checked before it touches any memory: where each token's KV goes, how attention is
+// cut into items, which tokens get logits.
 #pragma once
 
 #include <cstdint>

@@ -15,8 +15,9 @@
 namespace llm_decoder {
 namespace {
 
-// A worker that finds nothing spins this long, because the next region of a step is mere microseconds away; then it yields
-// for as long again, which costs nothing when cores are free and much less than a spin when they are not; then it sleeps.
+// A worker that finds nothing spins this long, because the next region of a step is mere microseconds away; then it
+// yields for as long again, which costs nothing when cores are free and much less than a spin when they are not; then
+// it sleeps.
 constexpr auto kSpin = std::chrono::microseconds(80);
 constexpr int kPausesPerClockRead = 32;
 constexpr int kItemBits = 24;
@@ -55,8 +56,9 @@ bool spin_until(const Done& done, std::chrono::microseconds bound) {
 }  // namespace
 
 // A region is named by a ticket: its generation in the high bits, how many items nobody has taken yet in the low ones.
-// Items are taken by compare-and-swap on the whole ticket, so a worker that wakes late, with an old ticket in hand, takes
-// nothing, and the caller waits only for items that somebody took, never for a worker that the machine has not run.
+// Items are taken by compare-and-swap on the whole ticket, so a worker that wakes late, with an old ticket in hand,
+// takes nothing, and the caller waits only for items that somebody took, never for a worker that the machine has not
+// run.
 struct ThreadPool::State {
   alignas(64) std::atomic<std::uint64_t> ticket{0};
   // Written between regions only; atomic because a late worker may read them, and then fails to take an item.
@@ -89,7 +91,8 @@ struct ThreadPool::State {
 
   void sleep_until_new(std::uint64_t old_generation) {
     std::unique_lock<std::mutex> lock(mutex);
-    // Sequentially consistent with the caller's store of the ticket and load of n_sleeping: one of the two sees the other.
+    // Sequentially consistent with the caller's store of the ticket and load of n_sleeping: one of the two sees the
+    // other.
     n_sleeping.fetch_add(1);
     wake.wait(lock, [&] { return stop.load() || generation_of(ticket.load()) != old_generation; });
     n_sleeping.fetch_sub(1, std::memory_order_relaxed);
@@ -119,7 +122,9 @@ struct ThreadPool::State {
     const std::uint64_t fresh = generation << kItemBits | n_left;
     ticket.store(fresh);
     if (n_sleeping.load() > 0) {
-      { std::lock_guard<std::mutex> lock(mutex); }
+      {
+        std::lock_guard<std::mutex> lock(mutex);
+      }
       wake.notify_all();
     }
     return fresh;
@@ -159,7 +164,8 @@ void ThreadPool::run(std::int64_t n_items, Task task, const void* context) {
     for (std::int64_t item = 0; item < n_items; ++item) task(context, item, 0);
     return;
   }
-  check_state(static_cast<std::uint64_t>(n_items) <= kMaxItems, "ThreadPool", "too many items in one region: ", n_items);
+  check_state(static_cast<std::uint64_t>(n_items) <= kMaxItems, "ThreadPool",
+              "too many items in one region: ", n_items);
   State& state = *state_;
   state.task.store(task, std::memory_order_relaxed);
   state.context.store(context, std::memory_order_relaxed);

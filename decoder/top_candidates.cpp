@@ -8,7 +8,7 @@ namespace llm_decoder {
 namespace {
 
 constexpr std::int32_t kLanes = 16;
-constexpr std::int32_t kBlock = 64;
+constexpr std::int32_t kBlock = 32;
 
 // Lanes side by side, so that a compiler without any flag for it makes vectors of them.
 float max_of(const float* x, std::int32_t n) {
@@ -49,7 +49,7 @@ float TopCandidates::threshold(std::int32_t m) {
   return *nth;
 }
 
-const std::vector<Candidate>& TopCandidates::find(std::int32_t m) {
+std::vector<Candidate>& TopCandidates::gather(std::int32_t m) {
   candidates_.clear();
   if (m <= 0) return candidates_;
   const float least = threshold(m);
@@ -64,6 +64,11 @@ const std::vector<Candidate>& TopCandidates::find(std::int32_t m) {
     std::nth_element(candidates_.begin(), candidates_.begin() + m, candidates_.end(), comes_before);
     candidates_.resize(static_cast<std::size_t>(m));
   }
+  return candidates_;
+}
+
+const std::vector<Candidate>& TopCandidates::gather_sorted(std::int32_t m) {
+  gather(m);
   std::sort(candidates_.begin(), candidates_.end(), comes_before);
   return candidates_;
 }

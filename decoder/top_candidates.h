@@ -21,11 +21,13 @@ class TopCandidates {
   // Takes the memory that rows of up to n values can ever need.
   void reserve(std::int32_t n);
 
-  // x: [n], without NaN. It is looked at again by each call of find.
+  // x: [n], without NaN. It is looked at again by each call of gather.
   void reset(const float* x, std::int32_t n);
 
-  // The first min(m, n) candidates in order. Valid until the next call.
-  const std::vector<Candidate>& find(std::int32_t m);
+  // The first min(m, n) candidates, in any order. Valid until the next call.
+  std::vector<Candidate>& gather(std::int32_t m);
+  // The same in order.
+  const std::vector<Candidate>& gather_sorted(std::int32_t m);
 
  private:
   float threshold(std::int32_t m);

@@ -23,8 +23,8 @@ class Resolver {
 
   const float* vector(const std::string& name, std::int64_t n) {
     const WeightView& view = need(name);
-    check_arg(view.layout == Layout::vector && view.n == n, kPlace, "weight ", name, " must be a vector [", n, "], got ",
-              shape_text(view));
+    check_arg(view.layout == Layout::vector && view.n == n, kPlace, "weight ", name, " must be a vector [", n,
+              "], got ", shape_text(view));
     return static_cast<const float*>(view.data);
   }
 
@@ -61,8 +61,8 @@ class Resolver {
   void check_one_layout(const std::string& name, const WeightView& view) {
     if (!has_layout_) layout_ = view.layout;
     has_layout_ = true;
-    check_arg(view.layout == layout_, kPlace, "all matrices must have one layout, ", layout_ == Layout::w8 ? "w8" : "f32",
-              " as the embedding, got ", name, " as ", shape_text(view));
+    check_arg(view.layout == layout_, kPlace, "all matrices must have one layout, ",
+              layout_ == Layout::w8 ? "w8" : "f32", " as the embedding, got ", name, " as ", shape_text(view));
   }
 
   const NamedWeights& weights_;
@@ -99,8 +99,8 @@ DecoderWeights resolve_weights(const ModelConfig& config, const NamedWeights& we
     resolved.layers.push_back(resolve_layer(config, concat("layer_", i, "/"), resolver));
   }
   resolved.final_norm = resolver.vector("final_norm", config.hidden_size);
-  resolved.lm_head = resolver.has("lm_head") ? resolver.matrix("lm_head", config.vocab_size, config.hidden_size)
-                                             : resolved.embedding;
+  resolved.lm_head =
+      resolver.has("lm_head") ? resolver.matrix("lm_head", config.vocab_size, config.hidden_size) : resolved.embedding;
   resolved.layout = resolver.layout();
   resolver.check_all_used();
   return resolved;

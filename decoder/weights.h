@@ -12,8 +12,8 @@
 namespace llm_decoder {
 
 struct Matrix {
-  std::int32_t n = 0, k = 0;     // out = in . [n, k]^T
-  const void* data = nullptr;    // packed, w8 or f32 as DecoderWeights::layout says
+  std::int32_t n = 0, k = 0;      // out = in . [n, k]^T
+  const void* data = nullptr;     // packed, w8 or f32 as DecoderWeights::layout says
   const float* scales = nullptr;  // [n] for w8
   const float* bias = nullptr;    // [n] or null
 };

@@ -36,7 +36,8 @@ Workspace::Workspace(const ModelConfig& config, WeightView::Layout layout, std::
     : max_tokens(max_tokens_), n_threads_(n_threads) {
   const std::int64_t q_size = std::int64_t{config.n_heads} * config.head_dim;
   const std::int64_t qkv_size = q_size + 2 * std::int64_t{config.n_kv_heads} * config.head_dim;
-  const std::int64_t max_k = std::max({std::int64_t{config.hidden_size}, q_size, std::int64_t{config.intermediate_size}});
+  const std::int64_t max_k =
+      std::max({std::int64_t{config.hidden_size}, q_size, std::int64_t{config.intermediate_size}});
 
   residual_stride = float_stride(config.hidden_size);
   residual = allocate<float>(max_tokens * residual_stride);
@@ -61,7 +62,9 @@ QuantizedRows Workspace::quantized(std::int32_t k) const { return {q_, q_stride(
 
 void Workspace::ensure_logits_rows(const ModelConfig& config, std::int32_t n_rows) {
   if (n_rows <= n_logits_rows_) return;
-  const auto row_bytes = [&](std::int32_t n) { return static_cast<std::size_t>(n_rows) * static_cast<std::size_t>(n) * sizeof(float); };
+  const auto row_bytes = [&](std::int32_t n) {
+    return static_cast<std::size_t>(n_rows) * static_cast<std::size_t>(n) * sizeof(float);
+  };
   AlignedBuffer new_hidden(row_bytes(config.hidden_size));
   logits_ = AlignedBuffer(row_bytes(config.vocab_size));
   hidden_ = std::move(new_hidden);

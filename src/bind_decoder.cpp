@@ -69,7 +69,8 @@ ModelConfig read_config(const py::dict& config) {
 // The decoder, the arrays that it borrows, and a guard: two threads at once are a bug of the caller, not a wait.
 class PyDecoder {
  public:
-  PyDecoder(const py::dict& config, int threads, const std::string& isa) : decoder_(read_config(config), threads, isa.c_str()) {}
+  PyDecoder(const py::dict& config, int threads, const std::string& isa)
+      : decoder_(read_config(config), threads, isa.c_str()) {}
 
   void set_weight(const std::string& name, const std::string& layout, const Shape& shape, const py::array& data,
                   const std::optional<py::array>& scales) {
@@ -140,7 +141,8 @@ class PyDecoder {
   class Use {
    public:
     Use(PyDecoder& decoder, const char* place) : in_use_(decoder.in_use_) {
-      check_state(!in_use_.exchange(true), place, "needs to be the only call, but another thread is inside this decoder");
+      check_state(!in_use_.exchange(true), place,
+                  "needs to be the only call, but another thread is inside this decoder");
     }
     ~Use() { in_use_ = false; }
     Use(const Use&) = delete;
@@ -150,19 +152,19 @@ class PyDecoder {
     std::atomic<bool>& in_use_;
   };
 
-  static WeightView read_weight(const std::string& name, const std::string& layout, const Shape& shape, const py::array& data,
-                                const std::optional<py::array>& scales) {
+  static WeightView read_weight(const std::string& name, const std::string& layout, const Shape& shape,
+                                const py::array& data, const std::optional<py::array>& scales) {
     constexpr char kPlace[] = "INT8Decoder.set_weight";
     const bool is_vector = layout == "vector", is_w8 = layout == "w8";
-    check_arg(is_vector || is_w8 || layout == "f32", kPlace, "layout of ", name, " must be 'vector', 'f32' or 'w8', got '",
-              layout, "'");
+    check_arg(is_vector || is_w8 || layout == "f32", kPlace, "layout of ", name,
+              " must be 'vector', 'f32' or 'w8', got '", layout, "'");
     check_arg(shape.size() == (is_vector ? 1u : 2u), kPlace, "shape of ", name, " must have ", is_vector ? 1 : 2,
               " sizes, got ", shape_text(shape));
     for (const py::ssize_t size : shape) {
       check_arg(size > 0 && size <= kLargestSize, kPlace, "shape of ", name, " is impossible: ", shape_text(shape));
     }
-    check_arg(scales.has_value() == is_w8, kPlace, is_w8 ? "w8 needs scales, got none for " : "only w8 has scales, got some for ",
-              name);
+    check_arg(scales.has_value() == is_w8, kPlace,
+              is_w8 ? "w8 needs scales, got none for " : "only w8 has scales, got some for ", name);
     WeightView view;
     view.n = shape[0];
     view.k = is_vector ? 0 : shape[1];
@@ -174,7 +176,8 @@ class PyDecoder {
       return view;
     }
     view.layout = is_vector ? WeightView::Layout::vector : WeightView::Layout::f32;
-    view.data = read_array<float>(data, kPlace, of.c_str(), {is_vector ? view.n : packed_f32_bytes(view.n, view.k) / 4}).data;
+    view.data =
+        read_array<float>(data, kPlace, of.c_str(), {is_vector ? view.n : packed_f32_bytes(view.n, view.k) / 4}).data;
     return view;
   }
 
@@ -188,27 +191,34 @@ class PyDecoder {
 }  // namespace
 
 void register_decoder(py::module_& m) {
-  py::class_<PyDecoder>(m, "INT8Decoder",
-                        "A decoder on the CPU, with int8 (w8) or float32 matrices. One thread uses it at a time; a second "
-                        "one gets RuntimeError.\n\nconfig: a dict with the fields of ModelConfig (model_config.h). threads: "
-                        "how many compute, the caller included.\nisa: 'generic', 'avx2', 'avx512vnni' or 'auto'. ValueError "
-                        "for a configuration that contradicts itself or an isa that this machine lacks.")
-      .def(py::init<const py::dict&, int, const std::string&>(), py::arg("config"), py::arg("threads"), py::arg("isa") = "auto")
+  py::class_<PyDecoder>(
+      m, "INT8Decoder",
+      "A decoder on the CPU, with int8 (w8) or float32 matrices. One thread uses it at a time; a second "
+      "one gets RuntimeError.\n\nconfig: a dict with the fields of ModelConfig (model_config.h). threads: "
+      "how many compute, the caller included.\nisa: 'generic', 'avx2', 'avx512vnni' or 'auto'. ValueError "
+      "for a configuration that contradicts itself or an isa that this machine lacks.")
+      .def(py::init<const py::dict&, int, const std::string&>(), py::arg("config"), py::arg("threads"),
+           py::arg("isa") = "auto")
       .def_property_readonly("isa", &PyDecoder::isa, "The kernels in use.")
       .def_property_readonly("threads", &PyDecoder::threads)
       .def_property_readonly("workspace_bytes", &PyDecoder::workspace_bytes, "Scratch memory held.")
       .def("set_weight", &PyDecoder::set_weight, py::arg("name"), py::arg("layout"), py::arg("shape"), py::arg("data"),
            py::arg("scales") = py::none(),
-           "Gives the decoder a weight; it keeps a reference, never a copy. layout 'vector': float32 [n]; 'f32' and 'w8': as "
-           "pack_f32\nand pack_w8 return, aligned to 64 bytes, of a matrix with shape (n, k); w8 with scales float32 [n].")
+           "Gives the decoder a weight; it keeps a reference, never a copy. layout 'vector': float32 [n]; 'f32' and "
+           "'w8': as "
+           "pack_f32\nand pack_w8 return, aligned to 64 bytes, of a matrix with shape (n, k); w8 with scales float32 "
+           "[n].")
       .def("finalize", &PyDecoder::finalize, py::arg("max_tokens_per_step"),
-           "Checks the weights and takes all scratch memory. ValueError names a weight that is missing, unknown or of a wrong "
+           "Checks the weights and takes all scratch memory. ValueError names a weight that is missing, unknown or of "
+           "a wrong "
            "shape.")
       .def("step", &PyDecoder::step, py::arg("cache"), py::arg("tokens"), py::arg("seq_ids"), py::arg("counts"),
            py::arg("want"),
            "Runs counts[i] (int32 [B]) tokens of each sequence (seq_ids: int64 [B]) through the model; tokens: int32 "
-           "[sum(counts)].\nTheir KV is written to the pages that cache has reserved; commit them afterwards. want: uint8 [B], "
-           "logits of 0 no token,\n1 the last, 2 all. Returns the number of rows of logits, sequences in order. ValueError, "
+           "[sum(counts)].\nTheir KV is written to the pages that cache has reserved; commit them afterwards. want: "
+           "uint8 [B], "
+           "logits of 0 no token,\n1 the last, 2 all. Returns the number of rows of logits, sequences in order. "
+           "ValueError, "
            "with nothing written, for a batch\nthat does not fit the model, the cache or its reservations.")
       .def("logits", &PyDecoder::logits, "float32 [n_rows, vocab_size] of the last step, a copy.")
       .def("hidden", &PyDecoder::hidden, "float32 [n_rows, hidden_size] of the last step after the final norm, a copy.")

@@ -116,11 +116,13 @@ void gemm_f32(const std::string& isa, Array a, Array w, std::int32_t n, py::arra
   constexpr const char* kPlace = "kernels.gemm_f32";
   GemmF32Args args;
   args.a = read_array<float>(a, kPlace, "a", {kAny, kAny}).data;
+  check_arg(n > 0, kPlace, "n must be positive, got ", n);
   args.m = static_cast<std::int32_t>(a.shape(0));
-  args.k = static_cast<std::int32_t>(a.shape(1));
   args.n = n;
+  args.k = static_cast<std::int32_t>(w.size() / (n_panels(n) * kPanelWidth));
   args.a_stride = a.shape(1);
   args.w = read_array<float>(w, kPlace, "w", {packed_f32_bytes(n, args.k) / 4}).data;
+  check_arg(a.shape(1) >= args.k, kPlace, "a must have at least ", args.k, " columns, got ", a.shape(1));
   args.out = write_array<float>(out, kPlace, "out", {a.shape(0), kAny}).data;
   args.out_stride = out.shape(1);
   check_arg(out.shape(1) >= n, kPlace, "out must have at least ", n, " columns, got ", out.shape(1));
@@ -188,10 +190,10 @@ void register_kernels(py::module_& m) {
   m.def("quantize_weight_rows", &py_quantize_weight_rows, "float32 [n, k] -> int8 [n, k], float32 [n]", arg("w"));
 
   py::module_ kernels = m.def_submodule("kernels", "Each kernel on NumPy arrays, for tests and benchmarks only.");
-  kernels.def("gemm_f32", &gemm_f32, "out [m, >= n] (+)= a [m, k] . w [n, k] + bias [n]", arg("isa"), arg("a"), arg("w"),
+  kernels.def("gemm_f32", &gemm_f32, "out [m, >= n] (+)= a [m, >= k] . w [n, k] + bias [n]", arg("isa"), arg("a"), arg("w"),
               arg("n"), arg("out"), arg("bias") = py::none(), arg("accumulate") = false, arg("panel_begin") = 0,
               arg("panel_end") = -1, arg("n_threads") = 1);
-  kernels.def("gemm_w8", &gemm_w8, "out [m, >= n] (+)= (a [m, k] . w [n, k]) * a_scale [m] * w_scale [n] + bias [n]",
+  kernels.def("gemm_w8", &gemm_w8, "out [m, >= n] (+)= (a [m, >= k] . w [n, k]) * a_scale [m] * w_scale [n] + bias [n]",
               arg("isa"), arg("a"), arg("a_scale"), arg("a_sum"), arg("w"), arg("w_scale"), arg("k"), arg("out"),
               arg("bias") = py::none(), arg("accumulate") = false, arg("panel_begin") = 0, arg("panel_end") = -1,
               arg("n_threads") = 1);

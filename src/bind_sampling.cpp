@@ -42,16 +42,17 @@ py::tuple log_probs(const py::array& logits, const py::array& targets, std::int3
 }  // namespace
 
 void register_sampling(py::module_& m) {
-  m.def("sample", &sample, py::arg("logits"), py::arg("rows"), py::arg("params"), py::arg("n_top"),
-        "Draws one token for each entry of rows (int32 [R]) from logits (float32 [n_rows, vocab_size]).\n\n"
-        "params: a dict of arrays with one entry a draw (temperature, top_p, min_p, repetition_penalty, "
-        "presence_penalty,\nfrequency_penalty float32; top_k int32; seed uint64; position int64) and of ragged ids "
-        "(prompt_offsets int64 [R + 1],\nprompt_tokens int32, likewise output_tokens, bias_ids with bias_values float32, "
-        "banned_ids, allowed_ids).\n"
-        "Returns (tokens int32 [R], logprobs float32 [R], ranks int32 [R], top_ids int32 [R, n_top], top_logprobs "
-        "float32 [R, n_top]);\nlog probabilities are those of the raw logits. Token -1: the row holds NaN or +inf, or "
-        "nothing is left to choose.\nThe draw is Philox4x32-10 on (seed, position). ValueError for a value or id out of "
-        "range.");
+  m.def(
+      "sample", &sample, py::arg("logits"), py::arg("rows"), py::arg("params"), py::arg("n_top"),
+      "Draws one token for each entry of rows (int32 [R]) from logits (float32 [n_rows, vocab_size]).\n\n"
+      "params: a dict of arrays with one entry a draw (temperature, top_p, min_p, repetition_penalty, "
+      "presence_penalty,\nfrequency_penalty float32; top_k int32; seed uint64; position int64) and of ragged ids "
+      "(prompt_offsets int64 [R + 1],\nprompt_tokens int32, likewise output_tokens, bias_ids with bias_values float32, "
+      "banned_ids, allowed_ids).\n"
+      "Returns (tokens int32 [R], logprobs float32 [R], ranks int32 [R], top_ids int32 [R, n_top], top_logprobs "
+      "float32 [R, n_top]);\nlog probabilities are those of the raw logits. Token -1: the row holds NaN or +inf, or "
+      "nothing is left to choose.\nThe draw is Philox4x32-10 on (seed, position). ValueError for a value or id out of "
+      "range.");
   m.def("log_probs", &log_probs, py::arg("logits"), py::arg("targets"), py::arg("n_top"),
         "Log probability and rank of targets[i] (int32 [n_rows]) in row i of logits (float32 [n_rows, vocab_size]).\n\n"
         "Returns (logprobs float32 [n_rows], ranks int32 [n_rows], top_ids int32 [n_rows, n_top], top_logprobs float32 "

@@ -34,7 +34,8 @@ class Reader {
   void check_all_read() const {
     for (const auto& [key, value] : params_) {
       const std::string name = py::str(key);
-      check_arg(std::find(names_.begin(), names_.end(), name) != names_.end(), kPlace, "params has an unknown name: ", name);
+      check_arg(std::find(names_.begin(), names_.end(), name) != names_.end(), kPlace,
+                "params has an unknown name: ", name);
     }
   }
 
@@ -81,7 +82,9 @@ SampleArrays::SampleArrays(py::ssize_t n_draws, std::int32_t n_top)
   result_.top_logprobs = top_logprobs_.mutable_data();
 }
 
-py::tuple SampleArrays::with_tokens() const { return py::make_tuple(tokens_, logprobs_, ranks_, top_ids_, top_logprobs_); }
+py::tuple SampleArrays::with_tokens() const {
+  return py::make_tuple(tokens_, logprobs_, ranks_, top_ids_, top_logprobs_);
+}
 
 py::tuple SampleArrays::without_tokens() const { return py::make_tuple(logprobs_, ranks_, top_ids_, top_logprobs_); }
 

@@ -1,5 +1,4 @@
-"""A backend without a model: the real cache and the real sampler under logits that follow from a sequence's tokens
-alone.
+"""A backend without a model: the real cache and the real sampler under logits that a sequence's tokens decide alone.
 
 The tokens lie in a pool of pages beside the real page tables, as KV would, and are read back through them: a page
 shared, copied, evicted or handed on wrongly shows up as a wrong history, and so as wrong logits.

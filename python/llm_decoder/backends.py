@@ -43,8 +43,10 @@ Ints = npt.NDArray[np.int32]
 SampleParams = dict[str, npt.NDArray[Any]]
 
 DEFAULT_PAGE_SIZE = 32
-# The default pool holds so many sequences of full length, if that is no more than a share of the memory that is free.
+# The default pool holds so many sequences of full length, or so many tokens for models with a short context, if that is
+# no more than a share of the memory that is free. Pages that are never used are never touched.
 DEFAULT_POOL_SEQUENCES = 4
+DEFAULT_POOL_TOKENS = 32768
 DEFAULT_POOL_SHARE = 0.25
 _KV_DTYPES = {"float32": "f32", "int8": "s8"}
 
@@ -116,11 +118,9 @@ class DeviceInfo:
 @dataclass(frozen=True)
 class BackendOptions:
     """device: "auto" or "cpu". kv_cache_dtype: "auto" (float32 with float weights, int8 with quantised ones),
-    "float32",
-    "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, at most a quarter of the free
-    memory.
-    page_size: tokens a page, a multiple of 16. max_model_len: tokens of a sequence; None = the model's, or what the
-    pool holds if that is less. isa: a name of devices()[0].isas."""
+    "float32", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768 tokens if that
+    is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16. max_model_len: tokens of
+    a sequence; None = the model's, or what the pool holds if that is less. isa: a name of devices()[0].isas."""
 
     device: str = "auto"
     threads: int | None = None
@@ -214,9 +214,8 @@ class CpuBackend:
         if options.kv_cache_bytes is not None:
             pool_bytes = options.kv_cache_bytes
         else:
-            pool_bytes = min(
-                DEFAULT_POOL_SEQUENCES * pages_each * page_bytes, int(available_memory_bytes() * DEFAULT_POOL_SHARE)
-            )
+            n_default = max(DEFAULT_POOL_SEQUENCES * pages_each, -(-DEFAULT_POOL_TOKENS // self.page_size))
+            pool_bytes = min(n_default * page_bytes, int(available_memory_bytes() * DEFAULT_POOL_SHARE))
         n_pages = pool_bytes // page_bytes
         least = pages_each if options.max_model_len is not None else 1
         if n_pages < least:

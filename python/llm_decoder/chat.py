@@ -42,8 +42,7 @@ def fit_chat(
 ) -> FittedChat:
     """The prompt of a chat, without its oldest turns where they do not fit.
 
-    Raises InvalidRequestError for messages of another form, ContextLengthExceededError when the last turn alone is
-    too long.
+    Raises InvalidRequestError for messages of another form, ContextLengthExceededError when the last turn does not fit.
     """
     _check_messages(messages)
     system, turns = _split(messages)

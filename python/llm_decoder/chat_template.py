@@ -6,13 +6,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from llm_decoder.errors import InvalidRequestError, MalformedFileError
 from llm_decoder.json_file import read_bounded, read_json_object
-from llm_decoder.template_sandbox import MAX_SOURCE_CHARS, compile_template, render
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = ["ALLOWED_KWARGS", "ChatTemplate", "Message", "read_chat_template"]
 
@@ -35,6 +35,7 @@ ALLOWED_KWARGS = frozenset(
 ROLES_SHOWN = "system, user or assistant"
 _CONTINUE_MARK = "\ufdd0continue\ufdd0"  # noncharacters: no text that people exchange holds them
 _MAX_MESSAGES = 100_000
+MAX_TEMPLATE_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class ChatTemplate:
         return _cut_at_mark(text) if continue_final_message else text
 
     def _run(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+        from llm_decoder.template_sandbox import render  # Jinja, which a model that never chats does without
+
         source = self.named.get("tool_use", self.source) if variables.get("tools") else self.source
         template = _compiled(source)
         variables = {"tools": None, "documents": None, **self.tokens, **variables, "messages": messages}
@@ -104,7 +107,7 @@ def read_chat_template(
         return _from_json(json_path, values, values["template"], tokens)
     if jinja_path.exists():
         try:
-            return ChatTemplate(read_bounded(jinja_path, 4 * MAX_SOURCE_CHARS).decode("utf-8"), tokens=tokens)
+            return ChatTemplate(read_bounded(jinja_path, MAX_TEMPLATE_BYTES).decode("utf-8"), tokens=tokens)
         except UnicodeDecodeError as error:
             raise MalformedFileError(f"[{jinja_path}] need UTF-8 text: {error}") from error
     given = tokenizer_config.get("chat_template")
@@ -140,9 +143,13 @@ def _named_templates(path: Path, given: Any) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(source: str) -> jinja2.Template:
+    from jinja2 import TemplateError
+
+    from llm_decoder.template_sandbox import compile_template
+
     try:
         return compile_template(source)
-    except jinja2.TemplateError as error:
+    except TemplateError as error:
         raise MalformedFileError(f"[chat template] it does not compile: {str(error)[:500]}") from error
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from llm_decoder.model_config import ModelConfig
 
-__all__ = ["Checkpoint", "FileIdentity", "identify_file"]
+__all__ = ["Checkpoint", "FileIdentity", "identify_file", "is_weights_directory"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Checkpoint(Protocol):
         ...
 
     def identity(self) -> list[FileIdentity]: ...
+
+
+def is_weights_directory(folder: Path) -> bool:
+    """Whether a folder holds weights in the form of weights/README.md rather than as HF lays them out."""
+    return (folder / "embedding.bin").exists() or (folder / "int8" / "embedding.bin").exists()
 
 
 def identify_file(path: Path, header_hash: str) -> FileIdentity:

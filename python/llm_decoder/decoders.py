@@ -24,6 +24,10 @@ from llm_decoder.weights_dir import INT8_FOLDER, WeightsDirectory, is_weights_di
 
 __all__ = ["INT8Decoder"]
 
+_NOT_HERE = frozenset(
+    {"bad_words", "include_stop_str_in_output", "logprobs", "n", "prompt_logprobs", "skip_special_tokens", "stop"}
+)
+
 
 class INT8Decoder:
     """A decoder on the CPU with a paged KV cache of its own. For one thread.
@@ -111,12 +115,11 @@ class INT8Decoder:
     def step(
         self, tokens: Sequence[int], seq_ids: Sequence[int], counts: Sequence[int], want: Sequence[int]
     ) -> npt.NDArray[np.float32]:
-        """Runs counts[i] tokens of each sequence (ids of `cache`) through the model and writes their KV; commit them
-        after.
+        """Runs counts[i] tokens of each sequence (ids of `cache`) through the model and writes their KV.
 
-        tokens [sum(counts)], sequences in order; want [n_seqs]: logits of 0 no token, 1 the last, 2 all. Returns
-        logits, float32 [n_rows, vocab_size]. ValueError for a batch that does not fit the model, the cache or its
-        reservations.
+        tokens [sum(counts)], sequences in order; want [n_seqs]: logits of 0 no token, 1 the last, 2 all. Reserve in the
+        cache before, commit after. Returns logits, float32 [n_rows, vocab_size]. ValueError for a batch that does not
+        fit the model, the cache or what was reserved.
         """
         backend = self._ready("step")
         backend.step(
@@ -134,9 +137,15 @@ class INT8Decoder:
     def generate(
         self, token_ids: Sequence[int], max_tokens: int | None = 16, *, temperature: float = 0.0, **sampling: Any
     ) -> list[int]:
-        """The tokens that follow, greedy unless a temperature is given. `sampling`: fields of SamplingParams; tokens
-        that end the answer go into stop_token_ids. Raises as LLM.generate."""
+        """The tokens that follow, greedy unless a temperature is given. `sampling`: fields of SamplingParams, but for
+        those that ask for text or for more than one list of tokens; tokens that end the answer go into stop_token_ids.
+        Raises as LLM.generate."""
         backend = self._ready("generate")
+        refused = sorted(_NOT_HERE.intersection(sampling))
+        if refused:
+            raise InvalidRequestError(
+                f"[INT8Decoder.generate] {refused[0]} needs an engine or a tokenizer; use LLM", param=refused[0]
+            )
         params = resolve_params(SamplingParams(max_tokens=max_tokens, temperature=temperature, **sampling))
         sent: list[StreamEvent | RequestOutput | Exception] = []
         request = build_request(
@@ -191,7 +200,7 @@ class _NoText:
     """Stands for a tokenizer where there is none."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        raise InvalidRequestError("[INT8Decoder.generate] bad_words need a tokenizer; give bad_token_ids")
+        raise NotImplementedError("no request that comes here has text")
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return ""

@@ -23,8 +23,7 @@ class TextDecoder(Protocol):
 
 
 class Detokenizer:
-    """Incremental text of one sequence. Tokens are taken one by one, so that the text does not depend on how they
-    arrive.
+    """Incremental text of one sequence. Tokens are taken one by one: the text does not depend on how they arrive.
 
     Text is the difference between decoding a window with and without its newest tokens; the window begins in the
     prompt, so that a continuation keeps its leading space. A trailing U+FFFD is held back: the next token may

@@ -32,10 +32,10 @@ Item = StreamEvent | RequestOutput | Exception
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """max_num_seqs: sequences that hold pages at once. max_requests: open requests before
-    QueueFullError, None = as many as memory holds. seed: unseeded requests are drawn from it; None = from the
-    system's randomness.
-    sampling_defaults: mappings asked in turn for what a request leaves open (sampling.resolve_params)."""
+    """max_num_seqs: sequences that hold pages at once. max_requests: open requests before QueueFullError, None = as
+    many as memory holds. seed: unseeded requests are drawn from it; None = from the system's randomness.
+    eos_token_ids: the model's own end tokens. sampling_defaults: mappings asked in turn for what a request leaves open
+    (sampling.resolve_params)."""
 
     max_num_seqs: int = 64
     max_requests: int | None = None
@@ -199,6 +199,9 @@ class Engine:
             daemon=True,
         )
         worker.thread.start()
+        # A daemon thread, joined by this finalizer before the interpreter goes down: one that is not a daemon would be
+        # waited for before anybody could tell it to stop.
+        self._finalizer = weakref.finalize(self, worker.close)
         backend = ready.result().backend
         self.limits = Limits(
             vocab_size=backend.vocab_size,
@@ -206,9 +209,6 @@ class Engine:
             page_size=backend.page_size,
             n_pages=backend.n_pages,
         )
-        # A daemon thread, joined by this finalizer before the interpreter goes down: one that is not a daemon would be
-        # waited for before anybody could tell it to stop.
-        self._finalizer = weakref.finalize(self, worker.close)
 
     def submit(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence as AnySequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from llm_decoder.scheduler import Scheduler, SchedulerLimits
 from llm_decoder.sequence import Request, Sequence
 
 __all__ = ["EngineCore"]
+
+# logprobs [n_rows], ranks [n_rows], top_ids [n_rows, n_top], top_logprobs [n_rows, n_top], as Backend gives them.
+Scores: TypeAlias = AnySequence[npt.NDArray[Any]]
 
 # Rows of logits are as wide as the vocabulary; a step makes no more of them than fit here for those who want every row.
 MAX_ROWS_BYTES = 64 << 20
@@ -81,26 +85,21 @@ class EngineCore:
         n_rows = self.backend.step(batch.tokens, batch.seq_ids, batch.counts, batch.want)
         draws, rows, collectors = self._rows()
         failed = self._collect(collectors, n_rows) if collectors else set()
+        tokens: list[int] = []
+        scores: Scores = ()
         if draws:
-            tokens, logprobs, ranks, top_ids, top_logprobs = self.backend.sample(
+            sampled, *scores = self.backend.sample(
                 np.array(rows, np.int32), self._sampling.params(draws), self._sampling.n_top
             )
-            drawn = tokens.tolist()
-            failed.update(sequence.request for sequence, token in zip(draws, drawn, strict=True) if token < 0)
+            tokens = sampled.tolist()
+            failed.update(sequence.request for sequence, token in zip(draws, tokens, strict=True) if token < 0)
         self._commit(failed)
         for request in failed:
             self._fail_poisoned(request)
         self._fan_out()
         for i, sequence in enumerate(draws):
-            request = sequence.request
-            if request in failed:
-                continue
-            if not request.first_token_s:
-                self._note_first_token(request)
-            entry = None
-            if request.params.logprobs is not None:
-                entry = _entry(i, drawn[i], request.params.logprobs, logprobs, ranks, top_ids, top_logprobs)
-            self._advance(sequence, drawn[i], float(logprobs[i]), entry)
+            if sequence.request not in failed:
+                self._advance(sequence, tokens[i], i, scores)
         self._finish_prompts_that_want_no_answer()
         self._n_steps += 1
         self._busy_s += time.perf_counter() - started_s
@@ -159,7 +158,7 @@ class EngineCore:
             following = sequence.tokens[sequence.n_computed + 1 : sequence.n_computed + sequence.n_scheduled + 1]
             targets[row : row + len(following)] = following
         n_top = max(sequence.request.params.prompt_logprobs or 0 for sequence, _ in scored)
-        logprobs, ranks, top_ids, top_logprobs = self.backend.log_probs(targets, n_top)
+        scores = self.backend.log_probs(targets, n_top)
         for sequence, row in scored:
             request = sequence.request
             end = min(sequence.n_scheduled, sequence.n_tokens - sequence.n_computed - 1)
@@ -167,10 +166,9 @@ class EngineCore:
                 request.prompt_logprobs = [None]
             n_own = request.params.prompt_logprobs or 0
             for i in range(row, row + end):
-                entry = _entry(i, int(targets[i]), n_own, logprobs, ranks, top_ids, top_logprobs)
-                request.prompt_logprobs.append(entry)
+                request.prompt_logprobs.append(_entry(i, int(targets[i]), n_own, scores))
             # -inf is an answer (a token with no chance at all), NaN is none.
-            if np.isnan(logprobs[row : row + end]).any():
+            if np.isnan(scores[0][row : row + end]).any():
                 failed.add(request)
         return failed
 
@@ -208,14 +206,17 @@ class EngineCore:
 
     # -- a token for a sequence
 
-    def _advance(self, sequence: Sequence, token: int, logprob: float, entry: TokenLogprob | None) -> None:
+    def _advance(self, sequence: Sequence, token: int, row: int, scores: Scores) -> None:
+        """`token` was drawn as `row` of the step's draws."""
         request = sequence.request
+        if not request.first_token_s:
+            self._note_first_token(request)
         sequence.append(token)
-        sequence.cumulative_logprob += logprob
+        sequence.cumulative_logprob += float(scores[0][row])
         request.metrics.n_generated_tokens += 1
         self._n_generated_tokens += 1
-        if entry is not None and sequence.completion_logprobs is not None:
-            sequence.completion_logprobs.append(entry)
+        if sequence.completion_logprobs is not None:
+            sequence.completion_logprobs.append(_entry(row, token, request.params.logprobs or 0, scores))
         if token in request.stop_ids:
             if token not in request.eos_token_ids:
                 sequence.stop_reason = token
@@ -362,14 +363,7 @@ def _nobody(item: StreamEvent | RequestOutput | Exception) -> None:
     """Listens no more."""
 
 
-def _entry(
-    row: int,
-    token: int,
-    n_top: int,
-    logprobs: npt.NDArray[np.float32],
-    ranks: npt.NDArray[np.int32],
-    top_ids: npt.NDArray[np.int32],
-    top_logprobs: npt.NDArray[np.float32],
-) -> TokenLogprob:
+def _entry(row: int, token: int, n_top: int, scores: Scores) -> TokenLogprob:
+    logprobs, ranks, top_ids, top_logprobs = scores
     top = zip(top_ids[row, :n_top].tolist(), top_logprobs[row, :n_top].tolist(), strict=True)
     return TokenLogprob(token, float(logprobs[row]), int(ranks[row]), tuple(top))

@@ -33,20 +33,19 @@ SCORE_PARAMS = SamplingParams(max_tokens=0, prompt_logprobs=0)
 class LLM:
     """A model, ready to answer; safe to use from several threads, whose requests are computed together.
 
-    model: a Hugging Face folder, a `weights/` folder, or a hub id; None = the small story model that comes with the
-    package.
+    model: a Hugging Face folder, a `weights/` folder, or a hub id; None = the small story model in the package.
     device: "auto" or "cpu". quantization: "auto" (int8), "none", "int8". dtype: "auto", or "float32" for the reference
-    precision. kv_cache_dtype: "auto" (int8 with int8 weights), "float32", "int8". kv_cache_bytes: size of the KV
-    pool; None = four sequences of full length, at most a quarter of the free memory. max_model_len: tokens of prompt
-    and answer; None = the model's own. page_size: tokens a page, a multiple of 16. threads: None = the physical cores
-    this process may use.
+    precision. kv_cache_dtype: "auto" (int8 with int8 weights), "float32", "int8". kv_cache_bytes: size of the KV pool;
+    None = four sequences of full length, or 32768 tokens if that is more, at most a quarter of the free memory.
+    max_model_len: tokens of prompt and answer; None = the model's own, or what the pool holds if that is less.
+    page_size: tokens a page, a multiple of 16. threads: None = the physical cores this process may use.
     seed: requests without a seed of their own draw from it, in the order they come; None = differently each time.
-    max_num_seqs: sequences computed together. max_tokens_per_step: tokens a step computes; long prompts are cut to it.
-    max_requests: open requests before QueueFullError; None = no limit. sampling_defaults: values of SamplingParams'
-    fields for what a request leaves open, before the model's own generation_config.json. progress: called as
-    progress(n_done_bytes, n_all_bytes, what) while a model is fetched and quantised. cache_dir: where quantised weights
-    are kept. tokenizer: another folder to take it from. chat_template, system: a template's text and a system message
-    in place of the model's own.
+    isa: kernels by name (devices()), "auto" = the best. max_num_seqs: sequences computed together. max_tokens_per_step:
+    tokens a step computes; long prompts are cut to it. max_requests: open requests before QueueFullError; None = no
+    limit. sampling_defaults: values of SamplingParams' fields for what a request leaves open, before the model's own
+    generation_config.json. cache_dir: where quantised weights are kept. tokenizer: another folder to take it from.
+    chat_template, system: a template's text and a system message in place of the model's own.
+    progress: called as progress(n_done_bytes, n_all_bytes, what) while a model is fetched and quantised.
 
     Raises ModelLoadError, ConfigError, BackendError (errors.py). Also a context manager: leaving it closes it.
     """

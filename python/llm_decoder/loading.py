@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from llm_decoder import weight_cache
 from llm_decoder.chat_template import ChatTemplate
-from llm_decoder.checkpoint import Checkpoint
+from llm_decoder.checkpoint import Checkpoint, is_weights_directory
 from llm_decoder.embedded import EMBEDDED_NAME, embedded_model
 from llm_decoder.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
 from llm_decoder.fit import check_fit
@@ -20,7 +20,6 @@ from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
 from llm_decoder.quantize import Progress, pack_in_memory
 from llm_decoder.safetensors_checkpoint import PICKLE_SUFFIXES, SafetensorsCheckpoint
 from llm_decoder.tokenizer import Tokenizer, load_tokenizer
-from llm_decoder.weights_dir import WeightsDirectory, is_weights_directory
 
 __all__ = ["LoadedModel", "PackedTensor", "choose_layout", "find_model", "load_model", "open_checkpoint"]
 
@@ -124,6 +123,8 @@ def open_checkpoint(path: Path, *, prefer_int8: bool = True) -> Checkpoint:
     """The reader of a model folder, by what lies in it. `prefer_int8`: of a weights directory the int8 files, if
     any."""
     if is_weights_directory(path):
+        from llm_decoder.weights_dir import WeightsDirectory  # brings in a YAML reader that HF folders do without
+
         return WeightsDirectory(path, prefer_int8=prefer_int8)
     return SafetensorsCheckpoint(path)
 

@@ -6,7 +6,6 @@ written one after the other. W8 is symmetric, one scale a row: scale = max|w| / 
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,10 +44,12 @@ def packed_chunks(checkpoint: Checkpoint, tensors: Iterable[CoreTensor], progres
 
     Raises MalformedFileError naming the weight when it holds a NaN or an infinity.
     """
+    from llm_decoder.backends import default_threads
+
     tensors = list(tensors)
     n_total = sum(tensor.data_bytes for tensor in tensors)
     n_done = 0
-    n_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    n_threads = min(_MAX_THREADS, default_threads())
     with ThreadPoolExecutor(n_threads, thread_name_prefix="pack") as pool:
         ahead: deque[Future[Chunk]] = deque()
         try:

@@ -157,7 +157,8 @@ def _no_weights(folder: Path) -> Exception:
     if pickles:
         return UnsupportedModelError(
             f"[{folder}] need safetensors, got only pickle files ({pickles[0]}), which can run code when opened and "
-            "are never read; convert them where you trust them: transformers' from_pretrained(...).save_pretrained(folder)"
+            "are never read; convert them where you trust them: transformers' from_pretrained(folder) and "
+            "save_pretrained(new_folder)"
         )
     ggufs = sorted(path.name for path in folder.glob("*.gguf"))
     if ggufs:

@@ -121,11 +121,9 @@ class SamplingParams:
     min_tokens: no end token and no stop string before so many tokens.
     temperature: 0 = greedy (the highest logit, the lowest id among equals). 0 to 100.
     top_k: sample among the k most likely tokens; 0 or -1 = off.
-    top_p: ... among the most likely tokens whose probabilities reach p (Holtzman et al. 2019). Above 0, at most 1 =
-    off.
+    top_p: ... among the likeliest tokens whose probabilities reach p (Holtzman et al. 2019). Above 0; 1 = off.
     min_p: ... among tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024). 0 = off.
-    repetition_penalty: divides positive and multiplies negative logits of tokens in prompt and answer (Keskar et al.
-    2019).
+    repetition_penalty: divides the positive, multiplies the negative logits of all tokens so far (Keskar et al. 2019).
     presence_penalty, frequency_penalty: subtracted from the logits of tokens in the answer, once or per use. -2 to 2.
     logit_bias: token id -> number added to its logit, -100 to 100.
     allowed_token_ids: if not None, only these can be generated. bad_token_ids: these never.
@@ -238,8 +236,7 @@ def sampling_field_names() -> frozenset[str]:
 
 
 def resolve_params(params: SamplingParams, *defaults: Mapping[str, Any]) -> SamplingParams:
-    """The params with no sampling field left open: each None takes the first of `defaults` that has it, then the
-    built-in.
+    """The params with no sampling field open: each None takes the first of `defaults` that has it, else the built-in.
 
     Of a mapping only the fields in BUILT_IN_DEFAULTS count, so a whole generation_config.json may be given. Raises
     InvalidRequestError when a default is out of its field's limits.

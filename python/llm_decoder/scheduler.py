@@ -25,8 +25,7 @@ class SchedulerLimits:
 
 class Scheduler:
     """First come, first served. Running sequences are kept oldest first, waiting ones too, and every running one is
-    older than every waiting one; who gives way is always the youngest. So the oldest always moves on, and nobody
-    starves.
+    older than every waiting one; who gives way is always the youngest. So the oldest always moves on, nobody starves.
     """
 
     def __init__(self, cache: KvCache, limits: SchedulerLimits) -> None:

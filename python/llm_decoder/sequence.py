@@ -220,8 +220,7 @@ def build_request(
     rows: Rows | None = None,
     dropped_messages: int = 0,
 ) -> Request:
-    """The request, or InvalidRequestError: an empty prompt, an id that is no token of the model, a prompt that cannot
-    fit.
+    """The request, or InvalidRequestError: an empty prompt, an id that is no token of the model, one that cannot fit.
 
     `params` must be resolved.
     """

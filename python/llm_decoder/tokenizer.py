@@ -47,8 +47,9 @@ class Tokenizer:
         self.chat_template = chat_template
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._added = {id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items()}
-        self._special = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {id_: token.content for id_, token in added.items()}
+        self._special = {id_ for id_, token in added.items() if token.special}
         self._size = tokenizer.get_vocab_size(with_added_tokens=True)
         eos = self.special_tokens.get("eos_token")
         self.eos_token_ids = frozenset() if eos is None else frozenset([self._id_of("eos_token", eos)])

@@ -81,7 +81,12 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     if given:
         return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llm_decoder"
+    if base:
+        return Path(base) / "llm_decoder"
+    try:
+        return Path.home() / ".cache" / "llm_decoder"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f"llm_decoder-{os.getuid()}"
 
 
 def max_cache_bytes() -> int:

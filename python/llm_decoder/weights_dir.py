@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm_decoder.checkpoint import FileIdentity, identify_file
+from llm_decoder.checkpoint import FileIdentity, identify_file, is_weights_directory
 from llm_decoder.config.files import FILE_NAMES, read_table, read_weight_paths
 from llm_decoder.config.schema import WeightFile, WeightPaths
 from llm_decoder.errors import MalformedFileError, ModelNotFoundError, UnsupportedModelError
@@ -27,11 +27,6 @@ __all__ = ["INT8_FOLDER", "WeightsDirectory", "is_weights_directory", "standard_
 
 INT8_FOLDER = "int8"
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
-
-
-def is_weights_directory(folder: Path) -> bool:
-    """Whether a folder holds weights in this form."""
-    return (folder / "embedding.bin").exists() or (folder / INT8_FOLDER / "embedding.bin").exists()
 
 
 def standard_float_path(name: str) -> str:

@@ -175,11 +175,13 @@ def test_an_unknown_verb_is_a_usage_error(cli: Program) -> None:
     assert "frobnicate" in ran.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"], ["batch", "--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["cache", "--help"], ["--version"], ["batch", "--nonsense"]]
+)
 def test_help_version_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from llm_decoder.cli.main import main; main(sys.argv[1:]); "
-        "heavy = {'numpy', 'tokenizers', 'jinja2', 'huggingface_hub', 'safetensors', 'prompt_toolkit'}; "
+        "heavy = {'numpy', 'tokenizers', 'jinja2', 'huggingface_hub', 'safetensors', 'prompt_toolkit', 'pydantic'}; "
         "found = heavy & {name.split('.')[0] for name in sys.modules}; assert not found, found"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)

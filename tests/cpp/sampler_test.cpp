@@ -111,7 +111,7 @@ void check_top(const std::vector<float>& x, std::int32_t m) {
   std::sort(sorted.begin(), sorted.end(), comes_before);
   TopCandidates top;
   top.reset(x.data(), static_cast<std::int32_t>(x.size()));
-  const std::vector<Candidate>& found = top.find(m);
+  const std::vector<Candidate>& found = top.gather_sorted(m);
   CHECK_EQ(found.size(), std::min(x.size(), static_cast<std::size_t>(m)));
   for (std::size_t i = 0; i < found.size(); ++i) {
     CHECK_EQ(found[i].id, sorted[i].id);

@@ -59,7 +59,8 @@ TEST(the_calling_thread_is_thread_0_and_runs_everything_alone_when_it_is_the_onl
   ThreadPool pool(1);
   const std::thread::id caller = std::this_thread::get_id();
   int n_here = 0;
-  pool.parallel_for(10, [&](std::int64_t, int thread) { n_here += thread == 0 && std::this_thread::get_id() == caller; });
+  pool.parallel_for(10,
+                    [&](std::int64_t, int thread) { n_here += thread == 0 && std::this_thread::get_id() == caller; });
   CHECK_EQ(n_here, 10);
 }
 

@@ -20,6 +20,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120
+# What is sent to a terminal when a line can be typed: bracketed paste on.
+PROMPT = "\x1b[?2004h"
 LONG = ("--max-tokens", "900", "--ignore-eos")
 
 
@@ -34,6 +36,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "LLM_DECODER_CACHE_DIR": str(home / "weights"),
         "HF_HUB_OFFLINE": "1",
         "TERM": "xterm",
+        "PROMPT_TOOLKIT_NO_CPR": "1",  # the terminal of these tests answers no questions
     }
 
 
@@ -327,19 +330,19 @@ def chat(environment: dict[str, str]) -> Iterator[Terminal]:
 
 def test_chat_on_a_terminal_says_what_the_embedded_model_is_and_leaves_at_exit(chat: Terminal) -> None:
     chat.wait_for("demo")
-    chat.wait_for("> ")
+    chat.wait_for(PROMPT)
     chat.type("/exit\r")
     assert chat.wait() == 0
 
 
 def test_the_first_ctrl_c_stops_the_answer_and_the_second_leaves(chat: Terminal) -> None:
-    chat.wait_for("> ")
+    chat.wait_for(PROMPT)
     chat.type("Tell me a story about a dog.\r")
     chat.wait_for("dog.")  # the line as typed
     chat.wait_for(" the ")  # an answer is under way
     chat.type("\x03")
     chat.wait_for("stopped")
-    chat.wait_for("> ")
+    chat.wait_for(PROMPT)
     chat.type("\x03")
     assert chat.wait() == 130
     assert "Traceback" not in chat.seen
@@ -347,10 +350,10 @@ def test_the_first_ctrl_c_stops_the_answer_and_the_second_leaves(chat: Terminal)
 
 def test_chat_remembers_what_was_typed_in_a_private_file(environment: dict[str, str]) -> None:
     terminal = Terminal(environment, "chat", "--max-tokens", "2")
-    terminal.wait_for("> ")
+    terminal.wait_for(PROMPT)
     terminal.type("Remember this.\r")
     terminal.wait_for("tokens/s")
-    terminal.wait_for("> ")
+    terminal.wait_for(PROMPT)
     terminal.type("\x04")
     assert terminal.wait() == 0
     terminal.close()

@@ -69,7 +69,7 @@ def test_any_number_of_threads_gives_the_same(alone, threads):
 def test_every_isa_gives_the_same_tokens(alone, isa):
     with LLM(isa=isa) as llm:
         assert llm.stats()["backend"]["isa"] == isa
-        assert [found[0][0] for found in answers(llm)] == [found[0][0] for found in alone]
+        assert [found[0][0] for found in answers(llm, PROMPTS[:2])] == [found[0][0] for found in alone[:4]]
 
 
 def test_a_prefix_hit_gives_the_same(alone):

@@ -35,10 +35,12 @@ def test_kv_follows_the_precision_of_the_weights(floats, int8):
     assert create_backend(int8, BackendOptions(kv_cache_dtype="float32")).info()["kv_cache_dtype"] == "float32"
 
 
-def test_the_pool_holds_four_sequences_of_full_length(int8):
+def test_the_pool_holds_four_sequences_of_full_length_or_many_short_ones(int8, monkeypatch):
     backend = create_backend(int8, BackendOptions(page_size=16))
     assert backend.max_model_len == int8.config.max_model_len
-    assert backend.n_pages == 4 * -(-backend.max_model_len // 16)
+    assert backend.n_pages == 32768 // 16
+    monkeypatch.setattr(backends, "DEFAULT_POOL_TOKENS", 64)
+    assert create_backend(int8, BackendOptions(page_size=16)).n_pages == 4 * -(-backend.max_model_len // 16)
 
 
 def test_the_pool_is_no_more_than_a_quarter_of_the_memory_and_the_context_what_it_holds(int8, monkeypatch):

@@ -94,6 +94,17 @@ def test_verbs_without_weights_say_what_to_call_first(folder):
         decoder.load_quantized_weights(folder)
 
 
-def test_bad_words_need_a_tokenizer(decoder):
-    with pytest.raises(InvalidRequestError, match="bad_token_ids"):
-        decoder.generate(PROMPT, bad_words=["x"])
+@pytest.mark.parametrize("field", [{"bad_words": ["x"]}, {"stop": "x"}, {"n": 2}, {"logprobs": 1}])
+def test_what_needs_text_or_an_engine_is_refused_not_ignored(decoder, field):
+    with pytest.raises(InvalidRequestError, match=next(iter(field))):
+        decoder.generate(PROMPT, **field)
+
+
+def test_a_decoder_can_be_closed_and_loaded_again(decoder, folder):
+    first = decoder.generate(PROMPT)
+    decoder.close()
+    with pytest.raises(InvalidRequestError, match="needs weights"):
+        decoder.generate(PROMPT)
+    decoder.load_weights(folder)
+    decoder.quantize_weights()
+    assert decoder.generate(PROMPT) == first

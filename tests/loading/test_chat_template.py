@@ -169,6 +169,20 @@ def test_a_template_that_asks_for_endless_time_or_memory_is_stopped(
         show(source)
 
 
+@pytest.mark.parametrize("operator", ["~", "+"])
+def test_a_text_that_doubles_is_stopped_while_it_is_small(operator: str) -> None:
+    with pytest.raises(InvalidRequestError, match="a text grew past"):
+        show(
+            "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x OP n.x %}{% endfor %}".replace(
+                "OP", operator
+            )
+        )
+
+
+def test_joining_with_a_tilde_writes_any_value_as_text() -> None:
+    assert show("{{ 1 ~ 'a' ~ none ~ [2] ~ true }}") == "1aNone[2]True"
+
+
 def test_a_template_that_does_not_compile_is_a_broken_file() -> None:
     for source in ("{% if %}", "{{ ", "{% for x in %}", "{{ x | no_such_filter }}"):
         with pytest.raises(MalformedFileError, match="compile"):

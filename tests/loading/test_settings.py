@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,13 @@ def test_a_misspelt_variable_is_refused_and_a_stranger_is_not(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="LLM_DECODER_TEMPERATURE"):
         load_settings(tmp_path, environment={"LLM_DECODER_TEMPRATURE": "1"})
     load_settings(tmp_path, environment={"LLM_DECODER_CPU_ISA": "generic", "LLM_DECODER_SOMETHING_ELSE": "1"})
+
+
+def test_no_documented_variable_is_taken_for_a_misspelling(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "environment.md").read_text()
+    names = set(re.findall(r"LLM_DECODER_[A-Z_]+", text))
+    assert len(names) > 30
+    load_settings(tmp_path, environment=dict.fromkeys(names, ""))
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,6 @@ from llm_decoder.loading import LoadedModel, load_model
 from llm_decoder.packed_tensor import DATA_ALIGN
 from llm_decoder.weight_cache import WeightCacheWarning, clear, list_entries, verify
 
-is_root = os.getuid() == 0
-
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -175,12 +173,18 @@ def test_a_named_folder_that_cannot_be_used_is_an_error_with_place_and_remedy(tm
         load_model(model, cache_dir=blocked / "cache")
 
 
-@pytest.mark.skipif(is_root, reason="root writes everywhere")
-def test_a_named_folder_without_write_permission_is_an_error(tmp_path: Path, model: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir(mode=0o500)
+def test_a_named_folder_without_write_permission_is_an_error(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as any user but root would see it
     with pytest.raises(ModelLoadError, match="can be written"):
-        load_model(model, cache_dir=folder / "cache")
+        load_model(model, cache_dir=tmp_path / "cache")
+
+
+def test_a_folder_of_another_user_is_not_trusted(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(ModelLoadError, match="of your own"):
+        load_model(model, cache_dir=tmp_path / "cache")
 
 
 def test_a_default_folder_that_cannot_be_used_is_a_warning_and_the_model_runs(

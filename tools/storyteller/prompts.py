@@ -11,9 +11,10 @@ from collections import Counter
 
 _NOUN_SPOT = re.compile(r"\b(?:the|a|an|his|her|my|your|their) ([a-z]+)[.,!?]")
 _NOT_TOPICS = {
-    "one", "other", "others", "time", "day", "way", "while", "lot", "bit", "moment", "same",
-    "rest", "best", "first", "next", "last", "end", "it", "minute", "year", "side", "little",
-    "big", "small", "happy", "special", "old", "new", "story", "smile", "sound", "mess", "sudden", "idea", "thing", "name", "days", "times", "two", "top", "back", "most",
+    "one", "other", "others", "time", "day", "way", "while", "lot", "bit", "moment", "same", "rest",
+    "best", "first", "next", "last", "end", "it", "minute", "year", "side", "little", "big",
+    "small", "happy", "special", "old", "new", "story", "smile", "sound", "mess", "sudden", "idea",
+    "thing", "name", "days", "times", "two", "top", "back", "most",
 }
 _PHRASE = re.compile(r"\b(an?) ((?:[a-z]+ )?)([a-z]+)\b")
 _NAMED = re.compile(r"\b(?:named|called|name was|name is) ([A-Z][a-z]+)")

@@ -3,11 +3,12 @@
 from text import clean, is_plain_english, words
 
 _BLOCKED = {
-    "ass", "bitch", "butt", "crap", "cut", "damn", "dead", "death", "die", "dominate", "drunk", "dumb", "enslave",
-    "fat", "fuck", "fucking", "gay", "god", "hate", "hell", "horny", "idiot", "jerk", "kill",
-    "lesbian", "marry", "moron", "naked", "overdose", "pissed", "queer", "sex", "sexual", "sexy",
-    "shit", "shut", "stupid", "suck", "sucks", "suicide", "trans", "trash", "ugly", "elope", "fired",
-    "naughty", "wine", "beer", "shag", "screw", "socialist", "trump", "google", "alexa", "siri", "cortana",
+    "ass", "bitch", "butt", "crap", "cut", "damn", "dead", "death", "die", "dominate", "drunk",
+    "dumb", "enslave", "fat", "fuck", "fucking", "gay", "god", "hate", "hell", "horny", "idiot",
+    "jerk", "kill", "lesbian", "marry", "moron", "naked", "overdose", "pissed", "queer", "sex",
+    "sexual", "sexy", "shit", "shut", "stupid", "suck", "sucks", "suicide", "trans", "trash",
+    "ugly", "elope", "fired", "naughty", "wine", "beer", "shag", "screw", "socialist", "trump",
+    "google", "alexa", "siri", "cortana",
 }
 _BLOCKED_ANSWERS = {"Okay.", "I see.", "Swing and a miss.", "Aw nuts.", "Eh, I like how I look.",
                     "I heart you too!", "You're pretty neat.", "No way.",

@@ -40,7 +40,6 @@ def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int) -> Ro
     scaling = _one_table(fields)
     parameters = Fields(scaling, f"{fields.place}: rope_scaling")
     theta = parameters.number("rope_theta", 1.0, default=theta)
-    parameters.only("partial_rotary_factor", (1.0, 1), 1.0)
     old_kind = parameters.text("type", "default")
     kind = parameters.text("rope_type", old_kind)
     if kind == "mrope" or "mrope_section" in parameters:
