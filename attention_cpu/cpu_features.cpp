@@ -22,7 +22,8 @@ Leaf cpuid(unsigned leaf) {
 
 bool has(unsigned flags, unsigned wanted) { return (flags & wanted) == wanted; }
 
-// XCR0 bits: xmm 1, ymm 2, opmask 5, upper halves of zmm 6, zmm 16-31 7. As an instruction, since the intrinsic wants -mxsave.
+// XCR0 bits: xmm 1, ymm 2, opmask 5, upper halves of zmm 6, zmm 16-31 7. As an instruction, since the intrinsic wants
+// -mxsave.
 bool system_saves(unsigned state) {
   if (!has(cpuid(1).ecx, bit_OSXSAVE)) return false;
   unsigned low, high;

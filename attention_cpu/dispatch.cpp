@@ -36,7 +36,8 @@ const CpuKernels& select_cpu_kernels(const char* isa) {
     if (name == table->name) return *table;
     choices += choices.empty() ? table->name : std::string(", ") + table->name;
   }
-  throw std::invalid_argument(concat("[", place, "] need one of auto, ", choices, " (what this machine runs), got '", name, "'"));
+  throw std::invalid_argument(
+      concat("[", place, "] need one of auto, ", choices, " (what this machine runs), got '", name, "'"));
 }
 
 }  // namespace llm_decoder

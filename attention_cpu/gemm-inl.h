@@ -1,26 +1,29 @@
-// Products on packed weights, for every ISA with vectors. The int8 and the float product are one algorithm over a Product:
+// Products on packed weights, for every ISA with vectors. The int8 and the float product are one algorithm over a
+// Product:
 //
 //   step    one line of 64 bytes of a panel: 4 input channels (w8) or 1 (f32) for its 16 output channels
 //   tile    rows x panels whose sums stay in registers while the lines go by
-//   chunk   the steps of a tile's rows that fit in the L1 cache; the rows are copied side by side, so that no stride of the
+//   chunk   the steps of a tile's rows that fit in the L1 cache; the rows are copied side by side, so that no stride of
+//   the
 //           caller's makes them evict each other, and the sums wait in memory between two chunks
 //   group   panels that stay in the L2 cache while all tiles of rows pass; meanwhile the next group is asked for
 //
 // A sum is one chain over ascending k whatever the tile, so splitting rows or panels another way changes no bit.
 //
 // A Product names: Args, Unit (what a row gives to one step), Sums (16 sums of a row and a panel), Line, Factor;
-// kMaxTileRows, kMaxLoneTileRows (when one tile holds all rows), tile_panels(n_rows) (1, 2 or 4); n_steps, panel, copy_row,
-// zero, load_line, broadcast, add, finish.
+// kMaxTileRows, kMaxLoneTileRows (when one tile holds all rows), tile_panels(n_rows) (1, 2 or 4); n_steps, panel,
+// copy_row, zero, load_line, broadcast, add, finish.
 
 constexpr std::int64_t kLineBytes = 64;
 constexpr std::int64_t kChunkBytes = 16 << 10;
 constexpr int kMaxChunkSteps = 512;
 constexpr std::int64_t kGroupBytes = 768 << 10;
 constexpr std::int32_t kMaxGroupPanels = 12;
-// A core gets its share of the memory's bandwidth only from several streams at once: lines of this many panels are asked
-// for in turn. Also the smallest group.
+// A core gets its share of the memory's bandwidth only from several streams at once: lines of this many panels are
+// asked for in turn. Also the smallest group.
 constexpr std::int32_t kStreams = 4;
-// Far enough ahead to hide the L2 cache, and most of DRAM where nobody asked before; near enough to stay in the L1 cache.
+// Far enough ahead to hide the L2 cache, and most of DRAM where nobody asked before; near enough to stay in the L1
+// cache.
 constexpr std::int64_t kNearBytes = 1024;
 
 template <class Product, int kRows>
@@ -28,7 +31,8 @@ struct TileRows {
   static constexpr int kLineUnits = kLineBytes / sizeof(typename Product::Unit);
   static constexpr int kFitSteps = kChunkBytes / kLineBytes / kRows * kLineUnits;
   static constexpr int kSteps = kFitSteps < kMaxChunkSteps ? kFitSteps : kMaxChunkSteps;
-  static constexpr int kStride = kSteps + kLineUnits;  // not a power of two: rows fall into different sets of the L1 cache
+  // A line more than a power of two: rows fall into different sets of the L1 cache.
+  static constexpr int kStride = kSteps + kLineUnits;
 
   alignas(kLineBytes) typename Product::Unit units[kRows * kStride];
 };
@@ -47,8 +51,8 @@ struct Ahead {
   std::int64_t interval;
 };
 
-// sums[p][r] += chunk of row r . chunk of panel p. `lines` is the chunk's first line in the first panel; kSum counts the
-// sums of the tile row by row. Not inlined: in a larger function GCC 12 stores the sums at every step.
+// sums[p][r] += chunk of row r . chunk of panel p. `lines` is the chunk's first line in the first panel; kSum counts
+// the sums of the tile row by row. Not inlined: in a larger function GCC 12 stores the sums at every step.
 template <class Product, int kRows, int kPanels, int... kSum, int... kPanel, int... kStream>
 __attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kPanel...>, Pack<kStream...>,
                                          const TileRows<Product, kRows>& rows, const std::uint8_t* lines,
@@ -97,8 +101,8 @@ inline Chunk chunk_at(const TilePlace& place, const std::uint8_t* panel, std::in
   return {panel + step * kLineBytes, panel_bytes, n_left < max_steps ? n_left : max_steps, ahead_bytes};
 }
 
-// Adds the chunk of panels [first, ...) of the group, kPanels at a time, and returns the first panel that is left. While
-// it passes them, each of the tiles asks for its share of the lines ahead.
+// Adds the chunk of panels [first, ...) of the group, kPanels at a time, and returns the first panel that is left.
+// While it passes them, each of the tiles asks for its share of the lines ahead.
 template <class Product, int kRows, int kPanels>
 std::int32_t add_panels(const TilePlace& place, const TileRows<Product, kRows>& rows, const Chunk& chunk,
                         std::int32_t first, typename Product::Sums (*sums)[kRows]) {

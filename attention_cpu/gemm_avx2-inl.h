@@ -1,5 +1,5 @@
-// The two products of gemm-inl.h on AVX2: a line is two registers of 8 output channels, and a tile has as many sums as 16
-// registers allow.
+// The two products of gemm-inl.h on AVX2: a line is two registers of 8 output channels, and a tile has as many sums as
+// 16 registers allow.
 
 // The first `n` of 8 lanes.
 inline __m256i first_of_8(std::int32_t n) {
@@ -32,7 +32,9 @@ struct ProductW8 {
   static constexpr int tile_panels(int n_rows) { return 4 / n_rows == 3 ? 2 : 4 / n_rows; }
 
   static std::int64_t n_steps(const Args& args) { return ceil_div(args.k, kDotWidth); }
-  static const std::uint8_t* panel(const Args& args, std::int32_t panel) { return args.w + panel * n_steps(args) * kLineBytes; }
+  static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
+    return args.w + panel * n_steps(args) * kLineBytes;
+  }
 
   static std::int32_t pair(std::int8_t first, std::int8_t second) {
     return static_cast<std::int32_t>(static_cast<std::uint16_t>(first) | static_cast<std::uint32_t>(second) << 16);

@@ -1,5 +1,5 @@
-// The two products of gemm-inl.h on AVX-512: a line is one register, a tile has at most 28 sums, which leaves registers for
-// two lines and a broadcast. kAllLanes: see vec_avx512.h.
+// The two products of gemm-inl.h on AVX-512: a line is one register, a tile has at most 28 sums, which leaves registers
+// for two lines and a broadcast. kAllLanes: see vec_avx512.h.
 
 constexpr int kMaxTileSums = 28;
 
@@ -28,7 +28,9 @@ struct ProductW8 {
   static constexpr int tile_panels(int n_rows) { return panels_of_tile(n_rows); }
 
   static std::int64_t n_steps(const Args& args) { return ceil_div(args.k, kDotWidth); }
-  static const std::uint8_t* panel(const Args& args, std::int32_t panel) { return args.w + panel * n_steps(args) * kLineBytes; }
+  static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
+    return args.w + panel * n_steps(args) * kLineBytes;
+  }
   static void copy_row(const Args& args, std::int32_t row, std::int64_t step, std::int64_t n, Unit* out) {
     std::memcpy(out, args.a + row * args.a_stride + step * kDotWidth, static_cast<std::size_t>(n) * sizeof(Unit));
   }

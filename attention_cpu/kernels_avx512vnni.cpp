@@ -1,5 +1,5 @@
-// The table of avx512vnni kernels. Everything is in an anonymous namespace: a function that two ISA files share by name must
-// never be merged by the linker. The order of the headers matters: each is written over the ones before it.
+// The table of avx512vnni kernels. Everything is in an anonymous namespace: a function that two ISA files share by name
+// must never be merged by the linker. The order of the headers matters: each is written over the ones before it.
 #include <immintrin.h>
 
 #include <cstddef>

@@ -54,7 +54,8 @@ void pack_w8(const std::int8_t* q, std::int64_t row_stride, std::int64_t n, std:
       }
       return unit ^ kBias;
     };
-    transpose_panel(n_steps, unit_at, reinterpret_cast<std::uint32_t*>(out + panel * n_steps * kPanelWidth * kDotWidth));
+    transpose_panel(n_steps, unit_at,
+                    reinterpret_cast<std::uint32_t*>(out + panel * n_steps * kPanelWidth * kDotWidth));
   }
 }
 

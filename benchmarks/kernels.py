@@ -15,8 +15,8 @@ import time
 from dataclasses import asdict, dataclass
 from statistics import median
 
-import machine_limits
 import numpy as np
+from against_llama_cpp import build_limits, probe
 
 from llm_decoder import _core
 
@@ -38,7 +38,7 @@ class Result:
 
 
 def copies_of(layout: str, m: int, k: int, n: int) -> int:
-    """How many times n the matrix is tall: out of the caches, long enough to time, and out [m, copies * n] in bounds."""
+    """How many times n the matrix is tall: out of the caches, long enough to time, out [m, copies * n] in bounds."""
     n_bytes = n * k * (1 if layout == "w8" else 4)
     wanted = max(COLD_BYTES / n_bytes if m < 64 else 1, MIN_OPERATIONS / (2 * m * n * k))
     return max(1, min(round(wanted), COLD_BYTES // n_bytes, MAX_OUT_BYTES // (4 * m * n)))
@@ -81,9 +81,8 @@ def main() -> None:
     args = parser.parse_args()
 
     isa = _core.isas()[0] if args.isa == "auto" else args.isa
-    limits = machine_limits.measure(args.threads)
-    print(f"{isa}, {args.layout}, {args.threads} threads; limits: read {limits['read_gb_s']:.1f} GB/s,", end=" ")
-    print(f"int8 {limits['int8_gops']:.0f} GOPS")
+    read_gb_s, int8_gops = probe(build_limits(), args.threads)
+    print(f"{isa}, {args.layout}, {args.threads} threads; limits: read {read_gb_s:.1f} GB/s, int8 {int8_gops:.0f} GOPS")
     results = []
     for k, n in SHAPES:
         for m in args.rows:
@@ -92,7 +91,8 @@ def main() -> None:
             print(f"[{k:>5} -> {n:>5}]  M {m:>4}  {result.gb_s:7.2f} GB/s  {result.gops:8.1f} GOPS", flush=True)
     if args.json:
         report = {"machine": platform.processor() or platform.machine(), "isa": isa, "threads": args.threads}
-        report |= {"limits": limits, "results": [asdict(result) for result in results]}
+        report |= {"limits": {"read_gb_s": read_gb_s, "int8_gops": int8_gops}}
+        report |= {"results": [asdict(result) for result in results]}
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
 

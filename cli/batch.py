@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -85,7 +85,7 @@ class _Counts:
 
 def answers(
     llm: LLM, lines: Iterable[Line], params: SamplingParams, concurrency: int
-) -> Iterator[tuple[dict[str, Any], int]]:
+) -> Generator[tuple[dict[str, Any], int], None, None]:
     """Records and their tokens as they get ready; at most `concurrency` lines are read ahead.
 
     One waiting thread a line: the engine makes one batch of them all.

@@ -31,6 +31,8 @@ def stream(
         raise typer.BadParameter("give one prompt, as argument or as --prompt; - reads standard input")
     prompt = text if prompt is None else prompt
     params = _open.sampling_params(sampling, model)
+    if params.n != 1 and not as_json:
+        raise typer.BadParameter("one text is streamed; more need --json", param_hint="--n")
     if prompt is None:
         prompt = sample_prompt(params.seed)
     elif prompt == "-":
@@ -40,8 +42,6 @@ def stream(
         if as_json:
             output = follow(events, emit_json)
         else:
-            if params.n != 1:
-                raise typer.BadParameter("one text is streamed; more need --json", param_hint="--n")
             if echo:
                 emit_text(prompt)
             output = follow_text(events)

@@ -142,7 +142,8 @@ void gemm_w8(const std::string& isa, Array a, Array a_scale, Array a_sum, Array 
   args.k = k;
   args.n = static_cast<std::int32_t>(w_scale.size());
   args.a_stride = a.shape(1);
-  check_arg(k > 0 && a.shape(1) >= k_padded(k), kPlace, "a must have at least ", k_padded(k), " columns, got ", a.shape(1));
+  check_arg(k > 0 && a.shape(1) >= k_padded(k), kPlace, "a must have at least ", k_padded(k), " columns, got ",
+            a.shape(1));
   args.a_scale = read_array<float>(a_scale, kPlace, "a_scale", {args.m}).data;
   args.a_sum = read_array<std::int32_t>(a_sum, kPlace, "a_sum", {args.m}).data;
   args.w = read_array<std::uint8_t>(w, kPlace, "w", {packed_w8_bytes(args.n, k)}).data;
@@ -190,9 +191,9 @@ void register_kernels(py::module_& m) {
   m.def("quantize_weight_rows", &py_quantize_weight_rows, "float32 [n, k] -> int8 [n, k], float32 [n]", arg("w"));
 
   py::module_ kernels = m.def_submodule("kernels", "Each kernel on NumPy arrays, for tests and benchmarks only.");
-  kernels.def("gemm_f32", &gemm_f32, "out [m, >= n] (+)= a [m, >= k] . w [n, k] + bias [n]", arg("isa"), arg("a"), arg("w"),
-              arg("n"), arg("out"), arg("bias") = py::none(), arg("accumulate") = false, arg("panel_begin") = 0,
-              arg("panel_end") = -1, arg("n_threads") = 1);
+  kernels.def("gemm_f32", &gemm_f32, "out [m, >= n] (+)= a [m, >= k] . w [n, k] + bias [n]", arg("isa"), arg("a"),
+              arg("w"), arg("n"), arg("out"), arg("bias") = py::none(), arg("accumulate") = false,
+              arg("panel_begin") = 0, arg("panel_end") = -1, arg("n_threads") = 1);
   kernels.def("gemm_w8", &gemm_w8, "out [m, >= n] (+)= (a [m, >= k] . w [n, k]) * a_scale [m] * w_scale [n] + bias [n]",
               arg("isa"), arg("a"), arg("a_scale"), arg("a_sum"), arg("w"), arg("w_scale"), arg("k"), arg("out"),
               arg("bias") = py::none(), arg("accumulate") = false, arg("panel_begin") = 0, arg("panel_end") = -1,

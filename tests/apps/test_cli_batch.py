@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from cli_fakes import FakeLLM, Program
+from llm_decoder.cli._batch_lines import Line
 from llm_decoder.cli._journal import Journal, fingerprint
 from llm_decoder.cli._output import to_json
+from llm_decoder.cli.batch import answers
 
-from llm_decoder.errors import ConfigError, RequestFailedError
+from llm_decoder.errors import ConfigError, EngineClosedError, RequestFailedError
 from llm_decoder.sampling import SamplingParams
 
 
@@ -254,6 +256,29 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
 
     assert cli("batch", str(prompts), "-o", str(target)).code == 0
     assert sorted(record["index"] for record in read_records(target)) == list(range(10))
+
+
+def test_an_interrupted_batch_does_not_wait_for_what_is_in_flight() -> None:
+    class Slow(FakeLLM):
+        closed = threading.Event()
+        waited_in_vain = False
+
+        def generate(self, prompts: Any, params: SamplingParams) -> Any:
+            if prompts == "slow":
+                self.waited_in_vain = not self.closed.wait(10)
+                raise EngineClosedError("[engine] it was closed")
+            return super().generate(prompts, params)
+
+        def close(self) -> None:
+            self.closed.set()
+
+    llm = Slow()
+    lines = [Line(0, '{"prompt": "quick"}'), Line(1, '{"prompt": "slow"}')]
+    running = answers(llm, lines, SamplingParams(), 2)  # type: ignore[arg-type]
+    record, _ = next(running)
+    running.close()
+    assert record["index"] == 0
+    assert not llm.waited_in_vain
 
 
 def test_numbers_that_json_lacks_become_null_and_lone_surrogates_stay_escaped() -> None:

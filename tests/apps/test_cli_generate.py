@@ -6,6 +6,10 @@ import json
 
 import pytest
 from cli_fakes import FakeLLM, Program
+from llm_decoder.cli._stream import follow
+
+from llm_decoder.outputs import StreamEvent
+from llm_decoder.sampling import SamplingParams
 
 
 @pytest.mark.parametrize("arguments", [("Hello",), ("--prompt", "Hello"), ("-p", "Hello")])
@@ -77,6 +81,17 @@ def test_ctrl_c_cancels_the_request_closes_the_engine_and_exits_with_130(cli: Pr
     assert "Traceback" not in ran.err
 
 
+def test_whoever_stops_following_a_stream_cancels_it() -> None:
+    def stop(event: StreamEvent) -> None:
+        raise KeyboardInterrupt
+
+    llm = FakeLLM()
+    events = llm.stream("Hello", SamplingParams())
+    with pytest.raises(KeyboardInterrupt):
+        follow(events, stop)  # type: ignore[arg-type]
+    assert llm.n_cancelled == 1
+
+
 def test_control_characters_reach_a_file_but_no_terminal(cli: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("generate", "\x1b[2J!").out == "You said \x1b[2J!.\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
@@ -108,5 +123,5 @@ def test_stream_json_is_an_event_a_line_and_the_texts_join(cli: Program) -> None
 
 def test_stream_of_several_texts_needs_json(cli: Program) -> None:
     ran = cli("stream", "Hello", "--n", "2")
-    assert ran.code == 2
+    assert (ran.code, cli.opened) == (2, [])
     assert "--n" in ran.err

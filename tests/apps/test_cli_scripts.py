@@ -27,7 +27,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def run(checkout: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The script under a Python without any installed package."""
-    command = [sys.executable, "-I", "-S", f"cli/{script}", *arguments]
+    command = [sys.executable, "-E", "-s", "-S", f"cli/{script}", *arguments]
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True)
 
 

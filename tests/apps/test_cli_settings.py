@@ -56,6 +56,8 @@ def test_the_environment_goes_over_a_file_and_a_flag_over_both(
     monkeypatch.setenv("LLM_DECODER_MODEL", "from/environment")
     open_llm(ModelOptions(config=folder, model="from/flag"))
     assert (engine_arguments[0]["threads"], engine_arguments[0]["model"]) == (5, "from/flag")
+    open_llm(ModelOptions(config=folder, threads=7))
+    assert (engine_arguments[1]["threads"], engine_arguments[1]["model"]) == (7, "from/environment")
 
 
 def test_without_settings_nothing_is_said_to_the_engine(
@@ -126,3 +128,15 @@ def test_the_variable_of_a_flag_is_no_misspelt_setting(
 ) -> None:
     monkeypatch.setenv(f"LLM_DECODER_{name}", "1")
     assert cli("generate", "Hello").err.startswith("4 tokens")
+
+
+def test_the_cache_verbs_look_where_the_settings_say(cli: Program, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "old.packed").write_bytes(b"12345")
+    (tmp_path / "paths.json").write_text(json.dumps({"cache": str(kept)}), encoding="utf-8")
+    listed = json.loads(cli("cache", "ls", "--json", "--config", str(tmp_path)).out)
+    assert (listed["folder"], listed["n_bytes"], len(listed["entries"])) == (str(kept), 5, 1)
+    assert "1 models, 5 B" in cli("cache", "ls", "--config", str(tmp_path)).out
+    assert cli("cache", "clear", "--config", str(tmp_path)).out == f"{kept}: 5 B freed\n"
+    assert list(kept.iterdir()) == []

@@ -149,6 +149,7 @@ def test_gemm_w8_accumulates_onto_what_out_holds(isa, m, bias):
 
 def test_gemm_w8_refuses_an_activation_row_that_is_too_short(isa):
     w = _core.pack_w8(np.zeros((16, 5), np.int8))
+    a, out = np.zeros((1, 5), np.int8), np.zeros((1, 16), np.float32)
     one, sums = np.ones(1, np.float32), np.zeros(1, np.int32)
     with pytest.raises(ValueError, match="at least 8 columns, got 5"):
-        kernels.gemm_w8(isa, np.zeros((1, 5), np.int8), one, sums, w, np.ones(16, np.float32), 5, np.zeros((1, 16), np.float32))
+        kernels.gemm_w8(isa, a, one, sums, w, np.ones(16, np.float32), 5, out)

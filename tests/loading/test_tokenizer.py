@@ -177,3 +177,18 @@ def test_several_threads_with_different_switches_do_not_meet(tokenizer: Tokenize
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(is_special, range(400)))
+
+
+def test_a_sentencepiece_like_vocabulary_gives_its_bytes_and_spaces() -> None:
+    from tokenizers import Tokenizer as RustTokenizer
+    from tokenizers import decoders, models, normalizers
+
+    vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}, "▁": 257, "a": 258, "▁a": 259}
+    rust = RustTokenizer(models.BPE(vocab, [("▁", "a")], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    rust.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    rust.decoder = decoders.Sequence(steps)
+    tokenizer = Tokenizer(rust)
+    ids = tokenizer.encode("a aö\n")
+    assert b"".join(tokenizer.token_bytes(id_) for id_ in ids) == " a aö\n".encode()
+    assert tokenizer.decode(ids) == "a aö\n"

@@ -35,9 +35,9 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_in(place: Path, command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+def run_in(place: Path, command: list[str], text: str = "Hello\n") -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "LLM_DECODER_CACHE": str(place / "cache"), "XDG_STATE_HOME": str(place / "state")}
+    env = os.environ | {"PATH": path, "LLM_DECODER_CACHE_DIR": str(place / "cache"), "XDG_STATE_HOME": str(place / "state")}
     return subprocess.run(command, cwd=place, env=env, input=text, capture_output=True, text=True)
 
 
@@ -45,7 +45,7 @@ def run_in(place: Path, command: list[str], text: str = "") -> subprocess.Comple
 def test_a_command_of_the_readme_runs(command: str, place: Path) -> None:
     done = run_in(place, ["sh", "-c", command])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert (done.stdout + done.stderr).strip()
 
 
 def test_the_python_of_the_readme_runs(place: Path) -> None:
