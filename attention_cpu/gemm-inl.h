@@ -4,8 +4,7 @@
 //   step    one line of 64 bytes of a panel: 4 input channels (w8) or 1 (f32) for its 16 output channels
 //   tile    rows x panels whose sums stay in registers while the lines go by
 //   chunk   the steps of a tile's rows that fit in the L1 cache; the rows are copied side by side, so that no stride of
-//   the
-//           caller's makes them evict each other, and the sums wait in memory between two chunks
+//           the caller's makes them evict each other, and the sums wait in memory between two chunks
 //   group   panels that stay in the L2 cache while all tiles of rows pass; meanwhile the next group is asked for
 //
 // A sum is one chain over ascending k whatever the tile, so splitting rows or panels another way changes no bit.

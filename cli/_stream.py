@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from llm_decoder.cli._output import emit_text
 
@@ -35,9 +35,18 @@ def follow_text(events: TextStream) -> RequestOutput:
             emit_text("\n")
 
 
+def stdin() -> TextIO:
+    """Standard input. Raises ConfigError when the process was started without one."""
+    if sys.stdin is None:
+        from llm_decoder.errors import ConfigError
+
+        raise ConfigError("[stdin] need an open standard input, got a closed one; give the prompt as an argument")
+    return sys.stdin
+
+
 def read_stdin() -> str:
     """All of standard input, without a byte order mark and the last line end."""
-    return sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
+    return stdin().read().removeprefix("\ufeff").removesuffix("\n")
 
 
 def samples_path() -> Path:

@@ -61,8 +61,15 @@ def run(function: Callable[[], int | None], *, debug: bool = False) -> int:
     except (LLMDecoderError, OSError, UnicodeError, MemoryError) as error:
         if debug:
             raise
-        complain("error", str(error) or type(error).__name__)
+        complain("error", _words(error))
         return EXIT_ERROR
+
+
+def _words(error: Exception) -> str:
+    """What an error says; an operating system's with its place first, as ours have it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"[{error.filename}] {error.strerror}" if error.filename is not None else error.strerror
+    return str(error) or type(error).__name__
 
 
 def forget_stdout() -> None:

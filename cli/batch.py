@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import ModelOptions, QuietFlag, SamplingOptions
 from llm_decoder.cli._output import emit_json, note, progress
-from llm_decoder.cli._stream import samples_path
+from llm_decoder.cli._stream import samples_path, stdin
 
 if TYPE_CHECKING:
     from llm_decoder.cli._batch_lines import Line
@@ -115,7 +114,7 @@ def _open_input(source: Path | None, stack: contextlib.ExitStack) -> tuple[Itera
     from llm_decoder.cli._batch_lines import read_lines
 
     if source is not None and str(source) == "-":
-        return read_lines(sys.stdin.buffer), None
+        return read_lines(stdin().buffer), None
     path = samples_path() if source is None else source
     with path.open("rb") as file:
         total = sum(1 for _ in read_lines(file))

@@ -13,6 +13,7 @@ import typer
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import ModelOptions, QuietFlag, SamplingOptions
 from llm_decoder.cli._output import complain, describe_speed, emit_text, note
+from llm_decoder.cli._stream import stdin
 from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Talk:
                 line = read_line()
                 self._take(line)
             except (EOFError, Leave):
-                return EXIT_ERROR if self.failed and not sys.stdin.isatty() else EXIT_OK
+                return EXIT_ERROR if self.failed and not stdin().isatty() else EXIT_OK
             except KeyboardInterrupt:
                 if self.interrupted:
                     return EXIT_INTERRUPTED
@@ -138,7 +139,7 @@ class Talk:
 
 def _line_reader() -> Callable[[], str]:
     """How the next line is read: with editing and history at a terminal, plainly elsewhere. EOFError is the end."""
-    if not sys.stdin.isatty():
+    if not stdin().isatty():
         return _next_line
     from llm_decoder.cli._conversation import COMMANDS
     from prompt_toolkit import PromptSession
@@ -153,7 +154,7 @@ def _line_reader() -> Callable[[], str]:
 
 
 def _next_line() -> str:
-    line = sys.stdin.readline()
+    line = stdin().readline()
     if not line:
         raise EOFError
     return line

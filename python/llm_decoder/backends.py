@@ -28,6 +28,7 @@ __all__ = [
     "DeviceInfo",
     "KvCache",
     "Model",
+    "check_integer",
     "create_backend",
     "create_decoder",
     "default_threads",
@@ -131,6 +132,32 @@ class BackendOptions:
     max_tokens_per_step: int = 512
     isa: str = "auto"
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value of the wrong type or out of its limits: before minutes of loading."""
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"[device] must be auto, cpu or cuda, got {self.device!r}")
+        if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
+            raise ConfigError(f"[kv_cache_dtype] must be auto, float32 or int8, got {self.kv_cache_dtype!r}")
+        check_integer("threads", self.threads, 1, 1024)
+        check_integer("kv_cache_bytes", self.kv_cache_bytes, 1)
+        check_integer("page_size", self.page_size, 16, 4096)
+        if self.page_size is not None and self.page_size % 16:
+            raise ConfigError(f"[page_size] must be a multiple of 16, got {self.page_size}")
+        check_integer("max_model_len", self.max_model_len, 1)
+        check_integer("max_tokens_per_step", self.max_tokens_per_step, 1, 1 << 16, optional=False)
+
+
+def check_integer(
+    name: str, value: object, least: int, most: int | None = None, *, optional: bool = True
+) -> None:
+    """Raises ConfigError, naming the option, unless `value` is an integer within its limits, or None where it may."""
+    if value is None and optional:
+        return
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < least or (most is not None and value > most):
+        limits = f"from {least} to {most}" if most is not None else f"of at least {least}"
+        raise ConfigError(f"[{name}] must be an integer {limits}, got {value!r}")
+
 
 def devices() -> list[DeviceInfo]:
     """The devices of this machine, the ones that cannot be used too, with the reason."""
@@ -153,8 +180,6 @@ def create_backend(model: Model, options: BackendOptions) -> Backend:
     Raises BackendError for a device that is not there, ConfigError for an option out of its limits,
     NotEnoughMemoryError for a pool that holds not one sequence of max_model_len.
     """
-    if options.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"[device] must be auto, cpu or cuda, got {options.device!r}")
     for device in devices():
         if device.name == options.device and not device.is_usable:
             raise BackendError(f"[device] {device.name} cannot be used: {device.reason}; use device='cpu'")
@@ -178,8 +203,12 @@ class CpuBackend:
     """The INT8Decoder and the KV cache in host memory."""
 
     def __init__(self, model: Model, options: BackendOptions) -> None:
-        _check_options(model, options)
         config = model.config
+        if options.max_model_len is not None and options.max_model_len > config.max_model_len:
+            raise ConfigError(
+                f"[max_model_len] must be from 1 to {config.max_model_len}, the context of {model.name}, "
+                f"got {options.max_model_len}"
+            )
         self.page_size = options.page_size or DEFAULT_PAGE_SIZE
         self.vocab_size = config.vocab_size
         self.max_tokens_per_step = options.max_tokens_per_step
@@ -257,29 +286,10 @@ class CpuBackend:
         del self._decoder, self.cache
 
 
-def _check_options(model: Model, options: BackendOptions) -> None:
-    page_size, threads = options.page_size, options.threads
-    if page_size is not None and (page_size < 16 or page_size % 16 or page_size > 4096):
-        raise ConfigError(f"[page_size] must be a multiple of 16 from 16 to 4096, got {page_size}")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise ConfigError(f"[threads] must be from 1 to 1024, got {threads}")
-    if not 1 <= options.max_tokens_per_step <= 1 << 16:
-        raise ConfigError(f"[max_tokens_per_step] must be from 1 to 65536, got {options.max_tokens_per_step}")
-    if options.max_model_len is not None and not 1 <= options.max_model_len <= model.config.max_model_len:
-        raise ConfigError(
-            f"[max_model_len] must be from 1 to {model.config.max_model_len}, the context of {model.name}, "
-            f"got {options.max_model_len}"
-        )
-    if options.kv_cache_bytes is not None and options.kv_cache_bytes < 1:
-        raise ConfigError(f"[kv_cache_bytes] must be positive, got {options.kv_cache_bytes}")
-
-
 def _kv_dtype(model: Model, options: BackendOptions) -> str:
     is_float = all(weight.layout != "w8" for weight in model.weights.values())
     if options.kv_cache_dtype == "auto":
         return "float32" if is_float else "int8"
-    if options.kv_cache_dtype not in _KV_DTYPES:
-        raise ConfigError(f"[kv_cache_dtype] must be auto, float32 or int8, got {options.kv_cache_dtype!r}")
     return options.kv_cache_dtype
 
 

@@ -16,6 +16,10 @@ from llm_decoder.model_config import ModelConfig
 __all__ = ["Checkpoint", "FileIdentity", "identify_file", "is_weights_directory"]
 
 
+# Any of them tells a weights directory: one that lacks another is told what it lacks.
+_TELLING_FILES = ("embedding.bin", "final_norm.bin", "layer_0/ln1.bin", "int8/embedding.bin")
+
+
 @dataclass(frozen=True)
 class FileIdentity:
     """What tells one version of a file from another without reading it: the key of the cache of packed weights."""
@@ -66,7 +70,7 @@ class Checkpoint(Protocol):
 
 def is_weights_directory(folder: Path) -> bool:
     """Whether a folder holds weights in the form of weights/README.md rather than as HF lays them out."""
-    return (folder / "embedding.bin").exists() or (folder / "int8" / "embedding.bin").exists()
+    return any((folder / name).exists() for name in _TELLING_FILES)
 
 
 def identify_file(path: Path, header_hash: str) -> FileIdentity:

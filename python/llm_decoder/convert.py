@@ -51,8 +51,8 @@ def convert(
     gets the five settings files and the tokenizer. The directory is written beside its place and moved there when
     complete, so an interrupted conversion leaves nothing that looks finished; run it again.
 
-    Returns the directory. Raises ModelLoadError when `target` exists (unless `overwrite`), cannot be written, or the
-    disk is full; and what loading the source raises.
+    Returns the directory. Raises ModelLoadError when `target` exists (`overwrite` replaces a weights directory, never
+    another folder), cannot be written, or the disk is full; and what loading the source raises.
     """
     if not (float_weights or int8):
         raise ModelLoadError("[convert] need float_weights, int8 or both, got neither")
@@ -62,6 +62,7 @@ def convert(
     path = find_model(source, progress=progress)
     if is_weights_directory(path):
         raise UnsupportedModelError(f"[{path}] need a HF folder, got a weights directory already")
+    _refuse_to_replace(place, path)
     checkpoint = SafetensorsCheckpoint(path)
     writer = _Writer(checkpoint, float_weights, int8, progress)
     try:
@@ -79,11 +80,21 @@ def convert(
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _disk_full(place, writer.n_total_bytes, shutil.disk_usage(place.parent).free) from error
+            raise _disk_full(place, writer.n_total_bytes, shutil.disk_usage(place.parent).free, error.strerror) from error
         raise ModelLoadError(
             f"[{place}] need a place that can be written, got: {error.strerror or error}; choose another folder"
         ) from error
     return place
+
+
+def _refuse_to_replace(place: Path, source: Path) -> None:
+    """What `overwrite` must never delete: the model that is being converted, and anything but a weights directory."""
+    if source.resolve().is_relative_to(place.resolve()):
+        raise ModelLoadError(f"[{place}] need a folder apart from the model, got the one that {source} lies in")
+    if place.is_dir() and any(place.iterdir()) and not is_weights_directory(place):
+        raise ModelLoadError(
+            f"[{place}] need a weights directory to overwrite, got a folder with other files; choose another folder"
+        )
 
 
 class _Writer:
@@ -197,8 +208,9 @@ def _remove_leftovers(place: Path) -> None:
             shutil.rmtree(path)
 
 
-def _disk_full(place: Path, need_bytes: int, free_bytes: int) -> ModelLoadError:
+def _disk_full(place: Path, need_bytes: int, free_bytes: int, reason: str | None = None) -> ModelLoadError:
+    """`reason`: the system's own, told when it is not the free space that falls short (a quota, a limit)."""
+    got = f"the disk has {free_bytes:,} free" if free_bytes < need_bytes or reason is None else f"got: {reason}"
     return ModelLoadError(
-        f"[{place}] need {need_bytes:,} bytes, the disk has {free_bytes:,} free; free some, choose another disk, or "
-        "convert to int8 only"
+        f"[{place}] need {need_bytes:,} bytes, {got}; free some, choose another disk, or convert to int8 only"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from llm_decoder.sequence import Limits, build_request
 from llm_decoder.weights_dir import INT8_FOLDER, WeightsDirectory, is_weights_directory
 
 __all__ = ["INT8Decoder"]
+
+_Integer = TypeVar("_Integer", bound=np.integer[Any])
 
 _NOT_HERE = frozenset(
     {"bad_words", "include_stop_str_in_output", "logprobs", "n", "prompt_logprobs", "skip_special_tokens", "stop"}
@@ -123,10 +125,10 @@ class INT8Decoder:
         """
         backend = self._ready("step")
         backend.step(
-            np.asarray(tokens, np.int32),
-            np.asarray(seq_ids, np.int64),
-            np.asarray(counts, np.int32),
-            np.asarray(want, np.uint8),
+            _integers("tokens", tokens, np.int32),
+            _integers("seq_ids", seq_ids, np.int64),
+            _integers("counts", counts, np.int32),
+            _integers("want", want, np.uint8),
         )
         return backend.logits()
 
@@ -187,6 +189,21 @@ class INT8Decoder:
                 f"[INT8Decoder.{verb}] needs weights, got none; call load_weights or load_quantized_weights first"
             )
         return self._backend
+
+
+def _integers(name: str, values: Sequence[int], dtype: type[_Integer]) -> npt.NDArray[_Integer]:
+    """A flat array of `dtype`, refused rather than rounded or wrapped."""
+    array = np.asarray(values)
+    limits = np.iinfo(dtype)
+    if array.size == 0:
+        return np.zeros(0, dtype)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < limits.min or array.max() > limits.max:
+        raise InvalidRequestError(
+            f"[INT8Decoder.step] {name} must be a flat list of integers from {limits.min} to {limits.max}, "
+            f"got {values!r:.60}",
+            param=name,
+        )
+    return array.astype(dtype)
 
 
 @dataclass(frozen=True)

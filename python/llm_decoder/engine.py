@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import queue
 import secrets
 import threading
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from llm_decoder.backends import Backend
+from llm_decoder.backends import Backend, check_integer
 from llm_decoder.engine_core import EngineCore
 from llm_decoder.errors import EngineClosedError, QueueFullError
 from llm_decoder.outputs import RequestOutput, StreamEvent
@@ -43,6 +44,12 @@ class EngineOptions:
     eos_token_ids: frozenset[int] = frozenset()
     sampling_defaults: tuple[Mapping[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value of the wrong type or out of its limits."""
+        check_integer("max_num_seqs", self.max_num_seqs, 1, optional=False)
+        check_integer("max_requests", self.max_requests, 1)
+        check_integer("seed", self.seed, -(1 << 63), (1 << 64) - 1)
+
 
 @dataclass(frozen=True)
 class _Command:
@@ -62,8 +69,14 @@ class _Worker:
     refusal: EngineClosedError | None = None  # why nothing more is taken
     closing: bool = False
     drain_until_s: float = 0.0
+    process_id: int = field(default_factory=os.getpid)
 
     def put(self, command: _Command) -> None:
+        if os.getpid() != self.process_id:
+            raise EngineClosedError(
+                "[engine] it runs in the process that made it, got a fork of that one, which has none of its threads; "
+                "make the LLM after the fork"
+            )
         with self.lock:
             if self.refusal is not None:
                 raise _copy(self.refusal)
@@ -71,6 +84,8 @@ class _Worker:
 
     def close(self, drain_s: float = 0.0) -> None:
         """Ends the thread, once requests that run are over or `drain_s` seconds are, and waits for it."""
+        if os.getpid() != self.process_id:
+            return  # the thread, and the lock's holder, stayed behind
         with self.lock:
             if self.refusal is None:
                 self.refusal = EngineClosedError("[engine] it was closed; make a new LLM")

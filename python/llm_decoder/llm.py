@@ -14,10 +14,10 @@ import numpy.typing as npt
 from llm_decoder.backends import BackendOptions, create_backend
 from llm_decoder.chat import Message
 from llm_decoder.engine import Engine, EngineOptions, RequestHandle
-from llm_decoder.errors import InvalidRequestError
+from llm_decoder.errors import ConfigError, InvalidRequestError
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, is_chat, tokenize_prompt
-from llm_decoder.sampling import SamplingParams
+from llm_decoder.sampling import SamplingParams, checked_params
 from llm_decoder.sequence import Rows, Sink
 
 if TYPE_CHECKING:
@@ -76,6 +76,23 @@ class LLM:
     ) -> None:
         from llm_decoder.loading import load_model
 
+        options = BackendOptions(
+            device=device,
+            threads=threads,
+            kv_cache_dtype=kv_cache_dtype,
+            kv_cache_bytes=kv_cache_bytes,
+            page_size=page_size,
+            max_model_len=max_model_len,
+            max_tokens_per_step=max_tokens_per_step,
+            isa=isa,
+        )
+        # Everything that can be refused without the model is, before minutes of loading.
+        engine_options = EngineOptions(
+            max_num_seqs=max_num_seqs,
+            max_requests=max_requests,
+            seed=seed,
+            sampling_defaults=(_checked_defaults(sampling_defaults),),
+        )
         loaded = load_model(
             model,
             quantization=quantization,
@@ -87,25 +104,13 @@ class LLM:
             system=system,
             progress=progress,
         )
-        options = BackendOptions(
-            device=device,
-            threads=threads,
-            kv_cache_dtype=kv_cache_dtype,
-            kv_cache_bytes=kv_cache_bytes,
-            page_size=page_size,
-            max_model_len=max_model_len,
-            max_tokens_per_step=max_tokens_per_step,
-            isa=isa,
-        )
         engine = Engine(
             lambda: create_backend(loaded, options),
             loaded.tokenizer,
-            EngineOptions(
-                max_num_seqs=max_num_seqs,
-                max_requests=max_requests,
-                seed=seed,
+            replace(
+                engine_options,
                 eos_token_ids=loaded.eos_token_ids,
-                sampling_defaults=(sampling_defaults or {}, loaded.generation_defaults),
+                sampling_defaults=(*engine_options.sampling_defaults, loaded.generation_defaults),
             ),
         )
         self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop)
@@ -252,6 +257,7 @@ class LLM:
         """
         if params is None:
             params = SamplingParams(max_tokens=None) if is_chat(prompt) else SamplingParams()
+        checked_params(params)
         tokenized = tokenize_prompt(prompt, self._tokenizer, self.max_model_len, params, **template_options)
         if self._chat_stop and is_chat(prompt):
             params = replace(params, stop=(*(params.stop or ()), *self._chat_stop))
@@ -330,11 +336,25 @@ class TextStream(Iterator[StreamEvent]):
 
 
 def params_for(prompts: Sequence[Prompt], params: Params) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * len(prompts)
+    if params is None:
+        return [SamplingParams()] * len(prompts)
+    if isinstance(params, SamplingParams) or not isinstance(params, (list, tuple)):
+        return [checked_params(params)] * len(prompts)
     if len(params) != len(prompts):
         raise InvalidRequestError(
             f"[params] need one for all prompts or one for each of the {len(prompts)}, got {len(params)}",
             param="params",
         )
-    return list(params)
+    return [checked_params(own) for own in params]
+
+
+def _checked_defaults(defaults: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if defaults is None:
+        return {}
+    if not isinstance(defaults, Mapping):
+        raise ConfigError(f"[sampling_defaults] must be a mapping of field names, got {type(defaults).__name__}")
+    try:
+        SamplingParams.from_dict({name: value for name, value in defaults.items() if value is not None})
+    except InvalidRequestError as error:
+        raise ConfigError(f"[sampling_defaults] {error}") from error
+    return defaults

@@ -80,6 +80,9 @@ def load_model(
     anything large is read, ConfigError for an option with a bad value.
     """
     layout = choose_layout(quantization, dtype)
+    for option, text in (("chat_template", chat_template), ("system", system)):
+        if text is not None and not isinstance(text, str):
+            raise ConfigError(f"[{option}] must be a text, got {type(text).__name__}")
     path = find_model(model, progress=progress)
     checkpoint = open_checkpoint(path, prefer_int8=layout == "w8")
     name = EMBEDDED_NAME if model is None else str(model)
@@ -108,7 +111,7 @@ def find_model(model: str | Path | None, *, progress: Progress | None = None) ->
     text = str(model)
     if not text or "\0" in text:
         raise ModelNotFoundError(f"[model] need a folder or a hub id, got {text!r:.60}")
-    path = Path(text).expanduser()
+    path = _expanded(text)
     if path.is_dir():
         return path
     if path.is_file():
@@ -117,6 +120,16 @@ def find_model(model: str | Path | None, *, progress: Progress | None = None) ->
     if looks_like_path or not is_hub_id(text):
         raise ModelNotFoundError(f"[{text[:200]}] need a folder with a model, got no such path; check it")
     return snapshot(text, progress=progress)
+
+
+def _expanded(text: str) -> Path:
+    """The path that a model's name may be. Raises ModelNotFoundError when the system takes no such path."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
+        raise ModelNotFoundError(f"[model] need a folder or a hub id, got {text!r:.60}: {error!s:.60}") from None
+    return path
 
 
 def open_checkpoint(path: Path, *, prefer_int8: bool = True) -> Checkpoint:

@@ -10,7 +10,15 @@ from typing import Any
 
 from llm_decoder.errors import InvalidRequestError
 
-__all__ = ["MAX_LOGPROBS", "MAX_N", "SamplingParams", "derive_seed", "resolve_params", "sampling_field_names"]
+__all__ = [
+    "MAX_LOGPROBS",
+    "MAX_N",
+    "SamplingParams",
+    "checked_params",
+    "derive_seed",
+    "resolve_params",
+    "sampling_field_names",
+]
 
 MAX_N = 128
 MAX_LOGPROBS = 20
@@ -233,6 +241,17 @@ _NEVER_NONE = frozenset({"min_tokens", "include_stop_str_in_output", "ignore_eos
 def sampling_field_names() -> frozenset[str]:
     """The names of all fields of SamplingParams."""
     return frozenset(field.name for field in fields(SamplingParams))
+
+
+def checked_params(params: object) -> SamplingParams:
+    """`params` itself. Raises InvalidRequestError when it is something else."""
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequestError(
+            f"[params] must be SamplingParams, got {type(params).__name__}; SamplingParams.from_dict makes them of a "
+            "mapping",
+            param="params",
+        )
+    return params
 
 
 def resolve_params(params: SamplingParams, *defaults: Mapping[str, Any]) -> SamplingParams:

@@ -34,9 +34,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.n_preemptions = 0
-        self._is_full = (
-            False  # the next waiting sequence found no room; nothing changes until somebody lets go of pages
-        )
+        # The next waiting sequence found no room; nothing changes until somebody lets go of pages.
+        self._is_full = False
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)

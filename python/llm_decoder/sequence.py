@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -227,7 +227,7 @@ def build_request(
     ids = _checked_ids("prompt_token_ids", prompt_token_ids, limits.vocab_size)
     if not ids:
         raise InvalidRequestError("[prompt] needs at least one token, got none; give some text", param="prompt")
-    max_new = 0 if rows is not None else _max_new(len(ids), params, limits)
+    max_new = _max_new(len(ids), params if rows is None else replace(params, max_tokens=0, min_tokens=0), limits)
     own_ends = frozenset() if params.ignore_eos else eos_token_ids
     stop_token_ids = _checked_ids("stop_token_ids", params.stop_token_ids or (), limits.vocab_size)
     bias = params.logit_bias or {}
@@ -277,9 +277,9 @@ def _checked_ids(name: str, ids: AnySequence[int], vocab_size: int) -> list[int]
 
 def _max_new(n_prompt: int, params: SamplingParams, limits: Limits) -> int:
     """Tokens that may be generated: max_tokens, or what the context (or the whole KV pool) leaves."""
-    # The last token of an answer is never computed, so it needs no place in the pool.
-    capacity = min(limits.max_model_len, limits.n_pages * limits.page_size + 1)
     at_least = 0 if params.max_tokens == 0 else max(1, params.min_tokens)
+    # The last token of an answer is never computed, so it needs no place in the pool.
+    capacity = min(limits.max_model_len, limits.n_pages * limits.page_size + (1 if at_least else 0))
     if n_prompt + at_least > capacity:
         answer = f" and at least {at_least} of an answer" if at_least else ""
         where = (

@@ -344,13 +344,19 @@ def _make_private(folder: Path) -> None:
         if status.st_uid != os.getuid():
             raise _CacheUnusableError(f"[{folder}] need a folder of your own, got one of user {status.st_uid}")
         if status.st_mode & 0o077:
+            if any(path.suffix != SUFFIX for path in folder.iterdir()):
+                raise _CacheUnusableError(
+                    f"[{folder}] need a folder for packed weights alone, which is made private, got one with other "
+                    "files that others may use"
+                )
             folder.chmod(0o700)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise _CacheUnusableError(
                 f"[{folder}] need a folder that can be written, got mode {status.st_mode & 0o777:o}"
             )
-    except OSError as error:
-        raise _CacheUnusableError(f"[{folder}] need a folder that can be written, got: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise _CacheUnusableError(f"[{folder}] need a folder that can be written, got: {reason}") from error
 
 
 def _check_disk(folder: Path, need_bytes: int) -> None:

@@ -41,8 +41,8 @@ def standard_int8_paths(name: str) -> tuple[str, str]:
 class WeightsDirectory:
     """The reader of one `weights/` directory.
 
-    Matrices come from int8/ when `prefer_int8` and all of them are there, or when there are no float ones; vectors are
-    always float. Checks on construction that every file is there, inside the directory, and of exactly the size that
+    Matrices come from int8/ when `prefer_int8` and there are any, or when there are no float ones; vectors are always
+    float. Checks on construction that every file is there, inside the directory, and of exactly the size that
     dtype and shape ask for. Raises ModelNotFoundError, MalformedFileError, UnsupportedModelError or ConfigError.
     """
 
@@ -101,15 +101,17 @@ class WeightsDirectory:
     ) -> dict[str, WeightFile]:
         matrices = [name for name, shape in shapes.items() if len(shape) == 2]
         int8 = {name: file for name, file in (listed.int8 or {}).items() if name in matrices}
-        has_float = all(name in self._float and self._exists(self._float[name].path) for name in matrices)
-        has_int8 = all(name in int8 and self._exists(int8[name].path) for name in matrices)
+        # One file of a part is enough: what the part lacks is then named, never taken from the other part.
+        has_float = any(name in self._float and self._exists(self._float[name].path) for name in matrices)
+        has_int8 = any(self._exists(file.path) for file in int8.values())
         return int8 if has_int8 and (prefer_int8 or not has_float) else {}
 
     def _exists(self, relative: str) -> bool:
         return (self.path / relative).exists()
 
     def _map(self, name: str, shape: tuple[int, ...]) -> None:
-        file = self._int8.get(name) or self._float.get(name)
+        is_matrix = len(shape) == 2
+        file = self._int8.get(name) if self._int8 and is_matrix else self._float.get(name)
         if file is None:
             raise MalformedFileError(
                 f"[{self.config_folder / FILE_NAMES['weights']}] need an entry for {name!r}, got none"
