@@ -18,8 +18,8 @@ ROOMS = [room for room in ("api", "web", "cli", "reranker", "config") if (ROOT /
 class CMakeBuild(build_ext):
     """Configures and builds the target `_core`, then copies it to where setuptools wants it.
 
-    `LLM_DECODER_BUILD_DIR` names a build folder to share with plain CMake (then with the C++ tests); without it the build
-    happens in setuptools' own temporary folder.
+    `LLM_DECODER_BUILD_DIR` names a build folder to share with plain CMake (then with the C++ tests); without it the
+    build happens in setuptools' own temporary folder.
     """
 
     def build_extension(self, ext: Extension) -> None:

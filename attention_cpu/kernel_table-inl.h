@@ -1,4 +1,5 @@
 // The rows of a CpuKernels table in the order of its fields; the including file has defined every name.
+// clang-format off
 kName,
 gemm_f32,
 gemm_w8,

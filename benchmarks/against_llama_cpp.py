@@ -127,8 +127,10 @@ def probe(program: Path, threads: int) -> tuple[float, float]:
 
 
 def report(args: argparse.Namespace, rows: list[dict]) -> dict:
-    cpu = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    first_json = json.loads(run([args.llama_bin / "llama-bench", "-m", args.gguf, "-p", 1, "-n", 0, "-r", 1, "-o", "json"]))
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    shortest = [args.llama_bin / "llama-bench", "-m", args.gguf, "-p", 1, "-n", 0, "-r", 1, "-o", "json"]
+    build = json.loads(run(shortest))[0]["build_number"]
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu[0],
@@ -137,7 +139,7 @@ def report(args: argparse.Namespace, rows: list[dict]) -> dict:
         "threads": args.threads,
         "model": args.model_dir.name,
         "weights": "ours W8 (int8, a scale a row), llama.cpp Q8_0",
-        "llama_cpp_build": first_json[0]["build_number"],
+        "llama_cpp_build": build,
         "command": " ".join(["python", *sys.argv]).replace(str(args.model_dir.parent), "."),
         "rows": rows,
     }

@@ -49,6 +49,7 @@ def run(isa: str, layout: str, m: int, k: int, n: int, n_threads: int, n_runs: i
     copies = copies_of(layout, m, k, n)
     n_all = copies * n
     rng = np.random.default_rng(0)
+    arguments: tuple
     out = np.empty((m, n_all), np.float32)
     if layout == "w8":
         a = rng.integers(-127, 128, (m, k), np.int8)

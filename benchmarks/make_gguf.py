@@ -1,6 +1,6 @@
 """A Llama HF folder as a Q8_0 GGUF file, so that llama.cpp runs the same weights as we do. Needs the package gguf.
 
-    python benchmarks/make_gguf.py MODEL_DIR OUT.gguf
+python benchmarks/make_gguf.py MODEL_DIR OUT.gguf
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/ours.py MODEL_DIR --threads 2 --shape N_PROMPT N_GENERATE N_SEQUENCES
 
-N_GENERATE 0 measures the prompt: its tokens over the time to the first token. Otherwise the decoded tokens of all sequences
-a second, from the moment when each has its first token.
+N_GENERATE 0 measures the prompt: its tokens over the time to the first token. Otherwise the decoded tokens of all
+sequences a second, from the moment when each has its first token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make tests/goldens/storyteller.json: the greedy text of the embedded model in float32, as HF transformers computes it.
+"""Make tests/goldens/storyteller.json: greedy text of the embedded model in float32, as HF transformers computes it.
 
     python tools/make_golden_text.py
 

@@ -19,7 +19,9 @@ constexpr std::int32_t kDotWidth = 4;
 
 constexpr std::int64_t n_panels(std::int64_t n) { return ceil_div(n, kPanelWidth); }
 constexpr std::int64_t k_padded(std::int64_t k) { return round_up(k, kDotWidth); }
-constexpr std::int64_t packed_w8_bytes(std::int64_t n, std::int64_t k) { return n_panels(n) * kPanelWidth * k_padded(k); }
+constexpr std::int64_t packed_w8_bytes(std::int64_t n, std::int64_t k) {
+  return n_panels(n) * kPanelWidth * k_padded(k);
+}
 constexpr std::int64_t packed_f32_bytes(std::int64_t n, std::int64_t k) { return n_panels(n) * kPanelWidth * k * 4; }
 
 // out[m, n] (+)= a[m, k] . w[n, k] + bias[n], for the columns of panels [panel_begin, panel_end).
@@ -38,12 +40,12 @@ struct GemmF32Args {
 struct GemmW8Args {
   const std::int8_t* a = nullptr;  // [m, k_padded(k)], zeros past k
   std::int64_t a_stride = 0;
-  const float* a_scale = nullptr;         // [m]
-  const std::int32_t* a_sum = nullptr;    // [m], sum of the row's int8 values, which undoes the bias of the weights
-  const std::uint8_t* w = nullptr;        // packed w8
-  const float* w_scale = nullptr;         // [n]
-  const float* bias = nullptr;            // [n] or null
-  float* out = nullptr;                   // [m, n]
+  const float* a_scale = nullptr;       // [m]
+  const std::int32_t* a_sum = nullptr;  // [m], sum of the row's int8 values, which undoes the bias of the weights
+  const std::uint8_t* w = nullptr;      // packed w8
+  const float* w_scale = nullptr;       // [n]
+  const float* bias = nullptr;          // [n] or null
+  float* out = nullptr;                 // [m, n]
   std::int64_t out_stride = 0;
   std::int32_t m = 0, n = 0, k = 0;
   bool accumulate = false;
@@ -53,26 +55,28 @@ struct GemmW8Args {
 struct QuantizedRows {
   std::int8_t* q = nullptr;  // [n_rows, k_padded(n_cols)]
   std::int64_t q_stride = 0;
-  float* scale = nullptr;        // [n_rows]
-  std::int32_t* sum = nullptr;   // [n_rows]
+  float* scale = nullptr;       // [n_rows]
+  std::int32_t* sum = nullptr;  // [n_rows]
 };
 
 struct AttentionArgs {
   PagedKvView kv;
-  const float* q = nullptr;  // [n_tokens, n_heads, head_dim], after rope
-  std::int64_t q_stride = 0;    // floats between tokens
-  float* out = nullptr;      // [n_tokens, n_heads, head_dim]
+  const float* q = nullptr;   // [n_tokens, n_heads, head_dim], after rope
+  std::int64_t q_stride = 0;  // floats between tokens
+  float* out = nullptr;       // [n_tokens, n_heads, head_dim]
   std::int64_t out_stride = 0;
   std::int32_t n_heads = 0;
-  float scale = 0.0f;        // multiplies q . k
-  std::int32_t window = 0;   // position p sees positions (p - window, p]; 0 = all up to p
+  float scale = 0.0f;       // multiplies q . k
+  std::int32_t window = 0;  // position p sees positions (p - window, p]; 0 = all up to p
 };
 
-// One unit of attention: consecutive query tokens of one sequence against one KV head, for all query heads that share it.
+// One unit of attention: consecutive query tokens of one sequence against one KV head, for all query heads that share
+// it.
 struct AttentionItem {
-  const std::int32_t* block_table = nullptr;  // the sequence's page ids; entries left of the window or past the end are dead
+  const std::int32_t* block_table =
+      nullptr;  // the sequence's page ids; entries left of the window or past the end are dead
   std::int32_t kv_head = 0;
-  std::int32_t token_begin = 0;     // row of q and out
+  std::int32_t token_begin = 0;  // row of q and out
   std::int32_t n_tokens = 0;
   std::int32_t position_begin = 0;  // position of the first of these tokens in its sequence
 };
@@ -85,15 +89,17 @@ struct CpuKernels {
   void (*gemm_w8)(const GemmW8Args&, std::int32_t panel_begin, std::int32_t panel_end);
 
   // Rows in, rows out. x: float32 [n_rows, n_cols], strides in floats.
-  void (*quantize_rows)(const float* x, std::int64_t x_stride, std::int32_t n_rows, std::int32_t n_cols, QuantizedRows out);
+  void (*quantize_rows)(const float* x, std::int64_t x_stride, std::int32_t n_rows, std::int32_t n_cols,
+                        QuantizedRows out);
   void (*rms_norm)(const float* x, std::int64_t x_stride, const float* weight, float eps, std::int32_t n_rows,
                    std::int32_t n_cols, float* out, std::int64_t out_stride);
   // gate_up: [n_rows, 2 * n_cols], gate first. out[r, c] = silu(gate[r, c]) * up[r, c].
   void (*silu_mul)(const float* gate_up, std::int64_t stride, std::int32_t n_rows, std::int32_t n_cols, float* out,
                    std::int64_t out_stride);
-  // Rotates the first 2 * half channels of each head in place, halves apart (x[i], x[i + half]), as Llama checkpoints in
-  // the HF layout want it. x: one token's [n_heads, head_dim]; cos, sin: [half] of that token's position.
-  void (*rope)(float* x, std::int32_t n_heads, std::int32_t head_dim, std::int32_t half, const float* cos, const float* sin);
+  // Rotates the first 2 * half channels of each head in place, halves apart (x[i], x[i + half]), as Llama checkpoints
+  // in the HF layout want it. x: one token's [n_heads, head_dim]; cos, sin: [half] of that token's position.
+  void (*rope)(float* x, std::int32_t n_heads, std::int32_t head_dim, std::int32_t half, const float* cos,
+               const float* sin);
 
   // Embedding rows out of the packed matrices, so that tied weights exist once. out: [hidden].
   void (*embed_f32)(const float* w, std::int32_t token, std::int32_t hidden, float* out);
@@ -114,8 +120,8 @@ struct CpuKernels {
 // The tables this machine can run, best first. "generic" is always last.
 const std::vector<const CpuKernels*>& cpu_kernels();
 
-// The table named `isa`, or the best one for "" or "auto". The environment's LLM_DECODER_CPU_ISA overrides "auto". Throws
-// std::invalid_argument naming the choices when this machine cannot run it or no such table exists.
+// The table named `isa`, or the best one for "" or "auto". The environment's LLM_DECODER_CPU_ISA overrides "auto".
+// Throws std::invalid_argument naming the choices when this machine cannot run it or no such table exists.
 const CpuKernels& select_cpu_kernels(const char* isa);
 
 // Packing, once at load, baseline flags. w: [n, k] rows; `row_stride` in elements.

@@ -23,10 +23,10 @@ enum class LogitRows : std::uint8_t { none = 0, last = 1, all = 2 };
 
 // Prompt chunks and single decoded tokens in one ragged form. KV of these tokens must have been reserved in the cache.
 struct StepBatch {
-  Span<const std::int32_t> tokens;    // [n_tokens], sequences one after the other
-  Span<const std::int64_t> seq_ids;   // [n_seqs]
-  Span<const std::int32_t> counts;    // [n_seqs], tokens of each
-  Span<const std::uint8_t> want;      // [n_seqs], LogitRows
+  Span<const std::int32_t> tokens;   // [n_tokens], sequences one after the other
+  Span<const std::int64_t> seq_ids;  // [n_seqs]
+  Span<const std::int32_t> counts;   // [n_seqs], tokens of each
+  Span<const std::uint8_t> want;     // [n_seqs], LogitRows
 };
 
 }  // namespace llm_decoder

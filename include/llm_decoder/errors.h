@@ -1,5 +1,6 @@
 // One message form for every error: [place] need, got; remedy. std exceptions only, so pybind11 maps them:
-// std::invalid_argument -> ValueError, std::bad_alloc -> MemoryError, std::logic_error/std::runtime_error -> RuntimeError.
+// std::invalid_argument -> ValueError, std::bad_alloc -> MemoryError, std::logic_error/std::runtime_error ->
+// RuntimeError.
 #pragma once
 
 #include <sstream>

@@ -1,4 +1,5 @@
-// A decoder-only transformer as plain numbers: the knobs that the layer loop reads. Python's model_config.py is its twin.
+// A decoder-only transformer as plain numbers: the knobs that the layer loop reads. Python's model_config.py is its
+// twin.
 #pragma once
 
 #include <cstdint>

@@ -3,11 +3,12 @@
 // A page holds `page_size` positions of every KV head. Its CPU tile, per KV head (hd = head_dim_padded):
 //
 //   f32   K [hd][page_size]          positions along the vector      V [page_size][hd]      channels along the vector
-//   s8    K [hd/4][page_size][4]     four channels a dot product     V [page_size/4][hd][4] four positions a dot product
+//   s8    K [hd/4][page_size][4]     four channels a dot product     V [page_size/4][hd][4] four positions a dot
+//   product
 //
-// s8 K is stored biased by 128 (as unsigned bytes, q + 128), so that it is the unsigned operand of vpdpbusd; V is signed.
-// One float32 scale per position and KV head, for K and for V: x ~ q * scale. Channels past head_dim are zero (K: bias).
-// Slots past a sequence's end may hold anything, NaN included; kernels must never let them reach a result.
+// s8 K is stored biased by 128 (as unsigned bytes, q + 128), so that it is the unsigned operand of vpdpbusd; V is
+// signed. One float32 scale per position and KV head, for K and for V: x ~ q * scale. Channels past head_dim are zero
+// (K: bias). Slots past a sequence's end may hold anything, NaN included; kernels must never let them reach a result.
 #pragma once
 
 #include <cstdint>
@@ -20,15 +21,15 @@ constexpr std::int32_t kHeadDimAlign = 16;
 
 struct PagedKvView {
   Dtype dtype = Dtype::f32;
-  std::int32_t page_size = 0;   // a multiple of 16
+  std::int32_t page_size = 0;  // a multiple of 16
   std::int32_t n_kv_heads = 0;
   std::int32_t head_dim = 0;
-  std::int32_t head_dim_padded = 0;     // round_up(head_dim, kHeadDimAlign)
-  std::int64_t page_stride_bytes = 0;   // between pages of one pool, the same for K and V
-  std::int64_t head_stride_bytes = 0;   // between KV heads inside a page: head_dim_padded * page_size * sizeof(element)
-  std::byte* k = nullptr;               // [n_pages][n_kv_heads] tiles, 64-byte aligned
+  std::int32_t head_dim_padded = 0;    // round_up(head_dim, kHeadDimAlign)
+  std::int64_t page_stride_bytes = 0;  // between pages of one pool, the same for K and V
+  std::int64_t head_stride_bytes = 0;  // between KV heads inside a page: head_dim_padded * page_size * sizeof(element)
+  std::byte* k = nullptr;              // [n_pages][n_kv_heads] tiles, 64-byte aligned
   std::byte* v = nullptr;
-  float* k_scale = nullptr;             // [n_pages][n_kv_heads][page_size]; null for f32
+  float* k_scale = nullptr;  // [n_pages][n_kv_heads][page_size]; null for f32
   float* v_scale = nullptr;
 
   std::byte* k_tile(std::int32_t page, std::int32_t kv_head) const {

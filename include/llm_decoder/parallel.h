@@ -16,11 +16,14 @@ class ThreadPool {
 
   int n_threads() const;
 
-  // Calls fn(item, thread) once for each item in [0, n_items), on any thread, and returns when all are done. `thread` is in
-  // [0, n_threads) and names the scratch the caller may use. fn must not throw. Not reentrant; one caller at a time.
+  // Calls fn(item, thread) once for each item in [0, n_items), on any thread, and returns when all are done. `thread`
+  // is in [0, n_threads) and names the scratch the caller may use. fn must not throw. Not reentrant; one caller at a
+  // time.
   template <class Fn>
   void parallel_for(std::int64_t n_items, const Fn& fn) {
-    run(n_items, [](const void* context, std::int64_t item, int thread) { (*static_cast<const Fn*>(context))(item, thread); },
+    run(
+        n_items,
+        [](const void* context, std::int64_t item, int thread) { (*static_cast<const Fn*>(context))(item, thread); },
         &fn);
   }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -147,14 +149,12 @@ class BackendOptions:
         check_integer("max_tokens_per_step", self.max_tokens_per_step, 1, 1 << 16, optional=False)
 
 
-def check_integer(
-    name: str, value: object, least: int, most: int | None = None, *, optional: bool = True
-) -> None:
+def check_integer(name: str, value: Any, least: int, most: int | None = None, *, optional: bool = True) -> None:
     """Raises ConfigError, naming the option, unless `value` is an integer within its limits, or None where it may."""
     if value is None and optional:
         return
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_integer or value < least or (most is not None and value > most):
+    if not is_integer or not least <= operator.index(value) <= (math.inf if most is None else most):
         limits = f"from {least} to {most}" if most is not None else f"of at least {least}"
         raise ConfigError(f"[{name}] must be an integer {limits}, got {value!r}")
 

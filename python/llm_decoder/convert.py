@@ -51,8 +51,8 @@ def convert(
     gets the five settings files and the tokenizer. The directory is written beside its place and moved there when
     complete, so an interrupted conversion leaves nothing that looks finished; run it again.
 
-    Returns the directory. Raises ModelLoadError when `target` exists (`overwrite` replaces a weights directory, never
-    another folder), cannot be written, or the disk is full; and what loading the source raises.
+    Returns the directory. Raises ModelLoadError when `target` has files (unless `overwrite`) or the source in it,
+    cannot be written, or the disk is full; and what loading the source raises.
     """
     if not (float_weights or int8):
         raise ModelLoadError("[convert] need float_weights, int8 or both, got neither")
@@ -80,7 +80,9 @@ def convert(
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _disk_full(place, writer.n_total_bytes, shutil.disk_usage(place.parent).free, error.strerror) from error
+            reason = None if error.errno == errno.ENOSPC else error.strerror
+            free_bytes = shutil.disk_usage(place.parent).free
+            raise _disk_full(place, writer.n_total_bytes, free_bytes, reason) from error
         raise ModelLoadError(
             f"[{place}] need a place that can be written, got: {error.strerror or error}; choose another folder"
         ) from error
@@ -88,13 +90,10 @@ def convert(
 
 
 def _refuse_to_replace(place: Path, source: Path) -> None:
-    """What `overwrite` must never delete: the model that is being converted, and anything but a weights directory."""
-    if source.resolve().is_relative_to(place.resolve()):
-        raise ModelLoadError(f"[{place}] need a folder apart from the model, got the one that {source} lies in")
-    if place.is_dir() and any(place.iterdir()) and not is_weights_directory(place):
-        raise ModelLoadError(
-            f"[{place}] need a weights directory to overwrite, got a folder with other files; choose another folder"
-        )
+    """What `overwrite` must never delete: the model that is being converted, and where the user is and lives."""
+    for kept in (source, Path.cwd(), Path.home()):
+        if place.is_dir() and any(place.iterdir()) and kept.resolve().is_relative_to(place.resolve()):
+            raise ModelLoadError(f"[{place}] need a folder that can be replaced, got one that {kept} lies in")
 
 
 class _Writer:

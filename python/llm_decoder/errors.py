@@ -71,7 +71,7 @@ class NotEnoughMemoryError(BackendError):
 class InvalidRequestError(LLMDecoderError, ValueError):
     """A request that could never be served.
 
-    `param` names the field at fault (None when it is the request as a whole), `code` is a short machine-readable reason.
+    `param` names the field at fault (None when it is the request as a whole), `code` is a short reason for programs.
     """
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:

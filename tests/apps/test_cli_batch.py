@@ -285,3 +285,9 @@ def test_numbers_that_json_lacks_become_null_and_lone_surrogates_stay_escaped() 
     text = to_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": "\ud800"})
     assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": "\ud800"}
     assert text.isascii()
+
+
+def test_an_input_that_is_not_there_is_named_first(cli: Program, tmp_path: Path) -> None:
+    ran = cli("batch", str(tmp_path / "nothing.jsonl"))
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == f"error: [{tmp_path / 'nothing.jsonl'}] No such file or directory\n"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from cli_fakes import FakeLLM, Program
 from llm_decoder.cli._stream import follow
+from llm_decoder.cli.main import main
 
 from llm_decoder.outputs import StreamEvent
 from llm_decoder.sampling import SamplingParams
@@ -125,3 +127,12 @@ def test_stream_of_several_texts_needs_json(cli: Program) -> None:
     ran = cli("stream", "Hello", "--n", "2")
     assert (ran.code, cli.opened) == (2, [])
     assert "--n" in ran.err
+
+
+@pytest.mark.parametrize("arguments", [("generate", "-"), ("stream", "-"), ("chat",), ("batch", "-")])
+def test_a_closed_standard_input_is_an_error_of_one_line(
+    cli: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(list(arguments)) == 1
+    assert "error: [stdin] need an open standard input, got a closed one" in capsys.readouterr().err

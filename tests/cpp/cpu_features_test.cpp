@@ -1,4 +1,5 @@
-// Which kernels run: the choice is made once, can be forced, and an impossible name is an error that lists the possible.
+// Which kernels run: the choice is made once, can be forced, and an impossible name is an error that lists the
+// possible.
 #include <cstdlib>
 #include <string>
 

@@ -133,3 +133,10 @@ def test_only_backends_imports_the_core():
     package = Path(backends.__file__).parent
     importers = {path.name for path in package.rglob("*.py") if "llm_decoder._core" in path.read_text(encoding="utf-8")}
     assert importers == {"backends.py"}
+
+
+@pytest.mark.parametrize("option", ["threads", "kv_cache_bytes", "page_size", "max_model_len", "max_tokens_per_step"])
+@pytest.mark.parametrize("value", ["32", 32.0, True, -1])
+def test_an_option_that_is_no_whole_number_is_refused_by_name_before_a_model_is_looked_at(option, value):
+    with pytest.raises(ConfigError, match=rf"^\[{option}\] must be an integer"):
+        BackendOptions(**{option: value})

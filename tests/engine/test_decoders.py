@@ -108,3 +108,12 @@ def test_a_decoder_can_be_closed_and_loaded_again(decoder, folder):
     decoder.load_weights(folder)
     decoder.quantize_weights()
     assert decoder.generate(PROMPT) == first
+
+
+@pytest.mark.parametrize("tokens", [[1.5], [1 << 40], ["1"], [[1]], [True]])
+def test_step_refuses_tokens_that_are_no_int32_rather_than_round_them(decoder, tokens):
+    seq_id, _ = decoder.cache.admit(np.array([1], np.int32))
+    decoder.cache.reserve(np.array([seq_id]), np.array([1], np.int32))
+    with pytest.raises(InvalidRequestError, match=r"^\[INT8Decoder.step\] tokens must be"):
+        decoder.step(tokens, [seq_id], [1], [1])
+    decoder.cache.release(seq_id)

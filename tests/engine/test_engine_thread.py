@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 from fakes import FakeBackend, alone, make_engine
 
-from llm_decoder.engine import Engine
-from llm_decoder.errors import EngineClosedError, InvalidRequestError, QueueFullError, RequestFailedError
+from llm_decoder.engine import Engine, EngineOptions
+from llm_decoder.errors import (
+    ConfigError,
+    EngineClosedError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestFailedError,
+)
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.sequence import Request, Sequence
 
@@ -305,3 +311,33 @@ def test_requests_that_are_over_leave_nothing_in_memory(backend):
     del handle
     assert n_alive() <= 16, "no more than the last batch and the last request are kept"
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("max_num_seqs", value) for value in (0, -1, "8", None)),
+        *(("max_requests", value) for value in (0, "8")),
+        *(("seed", value) for value in (1.5, "a", True, 1 << 64)),
+    ],
+)
+def test_an_option_of_the_engine_out_of_its_limits_is_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=rf"^\[{name}\] must be an integer"):
+        EngineOptions(**{name: value})
+
+
+def test_a_fork_of_the_process_is_told_that_the_engine_stayed_behind(engine):
+    def ask():
+        signal.alarm(TIMEOUT_S)
+        try:
+            engine.stats()
+        except EngineClosedError as error:
+            engine.close()
+            os._exit(0 if "make the LLM after the fork" in str(error) else 1)
+        os._exit(2)
+
+    child = os.fork()
+    if child == 0:
+        ask()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert engine.stats()["n_running"] == 0

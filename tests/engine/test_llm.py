@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from fakes import ByteTokenizer, FakeBackend, alone, fake_logits, make_engine
 
-from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError, RequestFailedError
+from llm_decoder.errors import ConfigError, ContextLengthExceededError, InvalidRequestError, RequestFailedError
 from llm_decoder.llm import LLM
 from llm_decoder.sampling import SamplingParams
 
@@ -158,3 +158,35 @@ def test_embed_is_the_mean_of_the_hidden_states(llm):
 def test_an_llm_says_what_it_is(llm):
     assert (llm.name, llm.max_model_len, llm.vocab_size) == ("fake", 200, 258)
     assert llm.stats()["model"] == "fake"
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 2}, 3, "x", [3], [{"max_tokens": 2}]])
+def test_params_of_another_type_are_refused_by_name(llm, params):
+    with pytest.raises(InvalidRequestError, match=r"^\[params\] ") as caught:
+        llm.generate(["a"], params)
+    assert caught.value.param == "params"
+    with pytest.raises(InvalidRequestError, match=r"^\[params\] "):
+        llm.stream("a", params)
+
+
+@pytest.mark.parametrize("verb", ["logits", "score", "embed"])
+def test_numbers_of_a_prompt_longer_than_the_context_are_refused_and_others_go_on(llm, verb):
+    prompt = [5] * 201
+    with pytest.raises(ContextLengthExceededError):
+        getattr(llm, verb)([prompt] if verb == "embed" else prompt)
+    assert llm.logits([5] * 200).shape == (200, 258)
+
+
+def test_numbers_of_a_prompt_that_fills_the_whole_pool_are_given_and_one_more_token_is_refused():
+    backend = FakeBackend(n_pages=2, max_model_len=200)
+    with LLM.over(make_engine(backend), ByteTokenizer(), "fake") as llm:
+        n_tokens = backend.n_pages * backend.page_size
+        assert len(llm.score([5] * n_tokens)) == n_tokens - 1
+        with pytest.raises(ContextLengthExceededError, match="KV cache"):
+            llm.score([5] * (n_tokens + 1))
+
+
+@pytest.mark.parametrize("defaults", ["x", {"bad": 1}, {"temperature": -1}])
+def test_sampling_defaults_are_checked_before_a_model_is_looked_for(defaults):
+    with pytest.raises(ConfigError, match=r"^\[sampling_defaults\] "):
+        LLM("/no/such/model", sampling_defaults=defaults)

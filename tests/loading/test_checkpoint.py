@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from models_factory import hf_config, make_checkpoint, random_weights, write_json, write_shards
 
-from llm_decoder.errors import MalformedFileError, ModelLoadError, ModelNotFoundError, UnsupportedModelError
+from llm_decoder.errors import (
+    ConfigError,
+    MalformedFileError,
+    ModelLoadError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from llm_decoder.loading import find_model, load_model
 from llm_decoder.safetensors_checkpoint import SafetensorsCheckpoint
 
@@ -205,3 +211,14 @@ def test_unknown_precisions_are_refused_with_the_known_ones(tmp_path: Path, opti
 def test_a_load_error_is_one_class_for_callers_that_do_not_care_which() -> None:
     for error in (ModelNotFoundError, UnsupportedModelError, MalformedFileError):
         assert issubclass(error, ModelLoadError)
+
+
+def test_a_name_longer_than_the_system_takes_is_refused() -> None:
+    with pytest.raises(ModelNotFoundError, match="too long"):
+        find_model("x" * 5000)
+
+
+@pytest.mark.parametrize("option", ["chat_template", "system"])
+def test_a_text_that_is_none_is_refused_by_its_option(tmp_path: Path, option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^\[{option}\] must be a text, got int"):
+        load_model(make_checkpoint(tmp_path / "model"), **{option: 5})  # type: ignore[arg-type]

@@ -271,3 +271,18 @@ def test_a_strange_file_among_the_entries_shows_with_a_question_mark(cache: Path
 def test_listing_a_folder_that_is_not_there_is_empty(cache: Path) -> None:
     assert list_entries() == []
     assert clear() == 0
+
+
+def test_a_folder_that_others_use_is_refused_and_keeps_its_mode(model: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    (shared / "notes.txt").write_text("x")
+    with pytest.raises(ModelLoadError, match="for packed weights alone"):
+        load_model(model, cache_dir=shared)
+    assert shared.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_name_that_is_no_path_is_a_clear_error(model: Path) -> None:
+    with pytest.raises(ModelLoadError, match="null byte"):
+        load_model(model, cache_dir="a\0b")

@@ -374,3 +374,50 @@ def test_the_config_written_is_what_was_found_about_tying(tmp_path: Path) -> Non
     content = yaml.safe_load((weights / "config" / "model_config.yaml").read_text())
     assert content["architecture"]["tie_word_embeddings"] is True
     assert json.loads((weights / "config" / "chat_template.json").read_text())["stop"] == []
+
+
+def test_a_model_is_never_replaced_by_its_own_conversion(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "models" / "model", "llama")
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    for target in (source, source.parent, link):
+        with pytest.raises(ModelLoadError, match="need a folder that can be replaced"):
+            convert(source, target, overwrite=True)
+    assert load_model(source).config.n_layers == 2
+
+
+def test_the_working_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_checkpoint(tmp_path / "model", "llama")
+    (tmp_path / "work" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work" / "inside")
+    with pytest.raises(ModelLoadError, match="need a folder that can be replaced"):
+        convert(source, tmp_path / "work", overwrite=True)
+
+
+def test_a_limit_on_file_sizes_is_not_told_as_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(path: Path) -> Any:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(convert_module, "_create", create)
+    with pytest.raises(ModelLoadError, match=r"need [\d,]+ bytes, got: File too large; "):
+        convert(make_checkpoint(tmp_path / "model", "llama"), tmp_path / "weights")
+
+
+@pytest.mark.parametrize("name", ["embedding.bin", "lm_head.bin", "layer_1/mlp_up.bin"])
+def test_a_float_weight_that_is_missing_is_never_taken_from_int8(weights: Path, name: str) -> None:
+    (weights / name).unlink()
+    with pytest.raises(ModelNotFoundError, match=name):
+        load_model(weights, quantization="none")
+
+
+def test_an_int8_weight_that_is_missing_is_never_taken_from_float(weights: Path) -> None:
+    (weights / "int8" / "layer_1" / "mlp_up.bin").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"int8/layer_1/mlp_up\.bin"):
+        load_model(weights)
+
+
+def test_a_directory_without_its_embedding_is_still_told_what_it_lacks(weights: Path) -> None:
+    shutil.rmtree(weights / "int8")
+    (weights / "embedding.bin").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"embedding\.bin"):
+        load_model(weights)

@@ -28,7 +28,8 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    pip += ["-w", str(folder), str(ROOT)]
     environment = os.environ | {"LLM_DECODER_BUILD_DIR": str(ROOT / "build")}
     done = subprocess.run(pip, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -33,12 +33,12 @@ def test_a_missing_compiler_is_named() -> None:
     assert "C++17 compiler" in done.stderr
 
 
-@pytest.mark.parametrize(("failing_import", "named"), [("import venv", "venv"), ("import os, sys, sysconfig", "headers")])
+@pytest.mark.parametrize(
+    ("failing_import", "named"), [("import venv", "venv"), ("import os, sys, sysconfig", "headers")]
+)
 def test_missing_venv_and_headers_are_named(tmp_path: Path, failing_import: str, named: str) -> None:
     python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\ncase "$2" in "{failing_import}"*) exit 1 ;; *) exec {sys.executable} "$@" ;; esac\n'
-    )
+    python.write_text(f'#!/bin/sh\ncase "$2" in "{failing_import}"*) exit 1 ;; *) exec {sys.executable} "$@" ;; esac\n')
     python.chmod(0o755)
     done = check(str(python))
     assert done.returncode == 1

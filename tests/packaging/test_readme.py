@@ -37,7 +37,8 @@ def place(tmp_path: Path) -> Path:
 
 def run_in(place: Path, command: list[str], text: str = "Hello\n") -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "LLM_DECODER_CACHE_DIR": str(place / "cache"), "XDG_STATE_HOME": str(place / "state")}
+    folders = {"LLM_DECODER_CACHE_DIR": str(place / "cache"), "XDG_STATE_HOME": str(place / "state")}
+    env = os.environ | folders | {"PATH": path}
     return subprocess.run(command, cwd=place, env=env, input=text, capture_output=True, text=True)
 
 
