@@ -71,7 +71,8 @@ asan: $(STAMPS)/dev
 	$(BIN)/cmake --build $(SAN_BUILD) -j $(JOBS)
 	$(BIN)/ctest --test-dir $(SAN_BUILD) --output-on-failure
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=$(SAN_BUILD)/python $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/engine/test_kv_cache_properties.py $(PYTEST_ARGS)
+	  PYTHONPATH=$(SAN_BUILD)/python $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/engine/test_kv_cache_properties.py \
+	  tests/engine/test_int8_decoder.py $(PYTEST_ARGS)
 
 bench: $(STAMPS)/build
 	$(BIN)/llm-decoder bench --json
