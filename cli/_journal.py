@@ -31,6 +31,7 @@ class Journal:
         self.path = path
         self.done: dict[int, str] = {}
         self.n_failed = 0
+        _refuse_devices(path)
         self._file: BinaryIO = path.open("a+b", buffering=0)
         try:
             self._lock()
@@ -88,3 +89,9 @@ class Journal:
             ) from None
         self.done[index] = source
         self.n_failed += "error" in record
+
+
+def _refuse_devices(path: Path) -> None:
+    """A pipe or a device cannot be read back, and opening one may wait for ever."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"[batch] need a regular file for --output, got {path}; without one, answers are printed")

@@ -116,9 +116,11 @@ def _open_input(source: Path | None, stack: contextlib.ExitStack) -> tuple[Itera
     if source is not None and str(source) == "-":
         return read_lines(stdin().buffer), None
     path = samples_path() if source is None else source
-    with path.open("rb") as file:
-        total = sum(1 for _ in read_lines(file))
     opened: BinaryIO = stack.enter_context(path.open("rb"))
+    if not opened.seekable():  # a pipe: what is counted is gone
+        return read_lines(opened), None
+    total = sum(1 for _ in read_lines(opened))
+    opened.seek(0)
     return read_lines(opened), total
 
 

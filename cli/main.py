@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from llm_decoder.cli._verb import EXIT_INTERRUPTED, forget_stdout, verb
+from llm_decoder.cli._output import complain
+from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, forget_stdout, verb
 from llm_decoder.cli.batch import batch
 from llm_decoder.cli.bench import bench
 from llm_decoder.cli.cache import clear_cache, list_cache
@@ -78,6 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 done, 1 an error that standard error names, 2 wrong usage, 130 Ctrl-C.
     """
+    for name in ("stdout", "stderr"):  # closed by the caller: what goes there is for nobody
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A text that the terminal's encoding lacks is shown escaped; it must not end the program.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -87,13 +92,23 @@ def main(arguments: list[str] | None = None) -> int:
         code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except OSError as error:  # help that cannot be written
+        code = _complain_of_stdout(error)
     else:
         code = 0
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         forget_stdout()
+    except OSError as error:
+        code = _complain_of_stdout(error)
     return code
+
+
+def _complain_of_stdout(error: OSError) -> int:
+    forget_stdout()
+    complain("error", f"[stdout] {error.strerror}")
+    return EXIT_ERROR
 
 
 def _run(arguments: list[str]) -> None:

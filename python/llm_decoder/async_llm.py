@@ -15,7 +15,7 @@ from llm_decoder.chat import Message
 from llm_decoder.engine import RequestHandle
 from llm_decoder.llm import LLM, Params, params_for
 from llm_decoder.outputs import RequestOutput, StreamEvent
-from llm_decoder.prompts import Prompt, as_prompts
+from llm_decoder.prompts import Prompt, as_prompts, checked_messages
 from llm_decoder.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class AsyncLLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
     ) -> RequestOutput:
         """As LLM.chat."""
-        subscription = await self._subscribe(messages, params, **template_options)
+        subscription = await self._subscribe(checked_messages(messages), params, **template_options)
         try:
             return await subscription.result()
         except BaseException:
@@ -102,7 +102,7 @@ class AsyncLLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
     ) -> AsyncIterator[StreamEvent]:
         """As LLM.stream_chat."""
-        return self.stream(messages, params, **template_options)
+        return self.stream(checked_messages(messages), params, **template_options)
 
     async def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """As LLM.logits: float32 [n_tokens, vocab_size]."""

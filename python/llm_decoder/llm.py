@@ -16,7 +16,7 @@ from llm_decoder.chat import Message
 from llm_decoder.engine import Engine, EngineOptions, RequestHandle
 from llm_decoder.errors import ConfigError, InvalidRequestError
 from llm_decoder.outputs import RequestOutput, StreamEvent
-from llm_decoder.prompts import Prompt, as_prompts, is_chat, tokenize_prompt
+from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
 from llm_decoder.sampling import SamplingParams, checked_params
 from llm_decoder.sequence import Rows, Sink
 
@@ -210,13 +210,13 @@ class LLM:
         When the chat has outgrown the context its oldest turns are dropped (the rule is chat.py's), and the output's
         dropped_messages says how many messages that were. params: None = to the end of the context.
         """
-        return self.submit(messages, params, **template_options).result()
+        return self.submit(checked_messages(messages), params, **template_options).result()
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
     ) -> TextStream:
         """As `chat`, the answer as it comes."""
-        return self.stream(messages, params, **template_options)
+        return self.stream(checked_messages(messages), params, **template_options)
 
     # -- numbers
 

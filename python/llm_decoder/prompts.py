@@ -15,7 +15,7 @@ from llm_decoder.sampling import SamplingParams
 if TYPE_CHECKING:
     from llm_decoder.tokenizer import Tokenizer
 
-__all__ = ["Prompt", "TokenizedPrompt", "as_prompts", "is_chat", "tokenize_prompt"]
+__all__ = ["Prompt", "TokenizedPrompt", "as_prompts", "checked_messages", "is_chat", "tokenize_prompt"]
 
 # A text, token ids, or the messages of a chat.
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
@@ -70,6 +70,16 @@ def tokenize_prompt(
 def is_chat(prompt: Any) -> bool:
     """Whether a prompt is the messages of a chat."""
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def checked_messages(messages: Any) -> Sequence[Message]:
+    """`messages` themselves. Raises InvalidRequestError when they are not those of a chat."""
+    if not is_chat(messages):
+        got = "an empty list" if messages == [] else type(messages).__name__
+        raise InvalidRequestError(
+            f'[messages] need a list such as [{{"role": "user", "content": "..."}}], got {got}', param="messages"
+        )
+    return cast(Sequence[Message], messages)
 
 
 def _check_text(text: str, max_model_len: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,25 @@ def test_an_input_that_is_not_there_is_named_first(cli: Program, tmp_path: Path)
     ran = cli("batch", str(tmp_path / "nothing.jsonl"))
     assert (ran.code, ran.out) == (1, "")
     assert ran.err == f"error: [{tmp_path / 'nothing.jsonl'}] No such file or directory\n"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_an_output_that_cannot_be_read_back_is_refused_before_it_is_opened(
+    cli: Program, prompts: Path, tmp_path: Path, kind: str
+) -> None:
+    output = tmp_path / "pipe" if kind == "pipe" else Path("/dev/null")
+    if kind == "pipe":
+        os.mkfifo(output)
+    ran = cli("batch", str(prompts), "-o", str(output))
+    assert (ran.code, ran.out) == (1, "")
+    assert "need a regular file for --output" in ran.err
+
+
+def test_the_lines_of_a_pipe_that_has_a_name_are_all_answered(cli: Program, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=write_lines, args=(pipe, {"prompt": "a"}, {"prompt": "b"}), daemon=True)
+    writer.start()
+    ran = cli("batch", str(pipe))
+    writer.join()
+    assert {json.loads(line)["index"] for line in ran.out.splitlines()} == {0, 1}

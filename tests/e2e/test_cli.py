@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -467,3 +468,25 @@ def test_a_foreign_checkpoint_runs_by_its_path(environment: dict[str, str], tmp_
     done = run(environment, "generate", "Hello", "--model", str(tmp_path / "qwen"), "--max-tokens", "4", "--json")
     assert done.returncode == 0, (folder, done.stderr)
     assert json.loads(done.stdout)["metrics"]["n_generated_tokens"] > 0
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_output_stream_is_no_crash(environment: dict[str, str], closed: str) -> None:
+    line = f"{shlex.join(command('generate', 'Once', '--max-tokens', '3'))} {1 if closed == 'stdout' else 2}>&-"
+    ran = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert ran.returncode == 0
+    assert "Traceback" not in ran.stderr
+    assert bool(ran.stdout) == (closed == "stderr")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("list",), ("generate", "Once", "--max-tokens", "3")])
+def test_output_that_cannot_be_written_is_an_error_of_one_line(
+    environment: dict[str, str], arguments: tuple[str, ...]
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        ran = subprocess.run(
+            command(*arguments), env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S
+        )
+    assert ran.returncode == 1
+    assert "No space left on device" in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -190,3 +190,10 @@ def test_numbers_of_a_prompt_that_fills_the_whole_pool_are_given_and_one_more_to
 def test_sampling_defaults_are_checked_before_a_model_is_looked_for(defaults):
     with pytest.raises(ConfigError, match=r"^\[sampling_defaults\] "):
         LLM("/no/such/model", sampling_defaults=defaults)
+
+
+@pytest.mark.parametrize("messages", ["hello", [], [1, 2], None, {"role": "user", "content": "x"}, ["hello"]])
+def test_a_chat_of_anything_but_messages_is_refused_rather_than_taken_as_a_prompt(llm, messages):
+    for verb in (llm.chat, llm.stream_chat):
+        with pytest.raises(InvalidRequestError, match=r"^\[messages\] need a list such as"):
+            verb(messages)

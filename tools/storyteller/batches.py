@@ -83,7 +83,7 @@ def collate(documents):
     token of a document, which nothing follows.
     """
     inputs = np.concatenate([ids for ids, _ in documents]).astype(np.int64)
-    targets = np.concatenate([
-        np.append(np.where(mask[1:], ids[1:], IGNORED), IGNORED) for ids, mask in documents
-    ]).astype(np.int64)
+    targets = np.concatenate(
+        [np.append(np.where(mask[1:], ids[1:], IGNORED), IGNORED) for ids, mask in documents]
+    ).astype(np.int64)
     return Batch(inputs, targets, [len(ids) for ids, _ in documents])

@@ -25,6 +25,4 @@ def conversation(turns, system=None):
     `turns` is a list of (user text, answer) pairs; `system` an optional first message.
     """
     head = f"{SYSTEM}\n{system}{END}\n" if system else ""
-    return head + "".join(
-        f"{USER}\n{question}{END}\n{ASSISTANT}\n{answer}{END}\n" for question, answer in turns
-    )
+    return head + "".join(f"{USER}\n{question}{END}\n{ASSISTANT}\n{answer}{END}\n" for question, answer in turns)

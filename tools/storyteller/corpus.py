@@ -6,7 +6,6 @@ Stories are cut into pools by source; a stage of the training is a mixture of po
 import random
 
 import numpy as np
-
 from chat import ASSISTANT, END, END_OF_TEXT, SYSTEM_PROMPT, conversation, plain_story
 from prompts import noun_lexicon, request_for
 from smalltalk import HELLO, HELLO_ANSWERS
@@ -17,10 +16,26 @@ OWN_REPEATS = 6  # the model's own small talk against the rest of it
 
 # Share of the tokens that each pool gets, for the two stages of the training.
 STAGES = [
-    {"plain/tiny": 0.55, "plain/child": 0.05, "plain/other": 0.03,
-     "told/tiny": 0.28, "told/child": 0.03, "told/other": 0.02, "visit": 0.02, "smalltalk": 0.02},
-    {"plain/tiny": 0.16, "plain/child": 0.02, "plain/other": 0.01,
-     "told/tiny": 0.58, "told/child": 0.06, "told/other": 0.03, "visit": 0.10, "smalltalk": 0.04},
+    {
+        "plain/tiny": 0.55,
+        "plain/child": 0.05,
+        "plain/other": 0.03,
+        "told/tiny": 0.28,
+        "told/child": 0.03,
+        "told/other": 0.02,
+        "visit": 0.02,
+        "smalltalk": 0.02,
+    },
+    {
+        "plain/tiny": 0.16,
+        "plain/child": 0.02,
+        "plain/other": 0.01,
+        "told/tiny": 0.58,
+        "told/child": 0.06,
+        "told/other": 0.03,
+        "visit": 0.10,
+        "smalltalk": 0.04,
+    },
 ]
 
 _THANKS = [
@@ -87,7 +102,7 @@ def encode(pools, tokenizer, longest):
     encoded = {}
     for name, texts in pools.items():
         rows = [e.ids for e in tokenizer.encode_batch(texts)]
-        rows = [r if r[-1] == end else r + [end] for r in rows]
+        rows = [r if r[-1] == end else [*r, end] for r in rows]
         encoded[name] = [np.array(r, dtype=np.int16) for r in rows if len(r) <= longest]
     return encoded
 

@@ -69,7 +69,7 @@ def synthetic_stories(folder, known):
 def _without_heading(text):
     """Returns `text` without a first line that is only a title, and without markdown stars."""
     first, _, rest = text.replace("*", "").partition("\n")
-    return rest.strip() if rest and len(first) < 80 and first[-1:] not in ".!?\"" else text.replace("*", "")
+    return rest.strip() if rest and len(first) < 80 and first[-1:] not in '.!?"' else text.replace("*", "")
 
 
 def simple_vocabulary(stories):

@@ -7,15 +7,14 @@ from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from chat import plain_story
 from corpus import group
 from data import load_stories
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = [
     "Tell me a story about a dog and a red ball.",
-    "Write a bedtime story called \"The Sleepy Moon\".",
+    'Write a bedtime story called "The Sleepy Moon".',
     "Tell me a story about a girl named Mia and a big tree.",
     "Hello",
     "Who are you?",
@@ -41,7 +40,7 @@ def perplexities(model, tokenizer, stories):
             continue
         loss, count = story_loss(model, ids)
         for name in (group(story), "all"):
-            totals[name] = [a + b for a, b in zip(totals[name], (loss, count, len(story.text)))]
+            totals[name] = [a + b for a, b in zip(totals[name], (loss, count, len(story.text)), strict=True)]
     return {
         name: (math.exp(loss / count), loss / math.log(2) / characters, count)
         for name, (loss, count, characters) in totals.items()
@@ -52,12 +51,14 @@ def perplexities(model, tokenizer, stories):
 def sample(model, tokenizer, prompt, seed):
     """Returns the answer to `prompt` with the model's own sampling settings and `seed`."""
     ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt",
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        return_tensors="pt",
         return_dict=True,
     )
     torch.manual_seed(seed)
     out = model.generate(**ids)
-    return tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+    return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 def main():

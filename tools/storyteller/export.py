@@ -7,11 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
-from tokenizers import Tokenizer
-
 from chat import BEGIN, END, END_OF_TEXT
 from model import Config, Llama
+from safetensors.torch import save
+from tokenizers import Tokenizer
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 

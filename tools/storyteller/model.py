@@ -26,9 +26,7 @@ class Config:
 def rope_tables(config):
     """Returns (cos, sin), each of shape (positions, head_dim), both halves alike."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(
-        torch.arange(config.max_position_embeddings, dtype=torch.float32), config.rope_theta**-half
-    )
+    angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float32), config.rope_theta**-half)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -41,10 +39,8 @@ def rotate(x, cos, sin):
 
 def attend(q, k, v, lengths):
     """Causal attention inside each document; all of shape (heads, tokens, head_dim)."""
-    documents = zip(*(x[None].split(lengths, dim=2) for x in (q, k, v)))
-    return torch.cat(
-        [F.scaled_dot_product_attention(*qkv, is_causal=True) for qkv in documents], dim=2
-    )[0]
+    documents = zip(*(x[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*qkv, is_causal=True) for qkv in documents], dim=2)[0]
 
 
 class RMSNorm(nn.Module):

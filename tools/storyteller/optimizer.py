@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
             for shape, params in shapes.items():
                 updates = orthogonal(torch.stack([self._direction(p, group["momentum"]) for p in params]))
                 scale = 0.2 * max(shape) ** 0.5
-                for p, update in zip(params, updates):
+                for p, update in zip(params, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-group["lr"] * scale)
 

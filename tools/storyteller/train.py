@@ -7,15 +7,14 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer
-
 import schedule
+import torch
 from batches import Batches
 from corpus import STAGES, answer_mask, documents, encode
 from data import load_smalltalk, load_stories
 from model import Config, Llama
 from optimizer import make_optimizers
+from tokenizers import Tokenizer
 
 CHECKPOINT_SECONDS = 300
 LOG_STEPS = 10
@@ -57,7 +56,7 @@ class Run:
         """Goes on from the checkpoint `path`."""
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.batches.restore(state["batches"])
         self.start, self.step, self.tokens, self.busy = state["counters"]
@@ -91,8 +90,11 @@ def train(run, checkpoint):
         if run.step % LOG_STEPS == 0:
             speed = (run.tokens - mark[0]) / (run.busy - mark[1])
             done = 100 * schedule.progress(run.start, run.deadline)
-            print(f"step {run.step} {done:.1f}% loss {sum(losses) / len(losses):.3f} "
-                  f"tokens {run.tokens} at {speed:.0f}/s", flush=True)
+            print(
+                f"step {run.step} {done:.1f}% loss {sum(losses) / len(losses):.3f} "
+                f"tokens {run.tokens} at {speed:.0f}/s",
+                flush=True,
+            )
             losses, mark = [], (run.tokens, run.busy)
         if time.time() - saved > CHECKPOINT_SECONDS:
             run.save(checkpoint)
