@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_decoder.cli import _options
@@ -39,7 +40,23 @@ def engine_arguments(options: ModelOptions) -> dict[str, Any]:
         "sampling_defaults": settings.runtime.sampling_defaults(),
     }
     found = {name: value for name, value in given.items() if value}
-    return found | settings.runtime.engine_arguments() | options.engine_arguments()
+    arguments = found | settings.runtime.engine_arguments() | options.engine_arguments()
+    _refuse_unused_architecture(settings, arguments.get("model"))
+    return arguments
+
+
+def _refuse_unused_architecture(settings: Settings, model: str | None) -> None:
+    """An architecture counts only beside the weights that it describes; elsewhere it would be ignored."""
+    if settings.model.architecture is None:
+        return
+    if model is not None and settings.folder.resolve() in (Path(model).resolve(), Path(model).resolve() / "config"):
+        return
+    from llm_decoder.errors import ConfigError
+
+    raise ConfigError(
+        f"[{settings.folder / 'model_config.yaml'}: architecture] need null, for it describes the weights directory "
+        f"that it lies in, got one for {model or 'the embedded model'}; move it into that directory's config/"
+    )
 
 
 def is_embedded(options: ModelOptions) -> bool:

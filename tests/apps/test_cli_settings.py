@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from llm_decoder.cli import _open
 from llm_decoder.cli._options import ModelOptions
 
 import llm_decoder
+from llm_decoder.__main__ import main as program
+from llm_decoder.errors import ConfigError
 
 open_llm = _open.open_llm  # the fixture `cli` replaces it
 
@@ -140,3 +143,27 @@ def test_the_cache_verbs_look_where_the_settings_say(cli: Program, tmp_path: Pat
     assert "1 models, 5 B" in cli("cache", "ls", "--config", str(tmp_path)).out
     assert cli("cache", "clear", "--config", str(tmp_path)).out == f"{kept}: 5 B freed\n"
     assert list(kept.iterdir()) == []
+
+
+def test_an_architecture_that_describes_no_loaded_model_is_refused(
+    tmp_path: Path, engine_arguments: list[dict[str, Any]]
+) -> None:
+    config = tmp_path / "weights" / "config"
+    config.mkdir(parents=True)
+    (config / "model_config.yaml").write_text("architecture: {model_type: llama}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"model_config\.yaml: architecture\] need null"):
+        open_llm(ModelOptions(config=config, model="some/other/folder"))
+    assert engine_arguments == []
+    open_llm(ModelOptions(config=config, model=str(tmp_path / "weights")))
+    assert len(engine_arguments) == 1
+
+
+def test_ctrl_c_while_the_program_is_imported_ends_it_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str, *others: Any) -> Any:
+        if name == "llm_decoder.cli.main":
+            raise KeyboardInterrupt
+        return real_import(name, *others)
+
+    real_import = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    assert program() == 130
