@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_decoder.cli._output import to_json
-
 from llm_decoder.errors import InvalidRequestError
 
 if TYPE_CHECKING:

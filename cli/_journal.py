@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llm_decoder.cli._output import to_json
-
 from llm_decoder.errors import ConfigError
 
 

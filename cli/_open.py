@@ -12,7 +12,6 @@ from llm_decoder.cli._output import loading_bar
 
 if TYPE_CHECKING:
     from llm_decoder.config.schema import Settings
-
     from llm_decoder.llm import LLM
     from llm_decoder.sampling import SamplingParams
 

@@ -43,7 +43,6 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
 def run(function: Callable[[], int | None], *, debug: bool = False) -> int:
     """Calls `function` and turns how it ended into an exit code. Usage errors (typer's) pass through."""
     from llm_decoder.cli._output import complain
-
     from llm_decoder.errors import LLMDecoderError
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:

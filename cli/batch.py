@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
+
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import ModelOptions, QuietFlag, SamplingOptions
 from llm_decoder.cli._output import emit_json, note, progress
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from llm_decoder.cli._batch_lines import Line
     from llm_decoder.cli._journal import Journal
     from llm_decoder.cli._output import Progress
-
     from llm_decoder.llm import LLM
     from llm_decoder.sampling import SamplingParams
 

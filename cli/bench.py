@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import JsonFlag, ModelOptions
 from llm_decoder.cli._output import emit_json, emit_table, progress

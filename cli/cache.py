@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from llm_decoder.cli._options import JsonFlag
 from llm_decoder.cli._output import emit_json, emit_line, emit_table, size
 
@@ -46,7 +47,6 @@ def clear_cache(*, config: ConfigFlag = None, as_json: JsonFlag = False) -> None
 
 def _folder(config: Path | None) -> Path:
     from llm_decoder.config.files import load_settings
-
     from llm_decoder.weight_cache import cache_folder
 
     return cache_folder(load_settings(config).paths.cache)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import ModelOptions, QuietFlag, SamplingOptions
 from llm_decoder.cli._output import complain, describe_speed, emit_text, note
@@ -17,9 +18,9 @@ from llm_decoder.cli._stream import stdin
 from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from llm_decoder.cli._conversation import Conversation
     from prompt_toolkit.history import History
 
+    from llm_decoder.cli._conversation import Conversation
     from llm_decoder.outputs import RequestOutput, StreamEvent
 
 DEMO = (
@@ -81,7 +82,6 @@ class Talk:
 
     def _take(self, line: str) -> None:
         from llm_decoder.cli._conversation import obey
-
         from llm_decoder.errors import EngineClosedError, LLMDecoderError
 
         text = line.strip()
@@ -141,10 +141,11 @@ def _line_reader() -> Callable[[], str]:
     """How the next line is read: with editing and history at a terminal, plainly elsewhere. EOFError is the end."""
     if not stdin().isatty():
         return _next_line
-    from llm_decoder.cli._conversation import COMMANDS
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.output import create_output
+
+    from llm_decoder.cli._conversation import COMMANDS
 
     completer = WordCompleter([*COMMANDS, "/regen"], sentence=True)
     session: PromptSession[str] = PromptSession(

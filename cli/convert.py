@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from llm_decoder.cli._options import JsonFlag
 from llm_decoder.cli._output import emit_json, emit_line, loading_bar
 

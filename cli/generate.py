@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import JsonFlag, ModelOptions, QuietFlag, SamplingOptions
 from llm_decoder.cli._output import describe_speed, emit_json, emit_line, emit_text, note
@@ -12,7 +13,6 @@ from llm_decoder.cli._stream import follow_text, read_stdin
 
 if TYPE_CHECKING:
     from llm_decoder.llm import LLM
-
     from llm_decoder.outputs import RequestOutput
     from llm_decoder.sampling import SamplingParams
 

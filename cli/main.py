@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
+
 from llm_decoder.cli._output import complain
 from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, forget_stdout, verb
 from llm_decoder.cli.batch import batch

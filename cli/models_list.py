@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from llm_decoder.cli._options import JsonFlag
 from llm_decoder.cli._output import emit_json, emit_line, emit_table, size
 
@@ -73,9 +74,8 @@ def show_model(
 
 def known_models() -> Iterator[KnownModel]:
     """The embedded model, ./weights, and the hub models in huggingface_hub's cache, in this order."""
-    from llm_decoder.weights_dir import is_weights_directory
-
     from llm_decoder.embedded import EMBEDDED_NAME, embedded_model
+    from llm_decoder.weights_dir import is_weights_directory
 
     yield _known(EMBEDDED_NAME, "embedded", embedded_model())
     here = Path("weights")
@@ -116,12 +116,11 @@ def _known(name: str, origin: str, folder: Path) -> KnownModel:
 
 def _read_config(folder: Path) -> ModelConfig:
     """The config alone: weights are not even looked at, so that a list of many models is quick."""
-    from llm_decoder.weights_dir import is_weights_directory
-
     from llm_decoder.errors import ModelNotFoundError
     from llm_decoder.json_file import read_json_object
     from llm_decoder.loading import open_checkpoint
     from llm_decoder.models import parse_config
+    from llm_decoder.weights_dir import is_weights_directory
 
     if is_weights_directory(folder):
         return open_checkpoint(folder).config

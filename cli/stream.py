@@ -7,6 +7,7 @@ import random
 from typing import Annotated
 
 import typer
+
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import ModelOptions, QuietFlag, SamplingOptions
 from llm_decoder.cli._output import describe_speed, emit_json, emit_text, note

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
 from llm_decoder.config.schema import (
     ChatSettings,
     ModelSettings,
@@ -22,7 +23,6 @@ from llm_decoder.config.schema import (
     nearest_name,
     parse_text,
 )
-
 from llm_decoder.errors import ConfigError
 
 __all__ = ["FILE_NAMES", "find_config_dir", "load_settings", "packaged_config_dir", "read_table", "read_weight_paths"]

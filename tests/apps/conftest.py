@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from cli_fakes import FakeLLM, Program, Ran
+
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import ModelOptions
 from llm_decoder.cli.main import main

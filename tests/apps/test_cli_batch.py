@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from cli_fakes import FakeLLM, Program
+
 from llm_decoder.cli._batch_lines import Line
 from llm_decoder.cli._journal import Journal, fingerprint
 from llm_decoder.cli._output import to_json
 from llm_decoder.cli.batch import answers
-
 from llm_decoder.errors import ConfigError, EngineClosedError, RequestFailedError
 from llm_decoder.sampling import SamplingParams
 

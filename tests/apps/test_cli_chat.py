@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from cli_fakes import FakeLLM, Program
+
 from llm_decoder.cli._conversation import Conversation, obey
 from llm_decoder.cli.chat import Talk
-
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.sampling import SamplingParams
 

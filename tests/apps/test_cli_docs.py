@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_fakes import Program
+
 from llm_decoder.cli._options import ModelOptions, SamplingOptions
 from llm_decoder.cli.main import VERBS
 

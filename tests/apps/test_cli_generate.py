@@ -7,9 +7,9 @@ import sys
 
 import pytest
 from cli_fakes import FakeLLM, Program
+
 from llm_decoder.cli._stream import follow
 from llm_decoder.cli.main import main
-
 from llm_decoder.outputs import StreamEvent
 from llm_decoder.sampling import SamplingParams
 

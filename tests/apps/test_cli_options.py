@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import typer
 from cli_fakes import Program
-from llm_decoder.cli._options import DEFAULT_MAX_TOKENS, ModelOptions, SamplingOptions, parse_size
 
+from llm_decoder.cli._options import DEFAULT_MAX_TOKENS, ModelOptions, SamplingOptions, parse_size
 from llm_decoder.sampling import SamplingParams
 
 

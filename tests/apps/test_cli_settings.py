@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from cli_fakes import Program
-from llm_decoder.cli import _open
-from llm_decoder.cli._options import ModelOptions
 
 import llm_decoder
 from llm_decoder.__main__ import main as program
+from llm_decoder.cli import _open
+from llm_decoder.cli._options import ModelOptions
 from llm_decoder.errors import ConfigError
 
 open_llm = _open.open_llm  # the fixture `cli` replaces it

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from llm_decoder.config import find_config_dir, load_settings
 from llm_decoder.config.files import FILE_NAMES, packaged_config_dir, read_table
 from llm_decoder.config.schema import RuntimeSettings
-
 from llm_decoder.errors import ConfigError
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from llm_decoder.config import load_settings
 from models_factory import FAMILIES, make_checkpoint
 
 from llm_decoder import convert as convert_module
+from llm_decoder.config import load_settings
 from llm_decoder.convert import convert
 from llm_decoder.errors import (
     ConfigError,
