@@ -1,7 +1,8 @@
-"""Ours and llama.cpp on the same weights, alternating, with the machine's limits probed beside them.
+r"""Ours and llama.cpp on the same weights, alternating, with the machine's limits probed beside them.
 
     python benchmarks/make_gguf.py MODEL_DIR MODEL.gguf
-    python benchmarks/against_llama_cpp.py MODEL_DIR MODEL.gguf --llama-bin BUILD/bin --out benchmarks/results/NAME.json
+    python benchmarks/against_llama_cpp.py MODEL_DIR MODEL.gguf --llama-bin BUILD/bin \
+        --llama-version 'libllama 0.5.0, GCC 12.2, native' --out benchmarks/results/NAME.json
 
 Each sample is a process of its own on both sides. Prints a table; writes every sample, the medians, the commands, the
 versions and the machine. llama.cpp runs its own llama-bench and llama-batched-bench with their defaults.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("gguf", type=Path)
     parser.add_argument("--llama-bin", type=Path, required=True, help="folder of llama-bench and llama-batched-bench")
+    parser.add_argument("--llama-version", required=True, help="what to note in the results: tree, compiler, options")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--columns", default=",".join(COLUMNS))
@@ -129,17 +130,14 @@ def probe(program: Path, threads: int) -> tuple[float, float]:
 def report(args: argparse.Namespace, rows: list[dict]) -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    shortest = [args.llama_bin / "llama-bench", "-m", args.gguf, "-p", 1, "-n", 0, "-r", 1, "-o", "json"]
-    build = json.loads(run(shortest))[0]["build_number"]
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu[0],
         "n_cpus": len(cpu),
-        "kernel": platform.release(),
         "threads": args.threads,
         "model": args.model_dir.name,
         "weights": "ours W8 (int8, a scale a row), llama.cpp Q8_0",
-        "llama_cpp_build": build,
+        "llama_cpp_version": args.llama_version,
         "command": " ".join(["python", *sys.argv]).replace(str(args.model_dir.parent), "."),
         "rows": rows,
     }
