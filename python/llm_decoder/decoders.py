@@ -217,7 +217,7 @@ class _NoText:
     """Stands for a tokenizer where there is none."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        raise NotImplementedError("no request that comes here has text")
+        raise InvalidRequestError("[INT8Decoder] needs token ids, got text; LLM takes text", param="prompt")
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return ""
