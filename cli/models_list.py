@@ -197,6 +197,6 @@ def _memory(checkpoint: Checkpoint) -> dict[str, Any]:
         "weights_as_float32_bytes": packed_bytes(config, "f32"),
         "kv_cache_per_token_as_int8_bytes": per_token,
         "kv_cache_per_token_as_float32_bytes": kv_bytes_per_token(config, "float32"),
-        "one_full_context_as_int8_bytes": need.total_bytes,
+        "needed_with_one_full_context_as_int8_bytes": need.total_bytes,
         "free_on_this_machine_bytes": available_memory_bytes(),
     }

@@ -75,7 +75,7 @@ void INT8Decoder::finalize(std::int32_t max_tokens_per_step) {
             max_tokens_per_step);
   weights_ = resolve_weights(config_, named_weights_);
   workspace_ = Workspace(config_, weights_.layout, max_tokens_per_step, pool_.n_threads());
-  plan_.reserve(config_, max_tokens_per_step);
+  plan_.reserve(max_tokens_per_step);
   is_final_ = true;
 }
 
@@ -126,18 +126,20 @@ void INT8Decoder::run_layer(std::int32_t index, const KvCache& cache) {
   const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(index)];
   const PagedKvView kv = cache.layer(index);
   const std::int32_t window = config_.windows[static_cast<std::size_t>(index)];
+  const auto group_number = static_cast<std::size_t>(cache.config().layer_groups[static_cast<std::size_t>(index)]);
+  const StepPlan::Group& group = plan_.groups[group_number];
   const bool is_last = index == config_.n_layers - 1;
 
   multiply_rows(layer.attn_qkv, normed_operand(layer.ln1), into_wide());
-  store_kv(layer, kv);
-  attend(is_last ? plan_.last_attention : plan_.attention, kv, window);
+  store_kv(layer, kv, group.token_pages.data());
+  attend(is_last ? group.last_attention : group.attention, kv, window);
   if (is_last) keep_wanted_rows();
   multiply_rows(layer.attn_o, attention_operand(layer.attn_o.k), into_residual());
   run_mlp(layer);
 }
 
 // Finishes q and k (norm, rope) and puts k and v into their pages. Attention reads all keys and values back from there.
-void INT8Decoder::store_kv(const LayerWeights& layer, const PagedKvView& kv) {
+void INT8Decoder::store_kv(const LayerWeights& layer, const PagedKvView& kv, const std::int32_t* pages) {
   const std::int32_t head_dim = config_.head_dim, n_heads = config_.n_heads, n_kv_heads = config_.n_kv_heads;
   const std::int32_t half = static_cast<std::int32_t>(config_.rope_inv_freq.size());
   const auto finish_heads = [&](float* heads, std::int32_t n, const float* norm, std::int32_t row) {
@@ -152,7 +154,7 @@ void INT8Decoder::store_kv(const LayerWeights& layer, const PagedKvView& kv) {
     const float* v = k + std::int64_t{n_kv_heads} * head_dim;
     finish_heads(q, n_heads, layer.q_norm, row);
     finish_heads(k, n_kv_heads, layer.k_norm, row);
-    kernels_.append_kv(kv, token.page, token.slot, k, v);
+    kernels_.append_kv(kv, pages[row], token.slot, k, v);
   });
 }
 

@@ -51,7 +51,7 @@ class INT8Decoder {
  private:
   void embed();
   void run_layer(std::int32_t index, const KvCache& cache);
-  void store_kv(const LayerWeights& layer, const PagedKvView& kv);
+  void store_kv(const LayerWeights& layer, const PagedKvView& kv, const std::int32_t* pages);  // pages: [n_rows]
   void attend(const StepPlan::Attention& attention, const PagedKvView& kv, std::int32_t window);
   void keep_wanted_rows();
   void run_mlp(const LayerWeights& layer);

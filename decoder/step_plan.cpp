@@ -15,15 +15,18 @@ constexpr std::int32_t kMaxRunRows = 192;
 constexpr std::int64_t kItemsPerThread = 6;
 
 void check_cache(const ModelConfig& config, const KvCacheConfig& cache) {
-  check_arg(
-      cache.n_layers == config.n_layers && cache.n_kv_heads == config.n_kv_heads && cache.head_dim == config.head_dim,
-      kPlace, "the cache must have [n_layers, n_kv_heads, head_dim] = [", config.n_layers, ", ", config.n_kv_heads,
-      ", ", config.head_dim, "], got [", cache.n_layers, ", ", cache.n_kv_heads, ", ", cache.head_dim, "]");
-  if (cache.window == 0) return;
-  for (const std::int32_t window : config.windows) {
-    check_arg(window != 0 && window <= cache.window, kPlace, "a layer sees ",
-              window == 0 ? "every position" : "a window of ", window == 0 ? "" : std::to_string(window),
-              ", but the cache keeps a window of ", cache.window);
+  const auto n_layers = static_cast<std::int32_t>(cache.layer_groups.size());
+  check_arg(n_layers == config.n_layers && cache.n_kv_heads == config.n_kv_heads && cache.head_dim == config.head_dim,
+            kPlace, "the cache must have [n_layers, n_kv_heads, head_dim] = [", config.n_layers, ", ",
+            config.n_kv_heads, ", ", config.head_dim, "], got [", n_layers, ", ", cache.n_kv_heads, ", ",
+            cache.head_dim, "]");
+  for (std::int32_t layer = 0; layer < n_layers; ++layer) {
+    const std::int32_t seen = config.windows[static_cast<std::size_t>(layer)];
+    const auto group = static_cast<std::size_t>(cache.layer_groups[static_cast<std::size_t>(layer)]);
+    const std::int32_t kept = cache.groups[group].window;
+    check_arg(kept == 0 || (seen != 0 && seen <= kept), kPlace, "layer ", layer, " sees ",
+              seen == 0 ? "every position" : "a window of ", seen == 0 ? "" : std::to_string(seen),
+              ", but the cache keeps a window of ", kept);
   }
 }
 
@@ -77,13 +80,10 @@ std::int32_t run_length(std::int64_t n_tokens, const ModelConfig& config, int n_
 
 }  // namespace
 
-void StepPlan::reserve(const ModelConfig& config, std::int32_t max_tokens) {
+void StepPlan::reserve(std::int32_t max_tokens) {
   const std::size_t n = static_cast<std::size_t>(max_tokens);
-  const std::size_t n_items = n * static_cast<std::size_t>(config.n_kv_heads);
   tokens.reserve(n);
   logits_tokens.reserve(n);
-  attention.items.reserve(n_items);
-  last_attention.items.reserve(n_items);
   sequences_.reserve(n);
   sorted_ids_.reserve(n);
 }
@@ -93,25 +93,36 @@ void StepPlan::make(const ModelConfig& config, const KvCache& cache, const StepB
   tokens.clear();
   logits_tokens.clear();
   sequences_.clear();
-  attention.items.clear();
-  last_attention.items.clear();
-  attention.n_pairs = last_attention.n_pairs = 0;
 
   check_cache(config, cache.config());
   check_sizes(batch, max_tokens);
   check_distinct(batch);
   for (std::size_t i = 0; i < batch.seq_ids.size; ++i) add_sequence(config, cache, batch, i);
+  groups.resize(cache.config().groups.size());
+  for (std::size_t i = 0; i < groups.size(); ++i) make_group(config, cache, static_cast<std::int32_t>(i), n_threads);
+}
 
+void StepPlan::make_group(const ModelConfig& config, const KvCache& cache, std::int32_t number, int n_threads) {
+  Group& group = groups[static_cast<std::size_t>(number)];
+  group.token_pages.clear();
+  group.attention.items.clear();
+  group.last_attention.items.clear();
+  group.attention.n_pairs = group.last_attention.n_pairs = 0;
   const std::int32_t max_run = run_length(static_cast<std::int64_t>(tokens.size()), config, n_threads);
   const std::int32_t last_run = run_length(static_cast<std::int64_t>(logits_tokens.size()), config, n_threads);
   for (const Sequence& s : sequences_) {
-    const AttentionItem all{s.block_table, 0, s.token_begin, s.n_tokens, s.position_begin};
-    add_items(attention, config, all, max_run);
+    const std::int32_t* pages = cache.page_table(s.id, number).data();
+    for (std::int32_t position = s.position_begin; position < s.position_begin + s.n_tokens; ++position) {
+      const std::int32_t page = pages[position / cache.config().page_size];
+      check_arg(page >= 0, kPlace, "position ", position, " has no page; reserve before the step");
+      group.token_pages.push_back(page);
+    }
+    const AttentionItem all{pages, 0, s.token_begin, s.n_tokens, s.position_begin};
+    add_items(group.attention, config, all, max_run);
     if (s.want == LogitRows::none) continue;
     const std::int32_t skipped = s.want == LogitRows::last ? s.n_tokens - 1 : 0;
-    const AttentionItem wanted{s.block_table, 0, s.token_begin + skipped, s.n_tokens - skipped,
-                               s.position_begin + skipped};
-    add_items(last_attention, config, wanted, last_run);
+    const AttentionItem wanted{pages, 0, s.token_begin + skipped, s.n_tokens - skipped, s.position_begin + skipped};
+    add_items(group.last_attention, config, wanted, last_run);
   }
 }
 
@@ -132,12 +143,12 @@ void StepPlan::add_sequence(const ModelConfig& config, const KvCache& cache, con
   check_arg(count <= config.max_model_len - length, kPlace,
             "positions must stay below max_model_len = ", config.max_model_len, "; sequence ", seq_id, " holds ",
             length, " tokens and got ", count, " more");
-  const std::vector<std::int32_t>& table = cache.page_table(seq_id);
+  const std::vector<std::int32_t>& table = cache.page_table(seq_id);  // as long as those of the other groups
   const std::int32_t page_size = cache.config().page_size;
   check_arg(static_cast<std::int64_t>(table.size()) * page_size >= std::int64_t{length} + count, kPlace, "sequence ",
             seq_id, " needs room for ", length + count, " tokens, got pages for ",
             static_cast<std::int64_t>(table.size()) * page_size, "; reserve before the step");
-  const Sequence sequence{table.data(), static_cast<std::int32_t>(tokens.size()), count, length,
+  const Sequence sequence{seq_id, static_cast<std::int32_t>(tokens.size()), count, length,
                           static_cast<LogitRows>(batch.want[index])};
   sequences_.push_back(sequence);
   add_tokens(config, cache, batch, sequence);
@@ -153,11 +164,9 @@ void StepPlan::add_tokens(const ModelConfig& config, const KvCache& cache, const
     const std::int32_t row = sequence.token_begin + i;
     const std::int32_t id = batch.tokens[static_cast<std::size_t>(row)];
     const std::int32_t position = sequence.position_begin + i;
-    const std::int32_t page = sequence.block_table[position / page_size];
     check_arg(id >= 0 && id < config.vocab_size, kPlace, "tokens must be in [0, ", config.vocab_size, "), got ", id,
               " at index ", row);
-    check_arg(page >= 0, kPlace, "position ", position, " has no page; reserve before the step");
-    tokens.push_back({id, position, page, position % page_size});
+    tokens.push_back({id, position, position % page_size});
     if (i >= first_wanted) logits_tokens.push_back(row);
   }
 }

@@ -17,21 +17,26 @@ class StepPlan {
   struct Token {
     std::int32_t id;
     std::int32_t position;  // in its sequence
-    std::int32_t page, slot;
+    std::int32_t slot;      // in its page
   };
   // Attention as items that any thread may run in any order.
   struct Attention {
     std::vector<AttentionItem> items;
     std::int64_t n_pairs = 0;  // (query head, visible position) pairs of all items: how much work it is
   };
+  // What is different for the layers of one cache group: their pages.
+  struct Group {
+    std::vector<std::int32_t> token_pages;  // [n_tokens], where each token's KV goes
+    Attention attention;
+    Attention last_attention;  // of logits_tokens only: the last layer computes nothing that nobody reads
+  };
 
   std::vector<Token> tokens;
-  Attention attention;
   std::vector<std::int32_t> logits_tokens;  // token of each row of logits, ascending
-  Attention last_attention;                 // of these tokens only: the last layer computes nothing that nobody reads
+  std::vector<Group> groups;                // those of the cache
 
   // Reserves memory for steps of up to max_tokens tokens.
-  void reserve(const ModelConfig& config, std::int32_t max_tokens);
+  void reserve(std::int32_t max_tokens);
 
   // Throws std::invalid_argument when the batch does not fit the model, the cache or its reservations.
   void make(const ModelConfig& config, const KvCache& cache, const StepBatch& batch, std::int32_t max_tokens,
@@ -39,7 +44,7 @@ class StepPlan {
 
  private:
   struct Sequence {
-    const std::int32_t* block_table;
+    std::int64_t id;
     std::int32_t token_begin, n_tokens;
     std::int32_t position_begin;
     LogitRows want;
@@ -47,6 +52,7 @@ class StepPlan {
 
   void add_sequence(const ModelConfig& config, const KvCache& cache, const StepBatch& batch, std::size_t index);
   void add_tokens(const ModelConfig& config, const KvCache& cache, const StepBatch& batch, const Sequence& sequence);
+  void make_group(const ModelConfig& config, const KvCache& cache, std::int32_t number, int n_threads);
   void check_distinct(const StepBatch& batch);
 
   std::vector<Sequence> sequences_;

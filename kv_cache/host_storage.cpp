@@ -1,5 +1,6 @@
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -24,8 +25,8 @@ class OutOfMemory : public std::bad_alloc {
   std::string message_;
 };
 
-[[noreturn]] void refuse(const KvCacheConfig& config, std::int64_t page_bytes) {
-  throw OutOfMemory(concat("[KvCache] needs ", config.n_pages, " pages of ", page_bytes,
+[[noreturn]] void refuse(std::int32_t n_pages, std::int64_t page_bytes) {
+  throw OutOfMemory(concat("[KvCache] needs ", n_pages, " pages of ", page_bytes,
                            " bytes, more memory than the system gives; ask for fewer pages or kv_cache_dtype int8"));
 }
 
@@ -60,18 +61,21 @@ std::byte* align_up(std::byte* memory, std::int64_t alignment) {
 
 }  // namespace
 
-Storage::Storage(const KvCacheConfig& config) : n_layers_(config.n_layers), shape_(view_shape(config)) {
+Storage::Storage(const KvCacheConfig& config, std::int32_t number)
+    : n_layers_(static_cast<std::int32_t>(std::count(config.layer_groups.begin(), config.layer_groups.end(), number))),
+      shape_(view_shape(config)) {
   if (n_layers_ == 0) return;
+  const std::int32_t n_pages = config.groups[static_cast<std::size_t>(number)].n_pages;
   if (config.dtype == Dtype::s8) scale_stride_bytes_ = std::int64_t{config.n_kv_heads} * config.page_size * 4;
   // The quotient leaves room for every rounding below, so nothing after this line overflows.
-  if (page_bytes() > std::numeric_limits<std::int64_t>::max() / 4 / config.n_pages) refuse(config, page_bytes());
-  const std::int64_t tile_bytes = shape_.page_stride_bytes * config.n_pages;
-  const std::int64_t scale_bytes = scale_stride_bytes_ * config.n_pages;
+  if (page_bytes() > std::numeric_limits<std::int64_t>::max() / 4 / n_pages) refuse(n_pages, page_bytes());
+  const std::int64_t tile_bytes = shape_.page_stride_bytes * n_pages;
+  const std::int64_t scale_bytes = scale_stride_bytes_ * n_pages;
   tile_pool_bytes_ = round_up(tile_bytes, pool_alignment(tile_bytes));
   scale_pool_bytes_ = round_up(scale_bytes, pool_alignment(scale_bytes));
   mapped_bytes_ = 2 * n_layers_ * (tile_pool_bytes_ + scale_pool_bytes_) + kHugePage;
   memory_ = map_memory(mapped_bytes_);
-  if (memory_ == nullptr) refuse(config, page_bytes());
+  if (memory_ == nullptr) refuse(n_pages, page_bytes());
 #ifdef MADV_HUGEPAGE
   if (pool_alignment(tile_bytes) == kHugePage) {
     (void)madvise(memory_, static_cast<std::size_t>(mapped_bytes_), MADV_HUGEPAGE);  // only advice: it may be refused

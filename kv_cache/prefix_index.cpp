@@ -23,11 +23,14 @@ constexpr std::size_t kFirstBuckets = 64;
 
 }  // namespace
 
-PrefixIndex::PrefixIndex(std::int32_t n_pages, std::int32_t page_size, std::uint64_t hash_mask)
-    : page_size_(static_cast<std::size_t>(page_size)),
-      hash_mask_(hash_mask),
-      buckets_(kFirstBuckets, kNone),
-      node_of_page_(static_cast<std::size_t>(n_pages), kNone) {}
+PrefixIndex::PrefixIndex(std::int32_t page_size, std::uint64_t hash_mask)
+    : page_size_(static_cast<std::size_t>(page_size)), hash_mask_(hash_mask), buckets_(kFirstBuckets, kNone) {}
+
+std::int32_t PrefixIndex::add_group(std::int32_t n_pages) {
+  check_state(nodes_.empty(), "PrefixIndex.add_group", "there are nodes already");
+  nodes_of_pages_.emplace_back(static_cast<std::size_t>(n_pages), kNone);
+  return static_cast<std::int32_t>(nodes_of_pages_.size()) - 1;
+}
 
 std::uint64_t PrefixIndex::hash_of(std::int32_t parent, const std::int32_t* tokens) const {
   std::uint64_t hash = at(parent).hash;
@@ -61,7 +64,7 @@ std::int32_t PrefixIndex::find_child(std::int32_t parent, const std::int32_t* to
   return kNone;
 }
 
-std::int32_t PrefixIndex::add_child(std::int32_t parent, const std::int32_t* tokens, std::int32_t page) {
+std::int32_t PrefixIndex::add_child(std::int32_t parent, const std::int32_t* tokens) {
   const std::uint64_t hash = hash_of(parent, tokens);
   const std::int32_t node = new_node();
   std::copy_n(tokens, page_size_, tokens_of(node));
@@ -70,22 +73,24 @@ std::int32_t PrefixIndex::add_child(std::int32_t parent, const std::int32_t* tok
   at(node).depth = at(parent).depth + 1;
   ++at(parent).n_children;
   link(node);
-  set_page(node, page);
   return node;
 }
 
-void PrefixIndex::set_page(std::int32_t node, std::int32_t page) {
-  check_state(at(node).page == kNone, "PrefixIndex.set_page", "node ", node, " has page ", at(node).page);
-  check_state(node_of(page) == kNone, "PrefixIndex.set_page", "page ", page, " is of node ", node_of(page));
-  at(node).page = page;
-  node_of_page_[static_cast<std::size_t>(page)] = node;
+void PrefixIndex::set_page(std::int32_t node, std::int32_t group, std::int32_t page) {
+  const char* place = "PrefixIndex.set_page";
+  check_state(this->page(node, group) == kNone, place, "node ", node, " has page ", this->page(node, group));
+  check_state(node_of(group, page) == kNone, place, "page ", page, " is of node ", node_of(group, page));
+  page_at(node, group) = page;
+  node_at(group, page) = node;
+  ++at(node).n_pages;
 }
 
-void PrefixIndex::forget_page(std::int32_t page) {
-  const std::int32_t node = node_of(page);
+void PrefixIndex::forget_page(std::int32_t group, std::int32_t page) {
+  const std::int32_t node = node_of(group, page);
   check_state(node != kNone, "PrefixIndex.forget_page", "page ", page, " is not in the index");
-  node_of_page_[static_cast<std::size_t>(page)] = kNone;
-  at(node).page = kNone;
+  node_at(group, page) = kNone;
+  page_at(node, group) = kNone;
+  --at(node).n_pages;
   remove_dead(node);
 }
 
@@ -102,7 +107,7 @@ void PrefixIndex::unpin(std::int32_t node) {
 void PrefixIndex::remove_dead(std::int32_t node) {
   while (node != kNone) {
     const Node& dead = at(node);
-    if (dead.page != kNone || dead.n_children > 0 || dead.n_anchors > 0 || dead.n_pins > 0) return;
+    if (dead.n_pages > 0 || dead.n_children > 0 || dead.n_anchors > 0 || dead.n_pins > 0) return;
     const std::int32_t parent = dead.parent;
     if (parent == kNone) {
       roots_.erase(roots_.find(*dead.salt));
@@ -119,7 +124,8 @@ void PrefixIndex::remove_dead(std::int32_t node) {
 std::int32_t PrefixIndex::new_node() {
   if (unused_.empty()) {
     const auto node = static_cast<std::int32_t>(nodes_.size());
-    tokens_.resize(tokens_.size() + page_size_);
+    tokens_.resize((nodes_.size() + 1) * page_size_);
+    pages_.resize((nodes_.size() + 1) * nodes_of_pages_.size(), kNone);
     nodes_.emplace_back();
     unused_.reserve(nodes_.capacity());  // so that remove_dead never allocates
     if (nodes_.size() > buckets_.size()) grow_buckets();
@@ -160,13 +166,19 @@ std::vector<std::int32_t> PrefixIndex::nodes() const {
 void PrefixIndex::check_node(std::int32_t node) const {
   const char* place = "PrefixIndex.check_integrity";
   const Node& self = at(node);
-  check_state(self.page != kNone || self.n_children > 0 || self.n_anchors > 0 || self.n_pins > 0, place, "node ", node,
+  check_state(self.n_pages > 0 || self.n_children > 0 || self.n_anchors > 0 || self.n_pins > 0, place, "node ", node,
               " is kept alive by nothing");
   check_state(self.n_anchors >= 0 && self.n_pins >= 0, place, "node ", node, " has a negative count");
-  check_state(self.page == kNone || node_of(self.page) == node, place, "page ", self.page, " does not point to node ",
-              node);
+  std::int32_t n_pages = 0;
+  for (std::int32_t group = 0; group < n_groups(); ++group) {
+    const std::int32_t page = this->page(node, group);
+    if (page == kNone) continue;
+    ++n_pages;
+    check_state(node_of(group, page) == node, place, "page ", page, " does not point to node ", node);
+  }
+  check_state(n_pages == self.n_pages, place, "node ", node, " counts ", self.n_pages, " pages, has ", n_pages);
   if (self.parent == kNone) {
-    check_state(self.depth == 0 && self.page == kNone, place, "root ", node, " has a depth or a page");
+    check_state(self.depth == 0 && n_pages == 0, place, "root ", node, " has a depth or a page");
     check_state(find_root(*self.salt) == node, place, "root ", node, " is not found by its salt");
     return;
   }
@@ -182,10 +194,10 @@ void PrefixIndex::check_integrity() const {
   check_state(alive.size() + unused_.size() == nodes_.size(), place, alive.size(), " living and ", unused_.size(),
               " unused nodes are not ", nodes_.size());
   std::vector<std::int32_t> n_children(nodes_.size(), 0);
-  std::size_t n_roots = 0, n_with_page = 0;
+  std::size_t n_roots = 0, n_pages = 0;
   for (const std::int32_t node : alive) {
     check_node(node);
-    n_with_page += at(node).page != kNone ? 1 : 0;
+    n_pages += static_cast<std::size_t>(at(node).n_pages);
     if (at(node).parent == kNone) {
       ++n_roots;
     } else {
@@ -197,9 +209,11 @@ void PrefixIndex::check_integrity() const {
                 at(node).n_children, " children, has ", n_children[static_cast<std::size_t>(node)]);
   }
   check_state(n_roots == roots_.size(), place, n_roots, " roots live, ", roots_.size(), " are known");
-  const auto n_mapped =
-      node_of_page_.size() - static_cast<std::size_t>(std::count(node_of_page_.begin(), node_of_page_.end(), kNone));
-  check_state(n_mapped == n_with_page, place, n_mapped, " pages point to nodes, ", n_with_page, " nodes have a page");
+  std::size_t n_mapped = 0;
+  for (const std::vector<std::int32_t>& nodes : nodes_of_pages_) {
+    n_mapped += nodes.size() - static_cast<std::size_t>(std::count(nodes.begin(), nodes.end(), kNone));
+  }
+  check_state(n_mapped == n_pages, place, n_mapped, " pages point to nodes, nodes have ", n_pages, " pages");
 }
 
 }  // namespace llm_decoder

@@ -10,7 +10,7 @@
 
 namespace llm_decoder {
 
-// One mapping for all layers, a pool after the other:
+// One mapping for all layers of a group, a pool after the other:
 //
 //   [n_layers][K, V][n_pages] tiles        then, for s8,        [n_layers][K, V][n_pages] scales
 //
@@ -18,14 +18,15 @@ namespace llm_decoder {
 // until it is first written.
 class Storage {
  public:
-  explicit Storage(const KvCacheConfig& config);  // throws std::bad_alloc with a message when the system has too little
+  // The memory of group `number`. Throws std::bad_alloc with a message when the system has too little.
+  Storage(const KvCacheConfig& config, std::int32_t number);
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
-  PagedKvView layer(std::int32_t layer) const;
+  PagedKvView layer(std::int32_t layer) const;         // counted within the group
   void copy_page(std::int32_t from, std::int32_t to);  // K, V and scales, in every layer
-  std::int64_t page_bytes() const;                     // of one page over all layers
+  std::int64_t page_bytes() const;                     // of one page over all layers of the group
 
  private:
   std::int32_t n_layers_;

@@ -1,6 +1,7 @@
 // _core.KvCache: the verbs of kv_cache.h on NumPy arrays. The GIL is kept: each verb takes microseconds, and it is what
 // keeps two threads of a careless program out of one cache.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
 #include <string>
@@ -20,17 +21,31 @@ Dtype parse_kv_dtype(const std::string& name) {
   return Dtype::s8;
 }
 
-std::unique_ptr<KvCache> make_cache(std::int32_t n_pages, std::int32_t page_size, std::int32_t n_layers,
+// An int for one group, or a sequence with an int for each.
+std::vector<std::int32_t> per_group(const py::object& value) {
+  if (py::isinstance<py::int_>(value)) return {value.cast<std::int32_t>()};
+  return value.cast<std::vector<std::int32_t>>();
+}
+
+std::unique_ptr<KvCache> make_cache(const py::object& n_pages, std::int32_t page_size, const py::object& layers,
                                     std::int32_t n_kv_heads, std::int32_t head_dim, const std::string& dtype,
-                                    std::int32_t window, std::uint64_t hash_mask) {
+                                    const py::object& window, std::uint64_t hash_mask) {
   KvCacheConfig config;
-  config.n_pages = n_pages;
+  const std::vector<std::int32_t> pages_of = per_group(n_pages), window_of = per_group(window);
+  check_arg(pages_of.size() == window_of.size(), "KvCache",
+            "n_pages and window must have an entry for each group, got ", pages_of.size(), " and ", window_of.size());
+  for (std::size_t i = 0; i < pages_of.size(); ++i) config.groups.push_back({pages_of[i], window_of[i]});
+  if (py::isinstance<py::int_>(layers)) {
+    const auto n_layers = layers.cast<std::int32_t>();
+    check_arg(0 <= n_layers && n_layers <= 4096, "KvCache", "n_layers must be in [0, 4096], got ", n_layers);
+    config.layer_groups.assign(static_cast<std::size_t>(n_layers), 0);
+  } else {
+    config.layer_groups = layers.cast<std::vector<std::int32_t>>();
+  }
   config.page_size = page_size;
-  config.n_layers = n_layers;
   config.n_kv_heads = n_kv_heads;
   config.head_dim = head_dim;
   config.dtype = parse_kv_dtype(dtype);
-  config.window = window;
   config.hash_mask = hash_mask;
   return std::make_unique<KvCache>(config);
 }
@@ -53,8 +68,8 @@ void commit(KvCache& cache, const py::array& seq_ids, const py::array& counts, c
                read_array<std::int32_t>(tokens, place, "tokens"));
 }
 
-py::array_t<std::int32_t> page_table(const KvCache& cache, std::int64_t seq_id) {
-  const std::vector<std::int32_t>& pages = cache.page_table(seq_id);
+py::array_t<std::int32_t> page_table(const KvCache& cache, std::int64_t seq_id, std::int32_t group) {
+  const std::vector<std::int32_t>& pages = cache.page_table(seq_id, group);
   return copy_to_array(pages.data(), {static_cast<py::ssize_t>(pages.size())});
 }
 
@@ -64,6 +79,18 @@ std::int32_t pin(KvCache& cache, const py::array& tokens, const py::bytes& salt)
 
 std::int32_t unpin(KvCache& cache, const py::array& tokens, const py::bytes& salt) {
   return cache.unpin(read_array<std::int32_t>(tokens, "KvCache.unpin", "tokens"), std::string_view(salt));
+}
+
+bool has_room(const KvCache& cache, const py::array& n_now, const py::array& n_then, std::int32_t max_step) {
+  const char* place = "KvCache.has_room";
+  return cache.has_room(read_array<std::int32_t>(n_now, place, "n_now"),
+                        read_array<std::int32_t>(n_then, place, "n_then"), max_step);
+}
+
+py::list page_bytes(const KvCache& cache) {
+  py::list bytes;
+  for (const KvGroupStats& group : cache.stats().groups) bytes.append(group.page_bytes);
+  return bytes;
 }
 
 py::dict stats(const KvCache& cache) {
@@ -88,11 +115,13 @@ py::dict stats(const KvCache& cache) {
 void register_kv_cache(py::module_& m) {
   py::class_<KvCache>(m, "KvCache",
                       "The paged KV cache: pages, page tables, prefix index. One thread owns a cache.\n\n"
-                      "Pages hold page_size tokens (a multiple of 16) of every layer; n_layers=0 keeps the books "
-                      "without any storage. dtype: 'f32' or 's8'. window: the widest window of the layers in tokens, "
-                      "0 when any layer sees everything. hash_mask: which bits of the prefix hash count, for tests.\n"
+                      "Pages hold page_size tokens (a multiple of 16) of every layer of a group, the layers with one "
+                      "window. n_pages and window (in tokens, 0: everything is seen): an int for a single group, or "
+                      "a list with one for each.\nlayers: how many, or a list with the group of each; 0 keeps the "
+                      "books without any storage. dtype: 'f32' or 's8'. hash_mask: which bits of the prefix hash "
+                      "count, for tests.\n"
                       "Raises ValueError for impossible sizes and MemoryError when the system refuses the memory.")
-      .def(py::init(&make_cache), py::arg("n_pages"), py::arg("page_size"), py::arg("n_layers"), py::arg("n_kv_heads"),
+      .def(py::init(&make_cache), py::arg("n_pages"), py::arg("page_size"), py::arg("layers"), py::arg("n_kv_heads"),
            py::arg("head_dim"), py::arg("dtype") = "f32", py::arg("window") = 0,
            py::arg("hash_mask") = ~std::uint64_t{0})
       .def("admit", &admit, py::arg("tokens"), py::arg("salt") = py::bytes(),
@@ -111,22 +140,26 @@ void register_kv_cache(py::module_& m) {
       .def("release", &KvCache::release, py::arg("seq_id"),
            "Ends a sequence: full pages that nobody else holds stay cached, the others are free.")
       .def("length", &KvCache::length, py::arg("seq_id"), "Tokens committed.")
-      .def("page_table", &page_table, py::arg("seq_id"),
-           "int32 [n]: page ids in order of position, -1 left of the window.")
+      .def("page_table", &page_table, py::arg("seq_id"), py::arg("group") = 0,
+           "int32 [n]: page ids in order of position, -1 left of the group's window.")
       .def("pin", &pin, py::arg("tokens"), py::arg("salt") = py::bytes(),
            "Keeps the pages of the longest known prefix of tokens (int32 [n]) until unpinned. Counted.\n"
            "Returns how many tokens that prefix has.")
       .def("unpin", &unpin, py::arg("tokens"), py::arg("salt") = py::bytes(),
            "Takes back one pin of the longest pinned prefix of tokens. Returns how many tokens that prefix has.")
       .def("clear_prefix_index", &KvCache::clear_prefix_index, "Forgets every cached page that is not pinned.")
-      .def("n_pages_for", &KvCache::n_pages_for, py::arg("n_tokens"),
-           "Pages of a sequence of n_tokens without a window.")
-      .def("page_bytes", &KvCache::page_bytes, "Bytes of one page over all layers: K, V and scales.")
+      .def("has_room", &has_room, py::arg("n_now"), py::arg("n_then"), py::arg("max_step"),
+           "Whether free and evictable pages are enough for sequences that grow from n_now to n_then tokens (int32 "
+           "[n])\nin steps of at most max_step. An estimate on the safe side.")
+      .def("max_tokens", &KvCache::max_tokens, py::arg("max_step"),
+           "The most tokens a sequence can have that has all pages to itself and takes steps of max_step tokens.")
+      .def("page_bytes", &page_bytes, "list [n_groups]: bytes of one page over all layers of the group.")
       .def("stats", &stats,
-           "Counts of pages by state (n_free + n_held + n_cached = n_pages; n_pinned), of sequences, of looked-up and "
+           "Counts of pages of all groups by state (n_free + n_held + n_cached = n_pages; n_pinned), of sequences, of "
+           "looked-up and "
            "found tokens,\nof evictions and copies, and pool_bytes.")
       .def("check_integrity", &KvCache::check_integrity, "Raises RuntimeError saying what is broken, if anything is.")
-      .def_property_readonly("n_pages", [](const KvCache& cache) { return cache.config().n_pages; })
+      .def_property_readonly("n_groups", [](const KvCache& cache) { return cache.config().groups.size(); })
       .def_property_readonly("page_size", [](const KvCache& cache) { return cache.config().page_size; });
 }
 

@@ -25,10 +25,19 @@ Ints = npt.NDArray[np.int32]
 
 
 class FakeCache(_core.KvCache):
-    """The real cache, without storage, with the pool of tokens that its pages would hold."""
+    """The real cache, without storage, with the pool of tokens that the pages of its first group would hold. Further
+    groups, (n_pages, window) each, only have to find room."""
 
-    def __init__(self, n_pages: int, page_size: int) -> None:
-        super().__init__(n_pages=n_pages, page_size=page_size, n_layers=0, n_kv_heads=1, head_dim=16)
+    def __init__(self, n_pages: int, page_size: int, more_groups: Sequence[tuple[int, int]] = ()) -> None:
+        groups = [(n_pages, 0), *more_groups]
+        super().__init__(
+            n_pages=[n for n, _ in groups],
+            page_size=page_size,
+            layers=0,
+            n_kv_heads=1,
+            head_dim=16,
+            window=[window for _, window in groups],
+        )
         self.pool = np.full((n_pages, page_size), POISON, np.int32)
 
     def reserve(self, seq_ids: npt.NDArray[np.int64], counts: Ints) -> bool:
@@ -60,13 +69,13 @@ class FakeBackend:
         vocab_size: int = 258,
         max_model_len: int = 256,
         max_tokens_per_step: int = 64,
+        more_groups: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self.n_pages = n_pages
         self.page_size = page_size
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.max_tokens_per_step = max_tokens_per_step
-        self.cache = FakeCache(n_pages, page_size)
+        self.cache = FakeCache(n_pages, page_size, more_groups)
         self.spoil: Callable[[Ints, npt.NDArray[np.float32]], None] = lambda history, logits: None
         self.before_step: Callable[[], None] = lambda: None
         self.steps: list[list[tuple[int, int]]] = []  # of each step: (seq_id, count)
@@ -185,7 +194,7 @@ class Desk:
         request = build_request(
             list(prompt.encode() if isinstance(prompt, str) else prompt),
             resolve_params(SamplingParams(**params)),
-            Limits(backend.vocab_size, backend.max_model_len, backend.page_size, backend.n_pages),
+            Limits(backend.vocab_size, backend.max_model_len, backend.cache.max_tokens(backend.max_tokens_per_step)),
             ByteTokenizer(),
             request_id=request_id,
             seed=params.get("seed") or 0,
@@ -218,7 +227,7 @@ class Desk:
         stats = self.backend.cache.stats()
         assert stats["n_held"] == 0
         assert stats["n_sequences"] == 0
-        assert stats["n_free"] + stats["n_cached"] == self.backend.n_pages
+        assert stats["n_free"] + stats["n_cached"] == stats["n_pages"]
         self.backend.cache.check_integrity()
 
 

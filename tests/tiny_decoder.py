@@ -118,8 +118,10 @@ def make_decoder(
     return decoder
 
 
-def make_cache(config: dict[str, Any], dtype: str = "f32", *, n_pages: int = 64, window: int = 0) -> Any:
-    sizes = (config["n_layers"], config["n_kv_heads"], config["head_dim"])
+def make_cache(
+    config: dict[str, Any], dtype: str = "f32", *, n_pages: Any = 64, window: Any = 0, layers: Any = None
+) -> Any:
+    sizes = (config["n_layers"] if layers is None else layers, config["n_kv_heads"], config["head_dim"])
     return _core.KvCache(n_pages, 16, *sizes, dtype=dtype, window=window)
 
 

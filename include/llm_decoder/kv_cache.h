@@ -3,14 +3,17 @@
 //
 // A page is always exactly one of: free (content meaningless), held (in the table of at least one sequence), or cached
 // (held by nobody, found through the prefix index, evictable in LRU order, leaves before their parents unless pinned).
-// With a window, a page that a sequence has left behind may leave before its children: a prefix is found as long as the
-// pages that the window still needs are there.
+// Layers with the same window form a group. A group has pages of its own: a page id names page_size positions in all
+// layers of its group, and a sequence has one page table a group. The prefix index is one for all groups. In a group
+// with a window, a page that a sequence has left behind may leave before its children: a prefix is found as long as the
+// pages that every group still needs are there.
 //
 // After Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention"; the
 // prefix tree after Zheng et al. 2024, "SGLang", section 3.
 //
 // Errors are std::invalid_argument: an unknown or released sequence, a sequence named twice in one call, negative
-// counts, more tokens than were reserved, a sequence past 2^31 - 1 tokens. A call that throws has changed nothing.
+// counts, more tokens than were reserved, a sequence past 2^31 - 1 tokens, a group or layer that is not there. A call
+// that throws has changed nothing.
 #pragma once
 
 #include <cstdint>
@@ -24,19 +27,29 @@
 
 namespace llm_decoder {
 
-struct KvCacheConfig {
+struct KvGroupConfig {
   std::int32_t n_pages = 0;
-  std::int32_t page_size = 0;  // in tokens, a multiple of 16
-  std::int32_t n_layers = 0;   // 0: bookkeeping only, no storage
+  std::int32_t window = 0;  // in tokens, the query itself included; 0: its layers see everything
+};
+
+struct KvCacheConfig {
+  std::vector<KvGroupConfig> groups;
+  std::vector<std::int32_t> layer_groups;  // [n_layers], the group of each layer; empty: bookkeeping only, no storage
+  std::int32_t page_size = 0;              // in tokens, a multiple of 16
   std::int32_t n_kv_heads = 0;
   std::int32_t head_dim = 0;
   Dtype dtype = Dtype::f32;
-  std::int32_t window = 0;                      // the widest window of the layers, 0 if any layer sees everything
   std::uint64_t hash_mask = ~std::uint64_t{0};  // tests force collisions with few bits
 };
 
-struct KvCacheStats {
+struct KvGroupStats {
   std::int64_t n_pages, n_free, n_held, n_cached, n_pinned;
+  std::int64_t page_bytes;  // of one page over all layers of the group: K, V and scales
+};
+
+struct KvCacheStats {
+  std::vector<KvGroupStats> groups;
+  std::int64_t n_pages, n_free, n_held, n_cached, n_pinned;  // of all groups together
   std::int64_t n_sequences;
   std::int64_t n_query_tokens, n_hit_tokens;  // prefix look-ups since construction
   std::int64_t n_evictions, n_copies;         // pages evicted, pages copied on write
@@ -82,11 +95,16 @@ class KvCache {
   void clear_prefix_index();  // forgets every cached page that nobody holds and nobody pinned
 
   std::int32_t length(std::int64_t seq_id) const;  // tokens committed
-  // Page ids of [0, length + reserved), -1 left of the window. Valid until the next verb that changes the cache.
-  const std::vector<std::int32_t>& page_table(std::int64_t seq_id) const;
-  std::int32_t n_pages_for(std::int32_t n_tokens) const;  // of a sequence that keeps all its pages
-  std::int64_t page_bytes() const;                        // of one page over all layers, K and V and scales
+  // Page ids of [0, length + reserved) in a group, -1 left of its window. Valid until the next verb that changes the
+  // cache.
+  const std::vector<std::int32_t>& page_table(std::int64_t seq_id, std::int32_t group = 0) const;
   PagedKvView layer(std::int32_t layer) const;
+
+  // Whether pages are left, free or evictable, for sequences that grow from n_now[i] to n_then[i] tokens, each in steps
+  // of at most max_step tokens, when none of them shares a page past n_now[i]. An estimate on the safe side.
+  bool has_room(Span<const std::int32_t> n_now, Span<const std::int32_t> n_then, std::int32_t max_step) const;
+  // The most tokens that one sequence can have when it has all pages to itself and takes steps of max_step tokens.
+  std::int64_t max_tokens(std::int32_t max_step) const;
   const KvCacheConfig& config() const;
   KvCacheStats stats() const;
 

@@ -17,6 +17,7 @@ from llm_decoder._core import INT8Decoder as CoreDecoder
 from llm_decoder._core import KvCache, isas, pack_f32, pack_w8, quantize_weight_rows, unpack_w8
 from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
 from llm_decoder.fit import available_memory_bytes
+from llm_decoder.kv_pool import KvPool, divide_pool
 
 if TYPE_CHECKING:
     from llm_decoder.model_config import ModelConfig
@@ -79,7 +80,6 @@ class Backend(Protocol):
     vocab_size: int
     max_model_len: int
     page_size: int
-    n_pages: int
     max_tokens_per_step: int
     cache: KvCache
 
@@ -213,47 +213,37 @@ class CpuBackend:
         self.vocab_size = config.vocab_size
         self.max_tokens_per_step = options.max_tokens_per_step
         self.kv_cache_dtype = _kv_dtype(model, options)
-        self.n_pages, self.max_model_len = self._size_pool(model, options)
+        wanted_len = options.max_model_len or config.max_model_len
+        pool = divide_pool(
+            config,
+            self.kv_cache_dtype,
+            page_size=self.page_size,
+            wanted_len=wanted_len,
+            least_len=self.page_size if options.max_model_len is None else wanted_len,
+            max_step=self.max_tokens_per_step,
+            n_sequences=max(DEFAULT_POOL_SEQUENCES, -(-DEFAULT_POOL_TOKENS // wanted_len)),
+            pool_bytes=options.kv_cache_bytes,
+            most_bytes=int(available_memory_bytes() * DEFAULT_POOL_SHARE),
+        )
+        self.max_model_len = pool.max_len
         self._decoder = create_decoder(model, options, self.max_model_len)
-        self.cache = self._make_cache(model, self.n_pages)
+        self.cache = self._make_cache(config, pool)
 
-    def _make_cache(self, model: Model, n_pages: int) -> KvCache:
-        config = model.config
-        windows = list(config.windows)
+    def _make_cache(self, config: ModelConfig, pool: KvPool) -> KvCache:
         try:
             return KvCache(
-                n_pages=n_pages,
+                n_pages=pool.n_pages,
                 page_size=self.page_size,
-                n_layers=config.n_layers,
+                layers=pool.layer_groups,
                 n_kv_heads=config.n_kv_heads,
                 head_dim=config.head_dim,
                 dtype=_KV_DTYPES[self.kv_cache_dtype],
-                window=max(windows) if windows and min(windows) > 0 else 0,
+                window=pool.windows,
             )
         except MemoryError as error:
             raise NotEnoughMemoryError(
-                f"[KV cache] {n_pages} pages of {self.page_size} tokens do not fit the memory; lower kv_cache_bytes"
+                f"[KV cache] {pool.pool_bytes} bytes do not fit the memory; lower kv_cache_bytes"
             ) from error
-
-    def _size_pool(self, model: Model, options: BackendOptions) -> tuple[int, int]:
-        """(pages, tokens a sequence may have)"""
-        page_bytes = self._make_cache(model, 1).page_bytes()
-        wanted_len = options.max_model_len or model.config.max_model_len
-        pages_each = -(-wanted_len // self.page_size)
-        if options.kv_cache_bytes is not None:
-            pool_bytes = options.kv_cache_bytes
-        else:
-            n_default = max(DEFAULT_POOL_SEQUENCES * pages_each, -(-DEFAULT_POOL_TOKENS // self.page_size))
-            pool_bytes = min(n_default * page_bytes, int(available_memory_bytes() * DEFAULT_POOL_SHARE))
-        n_pages = pool_bytes // page_bytes
-        least = pages_each if options.max_model_len is not None else 1
-        if n_pages < least:
-            raise NotEnoughMemoryError(
-                f"[KV cache] one sequence of {wanted_len if least > 1 else self.page_size} tokens needs "
-                f"{least * page_bytes} bytes ({least} pages of {page_bytes}), the pool has {pool_bytes}; "
-                "raise kv_cache_bytes, lower max_model_len, or use kv_cache_dtype='int8'"
-            )
-        return n_pages, min(wanted_len, n_pages * self.page_size)
 
     def step(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints, want: npt.NDArray[np.uint8]) -> int:
         return self._decoder.step(self.cache, tokens, seq_ids, counts, want)
@@ -277,7 +267,7 @@ class CpuBackend:
             "isa": self._decoder.isa,
             "threads": self._decoder.threads,
             "kv_cache_dtype": self.kv_cache_dtype,
-            "kv_cache_bytes": self.cache.page_bytes() * self.n_pages,
+            "kv_cache_bytes": self.cache.stats()["pool_bytes"],
             "workspace_bytes": self._decoder.workspace_bytes,
         }
 

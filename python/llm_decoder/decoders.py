@@ -153,7 +153,7 @@ class INT8Decoder:
         request = build_request(
             token_ids,
             params,
-            Limits(backend.vocab_size, backend.max_model_len, backend.page_size, backend.n_pages),
+            Limits(backend.vocab_size, backend.max_model_len, backend.cache.max_tokens(backend.max_tokens_per_step)),
             _NoText(),
             request_id="generate",
             seed=params.seed or 0,

@@ -221,8 +221,7 @@ class Engine:
         self.limits = Limits(
             vocab_size=backend.vocab_size,
             max_model_len=backend.max_model_len,
-            page_size=backend.page_size,
-            n_pages=backend.n_pages,
+            max_kv_tokens=backend.cache.max_tokens(backend.max_tokens_per_step),
         )
 
     def submit(

@@ -6,6 +6,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
+
 from llm_decoder.backends import KvCache
 from llm_decoder.batch import StepBatch
 from llm_decoder.sequence import Sequence
@@ -112,11 +114,11 @@ class Scheduler:
         """Whether all its tokens find pages now, beside what running prefills still need and a page for each decode."""
         if not self.running:
             return True
-        stats = self.cache.stats()
-        n_pages_for = self.cache.n_pages_for
-        n_promised = sum(1 + n_pages_for(other.n_tokens) - n_pages_for(other.n_computed) for other in self.running)
-        n_needed = n_pages_for(n_tokens) - n_pages_for(n_cached)
-        return n_needed + n_promised <= stats["n_free"] + max(0, stats["n_cached"] - stats["n_pinned"])
+        n_now = [n_cached, *(other.n_computed for other in self.running)]
+        n_then = [n_tokens, *(other.n_tokens + self.cache.page_size for other in self.running)]
+        return self.cache.has_room(
+            np.array(n_now, np.int32), np.array(n_then, np.int32), self.limits.max_tokens_per_step
+        )
 
     def preempt(self, sequence: Sequence) -> None:
         """Takes its pages away; it waits at the head of the queue and computes its tokens again later."""
@@ -156,9 +158,8 @@ class Scheduler:
     def describe_shortage(self, sequence: Sequence) -> str:
         """Why `sequence` cannot be computed although nobody else runs."""
         stats = self.cache.stats()
-        need = self.cache.n_pages_for(sequence.n_computed + max(1, sequence.n_scheduled))
         return (
-            f"[KV cache] the request needs {need} pages of {self.cache.page_size} tokens, the pool has "
-            f"{stats['n_pages']}, of which {stats['n_pinned']} are pinned and {stats['n_free']} free; unpin prefixes "
-            "or raise kv_cache_bytes"
+            f"[KV cache] the request needs room for {sequence.n_computed + max(1, sequence.n_scheduled)} tokens, the "
+            f"pool has {stats['n_pages']} pages of {self.cache.page_size}, of which {stats['n_pinned']} are pinned and "
+            f"{stats['n_free']} free; unpin prefixes or raise kv_cache_bytes"
         )

@@ -34,12 +34,11 @@ class Vocabulary(TextDecoder, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine can hold. max_model_len and page_size in tokens."""
+    """What the engine can hold. max_kv_tokens: of one sequence that has the KV pool to itself."""
 
     vocab_size: int
     max_model_len: int
-    page_size: int
-    n_pages: int
+    max_kv_tokens: int
 
 
 @dataclass(eq=False, slots=True)
@@ -279,7 +278,7 @@ def _max_new(n_prompt: int, params: SamplingParams, limits: Limits) -> int:
     """Tokens that may be generated: max_tokens, or what the context (or the whole KV pool) leaves."""
     at_least = 0 if params.max_tokens == 0 else max(1, params.min_tokens)
     # The last token of an answer is never computed, so it needs no place in the pool.
-    capacity = min(limits.max_model_len, limits.n_pages * limits.page_size + (1 if at_least else 0))
+    capacity = min(limits.max_model_len, limits.max_kv_tokens + (1 if at_least else 0))
     if n_prompt + at_least > capacity:
         answer = f" and at least {at_least} of an answer" if at_least else ""
         where = (

@@ -21,15 +21,14 @@ constexpr std::int32_t kPage = 16;
 
 KvCacheConfig books_only(std::int32_t n_pages, std::int32_t window = 0) {
   KvCacheConfig config;
-  config.n_pages = n_pages;
+  config.groups = {{n_pages, window}};
   config.page_size = kPage;
-  config.window = window;
   return config;
 }
 
 KvCacheConfig with_storage(Dtype dtype, std::int32_t n_pages = 4) {
   KvCacheConfig config = books_only(n_pages);
-  config.n_layers = 3;
+  config.layer_groups = {0, 0, 0};
   config.n_kv_heads = 2;
   config.head_dim = 40;
   config.dtype = dtype;
@@ -106,24 +105,50 @@ TEST(impossible_configurations_are_refused_by_name) {
   config = with_storage(Dtype::f32);
   config.head_dim = 0;
   CHECK_THROWS(std::invalid_argument, "head_dim", KvCache(config));
+  config = with_storage(Dtype::f32);
+  config.layer_groups = {0, 1, 0};
+  CHECK_THROWS(std::invalid_argument, "a layer's group must be in [0, 0], got 1", KvCache(config));
+  config.groups.clear();
+  CHECK_THROWS(std::invalid_argument, "number of groups", KvCache(config));
 }
 
 TEST(a_pool_larger_than_any_machine_is_refused_with_its_size) {
   KvCacheConfig config = with_storage(Dtype::f32, 1 << 26);
-  config.n_layers = 4096;
+  config.layer_groups.assign(4096, 0);
   config.n_kv_heads = 4096;
   config.head_dim = 16384;
   CHECK_THROWS(std::bad_alloc, "67108864 pages", KvCache(config));
 }
 
-TEST(pages_are_counted_from_tokens) {
-  const KvCache cache(books_only(4));
-  CHECK_EQ(cache.n_pages_for(0), 0);
-  CHECK_EQ(cache.n_pages_for(1), 1);
-  CHECK_EQ(cache.n_pages_for(kPage), 1);
-  CHECK_EQ(cache.n_pages_for(kPage + 1), 2);
-  CHECK_EQ(cache.n_pages_for(std::numeric_limits<std::int32_t>::max()), 1 << 27);
-  CHECK_THROWS(std::invalid_argument, "n_tokens", cache.n_pages_for(-1));
+TEST(room_is_counted_in_pages_that_sequences_would_take) {
+  KvCache cache(books_only(4));
+  const auto has_room = [&](const Ints& n_now, const Ints& n_then) { return cache.has_room(n_now, n_then, 8); };
+  CHECK(has_room({0}, {4 * kPage}));
+  CHECK(!has_room({0}, {4 * kPage + 1}));
+  CHECK(has_room({kPage, 0}, {4 * kPage, 1}));
+  CHECK(!has_room({kPage, 0}, {4 * kPage, kPage + 1}));
+  CHECK(has_room({0}, {0}));
+  CHECK_THROWS(std::invalid_argument, "grows", has_room({2}, {1}));
+  CHECK_THROWS(std::invalid_argument, "equally many", has_room({2}, {3, 4}));
+  CHECK_EQ(cache.max_tokens(8), 4 * kPage);
+  const std::int64_t one = run(cache, count_from(0, 2 * kPage));
+  CHECK(!has_room({0}, {3 * kPage}));
+  cache.release(one);  // cached pages count, they can be evicted
+  CHECK(has_room({0}, {4 * kPage}));
+  CHECK_EQ(pin(cache, count_from(0, kPage)), kPage);
+  CHECK(!has_room({0}, {4 * kPage}));
+}
+
+TEST(a_window_bounds_the_room_that_a_sequence_takes) {
+  KvCacheConfig config = books_only(100);
+  config.groups.push_back({5, 2 * kPage});
+  const KvCache cache(config);
+  // The window and a step of 32 tokens cover four pages, or five when they begin within one.
+  const Ints nothing = {0}, long_text = {99 * kPage};
+  CHECK(cache.has_room(nothing, long_text, 32));
+  CHECK(!cache.has_room(nothing, long_text, 33));
+  CHECK_EQ(cache.max_tokens(32), 100 * kPage);
+  CHECK_EQ(cache.max_tokens(33), 5 * kPage);
 }
 
 TEST(a_prompt_seen_before_is_found_in_full_pages_and_never_whole) {
@@ -485,6 +510,75 @@ TEST(a_request_larger_than_the_pool_is_answered_with_no) {
   cache.check_integrity();
 }
 
+// Two groups: one sees everything, the other two pages back.
+KvCacheConfig two_groups(std::int32_t n_pages, std::int32_t n_windowed) {
+  KvCacheConfig config = books_only(n_pages);
+  config.groups.push_back({n_windowed, 2 * kPage});
+  return config;
+}
+
+TEST(each_group_frees_what_its_own_window_has_passed) {
+  KvCache cache(two_groups(8, 8));
+  const std::int64_t id = run(cache, count_from(0, 5 * kPage));
+  const Ints& all = cache.page_table(id, 0);
+  const Ints& windowed = cache.page_table(id, 1);
+  CHECK_EQ(all.size(), windowed.size());
+  for (std::size_t i = 0; i < 5; ++i) {
+    CHECK(all[i] >= 0);
+    CHECK_EQ(windowed[i] >= 0, i >= 3);
+  }
+  CHECK_EQ(cache.stats().groups[0].n_held, 5);
+  CHECK_EQ(cache.stats().groups[1].n_held, 2);
+  CHECK_EQ(cache.stats().n_pages, 16);
+  CHECK_THROWS(std::invalid_argument, "group must be in [0, 2), got 2", cache.page_table(id, 2));
+}
+
+TEST(a_prefix_is_found_where_every_group_has_what_it_needs) {
+  KvCache cache(two_groups(16, 3));
+  const Ints first = count_from(0, 3 * kPage), more = count_from(100, kPage);
+  cache.release(run(cache, first));
+  CHECK_EQ(n_hit(cache, join(first, more)), 3 * kPage);
+  cache.release(run(cache, count_from(500, 2 * kPage)));  // takes windowed pages of the first
+  CHECK_EQ(cache.stats().groups[0].n_cached, 5);
+  CHECK_EQ(n_hit(cache, join(first, more)), 0);
+  cache.release(run(cache, first));  // computed again: the pages of the other group are taken up where they were
+  CHECK_EQ(cache.stats().groups[0].n_cached, 5);
+  CHECK_EQ(n_hit(cache, join(first, more)), 3 * kPage);
+}
+
+TEST(a_step_has_room_in_every_group_or_in_none) {
+  KvCache cache(two_groups(8, 1));
+  const KvCache::Admission one = admit(cache, count_from(0, 2 * kPage));
+  CHECK(!reserve(cache, {one.seq_id}, {2 * kPage}));
+  CHECK_EQ(cache.stats().n_held, 0);
+  CHECK(reserve(cache, {one.seq_id}, {kPage}));
+  cache.check_integrity();
+}
+
+TEST(layers_lie_in_the_pool_of_their_group) {
+  KvCacheConfig config = with_storage(Dtype::s8, 4);
+  config.groups.push_back({2, kPage});
+  config.layer_groups = {1, 0, 1};
+  const KvCache cache(config);
+  CHECK_EQ(cache.stats().groups[1].page_bytes, 2 * cache.stats().groups[0].page_bytes);
+  CHECK_EQ(cache.stats().pool_bytes, (4 + 2 * 2) * cache.stats().groups[0].page_bytes);
+  int mark = 0;
+  for (const std::int32_t layer : {0, 1, 2}) {
+    const PagedKvView view = cache.layer(layer);
+    const auto n_bytes = static_cast<std::size_t>(view.page_stride_bytes * (layer == 1 ? 4 : 2));
+    std::memset(view.k, ++mark, n_bytes);
+    std::memset(view.v, ++mark, n_bytes);
+  }
+  mark = 0;
+  for (const std::int32_t layer : {0, 1, 2}) {
+    const PagedKvView view = cache.layer(layer);
+    const std::int64_t n_bytes = view.page_stride_bytes * (layer == 1 ? 4 : 2);
+    const std::byte first{static_cast<unsigned char>(++mark)}, second{static_cast<unsigned char>(++mark)};
+    CHECK(view.k[0] == first && view.k[n_bytes - 1] == first);
+    CHECK(view.v[0] == second && view.v[n_bytes - 1] == second);
+  }
+}
+
 TEST(tiles_have_the_layout_of_the_view) {
   for (const Dtype dtype : {Dtype::f32, Dtype::s8}) {
     const KvCache cache(with_storage(dtype));
@@ -497,8 +591,9 @@ TEST(tiles_have_the_layout_of_the_view) {
     CHECK_EQ(reinterpret_cast<std::uintptr_t>(view.v) % 64, std::uintptr_t{0});
     CHECK_EQ(view.k_scale == nullptr, dtype == Dtype::f32);
     const std::int64_t scales = dtype == Dtype::f32 ? 0 : 2 * kPage * 4;
-    CHECK_EQ(cache.page_bytes(), 3 * 2 * (view.page_stride_bytes + scales));
-    CHECK_EQ(cache.stats().pool_bytes, 4 * cache.page_bytes());
+    const std::int64_t page_bytes = cache.stats().groups[0].page_bytes;
+    CHECK_EQ(page_bytes, 3 * 2 * (view.page_stride_bytes + scales));
+    CHECK_EQ(cache.stats().pool_bytes, 4 * page_bytes);
   }
 }
 
@@ -562,14 +657,14 @@ TEST(a_copied_page_has_the_same_bytes_in_every_layer) {
 // More address space than 32 bits can count; only the pages touched cost memory.
 TEST(the_last_page_of_a_large_pool_can_be_written) {
   KvCacheConfig config = with_storage(Dtype::s8, (1 << 16) + 1);
-  config.n_layers = 1;
+  config.layer_groups = {0};
   config.n_kv_heads = 16;
   config.head_dim = 128;
   const KvCache cache(config);
   const PagedKvView view = cache.layer(0);
-  CHECK(view.page_stride_bytes * (config.n_pages - 1) > std::int64_t{std::numeric_limits<std::int32_t>::max()});
-  std::memset(view.v_tile(config.n_pages - 1, config.n_kv_heads - 1), 1,
-              static_cast<std::size_t>(view.head_stride_bytes));
-  view.v_scales(config.n_pages - 1, config.n_kv_heads - 1)[kPage - 1] = 1.0f;
-  CHECK(view.k_tile(config.n_pages - 1, 0) < view.v_tile(0, 0));
+  const std::int32_t last = config.groups[0].n_pages - 1;
+  CHECK(view.page_stride_bytes * last > std::int64_t{std::numeric_limits<std::int32_t>::max()});
+  std::memset(view.v_tile(last, config.n_kv_heads - 1), 1, static_cast<std::size_t>(view.head_stride_bytes));
+  view.v_scales(last, config.n_kv_heads - 1)[kPage - 1] = 1.0f;
+  CHECK(view.k_tile(last, 0) < view.v_tile(0, 0));
 }

@@ -1,8 +1,8 @@
 """The paged cache once more, with plain lists and nothing clever: the judge of test_kv_cache_properties.py.
 
 An entry of a table stands for a page: None left of the window, a Prefix for a full page (its content follows from the
-tokens up to its end), a Private for a page that is still being filled. Equal entries are one page. Counts are never
-kept, always counted.
+tokens up to its end), a Private for a page that is still being filled. Equal entries of one group are one page. Counts
+are never kept, always counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ Entry = Prefix | Private | None
 class ModelSequence:
     salt: bytes
     tokens: list[int]  # committed
-    table: list[Entry]
     n_reserved: int = 0
 
     def prefix(self, n_tokens: int) -> Prefix:
@@ -34,19 +33,18 @@ class ModelSequence:
 
 
 @dataclass
-class KvCacheModel:
+class GroupModel:
+    """The pages of the layers with one window."""
+
     n_pages: int
     page_size: int
     window: int
-    sequences: dict[int, ModelSequence] = field(default_factory=dict)
+    tables: dict[int, list[Entry]] = field(default_factory=dict)
     lru: list[Prefix] = field(default_factory=list)  # cached and not pinned, the oldest first
-    pins: list[Prefix] = field(default_factory=list)  # a prefix pinned twice stands here twice
     indexed: list[Prefix] = field(default_factory=list)  # full pages that are there, held or cached
     n_numbers: int = 0
     n_evictions: int = 0
     n_copies: int = 0
-    n_query_tokens: int = 0
-    n_hit_tokens: int = 0
 
     # ---- counting
 
@@ -60,10 +58,10 @@ class KvCacheModel:
         return first_visible // self.page_size
 
     def n_holders(self, entry: Entry) -> int:
-        return sum(entry in sequence.table for sequence in self.sequences.values())
+        return sum(entry in table for table in self.tables.values())
 
     def held(self) -> set[Entry]:
-        return {entry for sequence in self.sequences.values() for entry in sequence.table if entry is not None}
+        return {entry for table in self.tables.values() for entry in table if entry is not None}
 
     def n_free(self) -> int:
         return self.n_pages - len(self.held() | set(self.indexed))
@@ -75,26 +73,28 @@ class KvCacheModel:
         n_pages = len(tokens) // self.page_size
         return [(salt, tokens[: (page + 1) * self.page_size]) for page in range(first, n_pages)]
 
-    def is_pinned(self, page: Prefix) -> bool:
-        return any(page in self.live_pages(pin) for pin in self.pins)
+    def knows(self, prefix: Prefix) -> bool:
+        return all(page in self.indexed for page in self.live_pages(prefix))
 
-    def longest_known(self, salt: bytes, tokens: list[int], max_pages: int) -> Prefix:
-        for n_pages in range(max_pages, 0, -1):
-            prefix = (salt, tuple(tokens[: n_pages * self.page_size]))
-            if all(page in self.indexed for page in self.live_pages(prefix)):
-                return prefix
-        return salt, ()
+    def shares_a_partial_page(self, seq_id: int, length: int) -> bool:
+        return length % self.page_size != 0 and self.n_holders(self.tables[seq_id][length // self.page_size]) > 1
+
+    def n_wanted(self, lengths: dict[int, int], counts: list[int]) -> int:
+        n_wanted = 0
+        writers: list[Entry] = []
+        for (seq_id, length), count in zip(lengths.items(), counts, strict=True):
+            n_wanted += max(0, self.pages_for(length + count) - len(self.tables[seq_id]))
+            if count > 0 and self.shares_a_partial_page(seq_id, length):
+                writers.append(self.tables[seq_id][length // self.page_size])
+        for entry in set(writers):
+            n_wanted += min(writers.count(entry), self.n_holders(entry) - 1)
+        return n_wanted
 
     # ---- moves
 
     def hold(self, entry: Entry) -> None:
         if entry in self.lru:
             self.lru.remove(entry)
-
-    def let_go(self, table: list[Entry], index: int) -> None:
-        entry, table[index] = table[index], None
-        if isinstance(entry, tuple) and self.n_holders(entry) == 0 and not self.is_pinned(entry):
-            self.lru.append(entry)
 
     def take(self) -> Private:
         if self.n_free() == 0:
@@ -103,84 +103,112 @@ class KvCacheModel:
         self.n_numbers += 1
         return Private(self.n_numbers)
 
+    def start(self, seq_id: int, prefix: Prefix) -> None:
+        live = self.live_pages(prefix)
+        for page in live:
+            self.hold(page)
+        dead: list[Entry] = [None] * (len(prefix[1]) // self.page_size - len(live))
+        self.tables[seq_id] = dead + live
+
+    def make_room(self, seq_id: int, length: int, count: int) -> None:
+        table = self.tables[seq_id]
+        if count > 0 and self.shares_a_partial_page(seq_id, length):
+            table[length // self.page_size] = self.take()
+            self.n_copies += 1
+        self.trim(seq_id, length + count)
+        while len(table) < self.pages_for(length + count):
+            table.append(self.take())
+
+    def trim(self, seq_id: int, n_tokens: int) -> None:
+        del self.tables[seq_id][self.pages_for(n_tokens) :]
+
+    def fill(self, seq_id: int, page: int, prefix: Prefix) -> None:
+        if prefix not in self.indexed:
+            self.indexed.append(prefix)
+        self.hold(prefix)
+        self.tables[seq_id][page] = prefix
+
+
+@dataclass
+class KvCacheModel:
+    page_size: int
+    groups: list[GroupModel]
+    sequences: dict[int, ModelSequence] = field(default_factory=dict)
+    pins: list[Prefix] = field(default_factory=list)  # a prefix pinned twice stands here twice
+    n_query_tokens: int = 0
+    n_hit_tokens: int = 0
+
+    def is_pinned(self, group: GroupModel, page: Prefix) -> bool:
+        return any(page in group.live_pages(pin) for pin in self.pins)
+
+    def longest_known(self, salt: bytes, tokens: list[int], max_pages: int) -> Prefix:
+        for n_pages in range(max_pages, 0, -1):
+            prefix = (salt, tuple(tokens[: n_pages * self.page_size]))
+            if all(group.knows(prefix) for group in self.groups):
+                return prefix
+        return salt, ()
+
+    def let_go(self, group: GroupModel, seq_id: int, index: int) -> None:
+        table = group.tables[seq_id]
+        entry, table[index] = table[index], None
+        if isinstance(entry, tuple) and group.n_holders(entry) == 0 and not self.is_pinned(group, entry):
+            group.lru.append(entry)
+
     # ---- verbs
 
     def admit(self, seq_id: int, tokens: list[int], salt: bytes) -> int:
         prefix = self.longest_known(salt, tokens, max(0, len(tokens) - 1) // self.page_size)
         n_cached = len(prefix[1])
-        live = self.live_pages(prefix)
-        for page in live:
-            self.hold(page)
-        dead: list[Entry] = [None] * (n_cached // self.page_size - len(live))
-        self.sequences[seq_id] = ModelSequence(salt, list(prefix[1]), dead + live)
+        for group in self.groups:
+            group.start(seq_id, prefix)
+        self.sequences[seq_id] = ModelSequence(salt, list(prefix[1]))
         self.n_query_tokens += len(tokens)
         self.n_hit_tokens += n_cached
         return n_cached
 
-    def shares_a_partial_page(self, sequence: ModelSequence) -> bool:
-        is_partial = len(sequence.tokens) % self.page_size != 0
-        return is_partial and self.n_holders(sequence.table[len(sequence.tokens) // self.page_size]) > 1
-
-    def n_wanted(self, seq_ids: list[int], counts: list[int]) -> int:
-        n_wanted = 0
-        writers: list[Entry] = []
-        for seq_id, count in zip(seq_ids, counts, strict=True):
-            sequence = self.sequences[seq_id]
-            n_wanted += max(0, self.pages_for(len(sequence.tokens) + count) - len(sequence.table))
-            if count > 0 and self.shares_a_partial_page(sequence):
-                writers.append(sequence.table[len(sequence.tokens) // self.page_size])
-        for entry in set(writers):
-            n_wanted += min(writers.count(entry), self.n_holders(entry) - 1)
-        return n_wanted
-
     def reserve(self, seq_ids: list[int], counts: list[int]) -> bool:
-        if self.n_wanted(seq_ids, counts) > self.n_free() + len(self.lru):
+        lengths = {seq_id: len(self.sequences[seq_id].tokens) for seq_id in seq_ids}
+        if any(group.n_wanted(lengths, counts) > group.n_free() + len(group.lru) for group in self.groups):
             return False
         for seq_id, count in zip(seq_ids, counts, strict=True):
-            sequence = self.sequences[seq_id]
-            if count > 0 and self.shares_a_partial_page(sequence):
-                sequence.table[len(sequence.tokens) // self.page_size] = self.take()
-                self.n_copies += 1
-            self.trim(sequence, len(sequence.tokens) + count)
-            while len(sequence.table) < self.pages_for(len(sequence.tokens) + count):
-                sequence.table.append(self.take())
-            sequence.n_reserved = count
+            for group in self.groups:
+                group.make_room(seq_id, lengths[seq_id], count)
+            self.sequences[seq_id].n_reserved = count
         return True
-
-    def trim(self, sequence: ModelSequence, n_tokens: int) -> None:
-        del sequence.table[self.pages_for(n_tokens) :]
 
     def commit(self, seq_id: int, tokens: list[int]) -> None:
         sequence = self.sequences[seq_id]
         n_full = len(sequence.tokens) // self.page_size
         sequence.tokens += tokens
-        for page in range(n_full, len(sequence.tokens) // self.page_size):
-            prefix = sequence.prefix((page + 1) * self.page_size)
-            if prefix not in self.indexed:
-                self.indexed.append(prefix)
-            self.hold(prefix)
-            sequence.table[page] = prefix
-        self.trim(sequence, len(sequence.tokens))
-        for page in reversed(range(self.n_dead(len(sequence.tokens)))):
-            if sequence.table[page] is not None:
-                self.let_go(sequence.table, page)
+        length = len(sequence.tokens)
+        for group in self.groups:
+            for page in range(n_full, length // self.page_size):
+                group.fill(seq_id, page, sequence.prefix((page + 1) * self.page_size))
+            group.trim(seq_id, length)
+            for page in reversed(range(group.n_dead(length))):
+                if group.tables[seq_id][page] is not None:
+                    self.let_go(group, seq_id, page)
         sequence.n_reserved = 0
 
     def fork(self, seq_id: int, child_id: int) -> None:
         parent = self.sequences[seq_id]
-        self.sequences[child_id] = ModelSequence(parent.salt, list(parent.tokens), list(parent.table))
+        self.sequences[child_id] = ModelSequence(parent.salt, list(parent.tokens))
+        for group in self.groups:
+            group.tables[child_id] = list(group.tables[seq_id])
 
     def release(self, seq_id: int) -> None:
-        table = self.sequences[seq_id].table
-        for page in reversed(range(len(table))):
-            self.let_go(table, page)
+        for group in self.groups:
+            for page in reversed(range(len(group.tables[seq_id]))):
+                self.let_go(group, seq_id, page)
+            del group.tables[seq_id]
         del self.sequences[seq_id]
 
     def pin(self, tokens: list[int], salt: bytes) -> int:
         prefix = self.longest_known(salt, tokens, len(tokens) // self.page_size)
         if prefix[1]:
             self.pins.append(prefix)
-            self.lru = [page for page in self.lru if not self.is_pinned(page)]
+            for group in self.groups:
+                group.lru = [page for page in group.lru if not self.is_pinned(group, page)]
         return len(prefix[1])
 
     def unpin(self, tokens: list[int], salt: bytes) -> int:
@@ -189,27 +217,31 @@ class KvCacheModel:
             return 0
         pin = max(pinned, key=lambda prefix: len(prefix[1]))
         self.pins.remove(pin)
-        for page in reversed(self.live_pages(pin)):
-            if not self.is_pinned(page) and self.n_holders(page) == 0:
-                self.lru.append(page)
+        for group in self.groups:
+            for page in reversed(group.live_pages(pin)):
+                if not self.is_pinned(group, page) and group.n_holders(page) == 0:
+                    group.lru.append(page)
         return len(pin[1])
 
     def clear_prefix_index(self) -> None:
-        self.indexed = [page for page in self.indexed if page not in self.lru]
-        self.lru = []
+        for group in self.groups:
+            group.indexed = [page for page in group.indexed if page not in group.lru]
+            group.lru = []
 
     def stats(self) -> dict[str, int]:
-        n_held = len(self.held())
+        n_pages = sum(group.n_pages for group in self.groups)
+        n_free = sum(group.n_free() for group in self.groups)
+        n_held = sum(len(group.held()) for group in self.groups)
         return {
-            "n_pages": self.n_pages,
-            "n_free": self.n_free(),
+            "n_pages": n_pages,
+            "n_free": n_free,
             "n_held": n_held,
-            "n_cached": self.n_pages - self.n_free() - n_held,
-            "n_pinned": sum(self.is_pinned(page) for page in self.indexed),
+            "n_cached": n_pages - n_free - n_held,
+            "n_pinned": sum(self.is_pinned(group, page) for group in self.groups for page in group.indexed),
             "n_sequences": len(self.sequences),
             "n_query_tokens": self.n_query_tokens,
             "n_hit_tokens": self.n_hit_tokens,
-            "n_evictions": self.n_evictions,
-            "n_copies": self.n_copies,
+            "n_evictions": sum(group.n_evictions for group in self.groups),
+            "n_copies": sum(group.n_copies for group in self.groups),
             "pool_bytes": 0,
         }

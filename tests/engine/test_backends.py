@@ -35,23 +35,28 @@ def test_kv_follows_the_precision_of_the_weights(floats, int8):
     assert create_backend(int8, BackendOptions(kv_cache_dtype="float32")).info()["kv_cache_dtype"] == "float32"
 
 
+def n_pages(backend):
+    return backend.cache.stats()["n_pages"]
+
+
 def test_the_pool_holds_four_sequences_of_full_length_or_many_short_ones(int8, monkeypatch):
     backend = create_backend(int8, BackendOptions(page_size=16))
-    assert backend.max_model_len == int8.config.max_model_len
-    assert backend.n_pages == 32768 // 16
+    max_len = int8.config.max_model_len
+    assert backend.max_model_len == max_len
+    assert n_pages(backend) == -(-32768 // max_len) * -(-max_len // 16)
     monkeypatch.setattr(backends, "DEFAULT_POOL_TOKENS", 64)
-    assert create_backend(int8, BackendOptions(page_size=16)).n_pages == 4 * -(-backend.max_model_len // 16)
+    assert n_pages(create_backend(int8, BackendOptions(page_size=16))) == 4 * -(-max_len // 16)
 
 
 def test_the_pool_is_no_more_than_a_quarter_of_the_memory_and_the_context_what_it_holds(int8, monkeypatch):
-    page_bytes = create_backend(int8, BackendOptions()).cache.page_bytes()
+    page_bytes = create_backend(int8, BackendOptions()).cache.page_bytes()[0]
     monkeypatch.setattr(backends, "available_memory_bytes", lambda: 3 * 4 * page_bytes)
     backend = create_backend(int8, BackendOptions())
-    assert (backend.n_pages, backend.max_model_len) == (3, min(96, int8.config.max_model_len))
+    assert (n_pages(backend), backend.max_model_len) == (3, min(96, int8.config.max_model_len))
 
 
 def test_a_pool_too_small_for_one_sequence_is_refused_with_what_it_needs(int8):
-    page_bytes = create_backend(int8, BackendOptions()).cache.page_bytes()
+    page_bytes = create_backend(int8, BackendOptions()).cache.page_bytes()[0]
     n_tokens = int8.config.max_model_len
     with pytest.raises(NotEnoughMemoryError, match=f"{n_tokens} tokens needs .*the pool has {page_bytes}; raise"):
         create_backend(int8, BackendOptions(kv_cache_bytes=page_bytes, max_model_len=n_tokens))

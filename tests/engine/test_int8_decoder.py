@@ -160,6 +160,24 @@ def test_pages_left_of_the_window_are_not_needed() -> None:
     assert np.array_equal(walk.all_logits(), want)
 
 
+@pytest.mark.parametrize(("layout", "kv_dtype"), [("w8", "s8"), ("f32", "f32")])
+def test_layers_with_different_windows_have_pages_of_their_own(layout: str, kv_dtype: str) -> None:
+    config = tiny_config(n_layers=4, windows=[0, 9, 0, 20])
+    weights, tokens = random_weights(config), tokens_of(config, 90)
+    want = Runner(make_decoder(config, weights, layout), make_cache(config, kv_dtype)).run(tokens)
+    cache = make_cache(config, kv_dtype, n_pages=[12, 6, 4], window=[0, 20, 9], layers=[0, 2, 0, 1])
+    runner = Runner(make_decoder(config, weights, layout), cache)
+    walk = runner.admit(tokens)
+    for n in (32, 8, 30, 19, 1):
+        runner.step([(walk, n)])
+    assert (cache.page_table(walk.seq_id, 0) >= 0).all()
+    assert (cache.page_table(walk.seq_id, 1)[:4] == -1).all()
+    assert (cache.page_table(walk.seq_id, 2)[:5] == -1).all()
+    assert (
+        np.array_equal(walk.all_logits(), want) if layout == "w8" else np.allclose(walk.all_logits(), want, atol=1e-4)
+    )
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_wanted_rows_are_rows_of_all_logits(layout: str) -> None:
     config = tiny_config(n_layers=3)
@@ -306,7 +324,7 @@ class TestDoors:
         other = make_cache(tiny_config(), "s8", window=32)
         seq_id, _ = other.admit(i32([1]))
         assert other.reserve(np.array([seq_id], np.int64), i32([1]))
-        with pytest.raises(ValueError, match="a layer sees every position, but the cache keeps a window of 32"):
+        with pytest.raises(ValueError, match="layer 0 sees every position, but the cache keeps a window of 32"):
             runner.decoder.step(other, i32([1]), np.array([seq_id], np.int64), i32([1]), np.array([1], np.uint8))
 
     def test_arrays_of_another_dtype_are_refused(self, runner: Runner) -> None:

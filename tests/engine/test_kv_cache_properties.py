@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from kv_cache_model import Entry, KvCacheModel
+from kv_cache_model import Entry, GroupModel, KvCacheModel
 
 from llm_decoder._core import KvCache
 
@@ -38,18 +38,27 @@ class CacheAgainstModel(RuleBasedStateMachine):
     """Every rule does the same to both; the invariants compare."""
 
     @initialize(
-        n_pages=st.integers(1, 12),
-        window=st.sampled_from([0, 0, 0, 2, PAGE, PAGE + 4, 40]),
+        groups=st.lists(
+            st.tuples(st.integers(1, 12), st.sampled_from([0, 0, 0, 2, PAGE, PAGE + 4, 40])), min_size=1, max_size=3
+        ),
         hash_mask=st.sampled_from([0, 1, 3, 2**64 - 1]),
     )
-    def start(self, n_pages: int, window: int, hash_mask: int) -> None:
-        self.cache = KvCache(n_pages, PAGE, 0, 0, 0, window=window, hash_mask=hash_mask)
-        self.model = KvCacheModel(n_pages, PAGE, window)
-        self.content: list[list[Content]] = [[None] * PAGE for _ in range(n_pages)]
-        self.place_of: dict[Entry, int] = {}
+    def start(self, groups: list[tuple[int, int]], hash_mask: int) -> None:
+        n_pages, windows = zip(*groups, strict=True)
+        self.cache = KvCache(n_pages, PAGE, 0, 0, 0, window=windows, hash_mask=hash_mask)
+        self.model = KvCacheModel(PAGE, [GroupModel(n, PAGE, window) for n, window in groups])
+        self.content: list[list[list[Content]]] = [[[None] * PAGE for _ in range(n)] for n in n_pages]
+        self.place_of: list[dict[Entry, int]] = [{} for _ in groups]
         self.last_id = -1
 
     # ---- rules
+
+    def groups(self) -> range:
+        return range(len(self.model.groups))
+
+    def table(self, seq_id: int, group: int) -> list[int]:
+        pages: list[int] = self.cache.page_table(seq_id, group).tolist()
+        return pages
 
     def new_id(self, seq_id: int) -> int:
         assert seq_id > self.last_id, "an id is never given twice"
@@ -73,15 +82,15 @@ class CacheAgainstModel(RuleBasedStateMachine):
         return seq_id
 
     def reserve(self, seq_ids: list[int], counts: list[int]) -> bool:
-        before = [self.cache.page_table(seq_id).tolist() for seq_id in seq_ids]
+        before = [(group, seq_id, self.table(seq_id, group)) for group in self.groups() for seq_id in seq_ids]
         answer = self.cache.reserve(i64(seq_ids), i32(counts))
         assert answer == self.model.reserve(seq_ids, counts)
-        for seq_id, old in zip(seq_ids, before, strict=True):
-            new = self.cache.page_table(seq_id).tolist()
+        for group, seq_id, old in before:
+            new = self.table(seq_id, group)
             assert answer or new == old
             for page_before, page in zip(old, new, strict=False):
                 if page != page_before:
-                    self.content[page] = list(self.content[page_before])  # copied on write
+                    self.content[group][page] = list(self.content[group][page_before])  # copied on write
         self.forget_evicted()
         return answer
 
@@ -96,12 +105,13 @@ class CacheAgainstModel(RuleBasedStateMachine):
     def write(self, seq_id: int, tokens: list[int]) -> None:
         """What a decoder does between reserve and commit; room past `tokens` gets nonsense, as after a failed step."""
         sequence = self.model.sequences[seq_id]
-        table = self.cache.page_table(seq_id)
         length = len(sequence.tokens)
-        for i in range(sequence.n_reserved):
-            page, slot = table[(length + i) // PAGE], (length + i) % PAGE
-            known = (*sequence.tokens, *tokens[: i + 1])
-            self.content[page][slot] = (sequence.salt, known) if i < len(tokens) else (b"nonsense", (seq_id,))
+        for group in self.groups():
+            table = self.table(seq_id, group)
+            for i in range(sequence.n_reserved):
+                known = (sequence.salt, (*sequence.tokens, *tokens[: i + 1]))
+                page = self.content[group][table[(length + i) // PAGE]]
+                page[(length + i) % PAGE] = known if i < len(tokens) else (b"nonsense", (seq_id,))
 
     def release(self, seq_id: int) -> None:
         self.write(seq_id, [])
@@ -216,35 +226,40 @@ class CacheAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def tables_share_exactly_the_pages_that_the_model_shares(self) -> None:
-        page_of: dict[Entry, int] = {}
-        for seq_id, sequence in self.model.sequences.items():
-            assert self.cache.length(seq_id) == len(sequence.tokens)
-            table = self.cache.page_table(seq_id).tolist()
-            assert [page == -1 for page in table] == [entry is None for entry in sequence.table]
-            for entry, page in zip(sequence.table, table, strict=True):
-                if entry is not None:
-                    assert page_of.setdefault(entry, page) == page
-        assert len(set(page_of.values())) == len(page_of)
+        for number, group in enumerate(self.model.groups):
+            page_of: dict[Entry, int] = {}
+            for seq_id, entries in group.tables.items():
+                assert self.cache.length(seq_id) == len(self.model.sequences[seq_id].tokens)
+                table = self.table(seq_id, number)
+                assert [page == -1 for page in table] == [entry is None for entry in entries]
+                for entry, page in zip(entries, table, strict=True):
+                    if entry is not None:
+                        assert page_of.setdefault(entry, page) == page
+            assert len(set(page_of.values())) == len(page_of)
 
     @invariant()
     def a_page_in_the_index_never_moves(self) -> None:
         self.forget_evicted()
-        for seq_id, sequence in self.model.sequences.items():
-            for entry, page in zip(sequence.table, self.cache.page_table(seq_id).tolist(), strict=True):
-                if entry in self.model.indexed:
-                    assert self.place_of.setdefault(entry, page) == page
+        for number, group in enumerate(self.model.groups):
+            for seq_id, entries in group.tables.items():
+                for entry, page in zip(entries, self.table(seq_id, number), strict=True):
+                    if entry in group.indexed:
+                        assert self.place_of[number].setdefault(entry, page) == page
 
     def forget_evicted(self) -> None:
-        self.place_of = {entry: page for entry, page in self.place_of.items() if entry in self.model.indexed}
+        for number, group in enumerate(self.model.groups):
+            places = self.place_of[number]
+            self.place_of[number] = {entry: page for entry, page in places.items() if entry in group.indexed}
 
     @invariant()
     def every_sequence_reads_what_was_written_for_its_tokens(self) -> None:
-        for seq_id, sequence in self.model.sequences.items():
-            table = self.cache.page_table(seq_id).tolist()
-            for position in range(len(sequence.tokens)):
-                page = table[position // PAGE]
-                if page != -1:
-                    assert self.content[page][position % PAGE] == sequence.prefix(position + 1)
+        for group in self.groups():
+            for seq_id, sequence in self.model.sequences.items():
+                table = self.table(seq_id, group)
+                for position in range(len(sequence.tokens)):
+                    page = table[position // PAGE]
+                    if page != -1:
+                        assert self.content[group][page][position % PAGE] == sequence.prefix(position + 1)
 
 
 CacheAgainstModel.TestCase.settings = settings(
@@ -293,12 +308,12 @@ def test_a_full_cache_is_an_answer_and_not_an_error() -> None:
 
 
 def test_storage_of_a_page_is_keys_values_and_scales_of_all_layers() -> None:
-    f32 = KvCache(4, PAGE, n_layers=3, n_kv_heads=2, head_dim=40, dtype="f32")
-    s8 = KvCache(4, PAGE, n_layers=3, n_kv_heads=2, head_dim=40, dtype="s8")
-    assert f32.page_bytes() == 3 * 2 * 2 * PAGE * 48 * 4  # head_dim is padded to 48
-    assert s8.page_bytes() == 3 * 2 * 2 * PAGE * (48 + 4)
-    assert s8.stats()["pool_bytes"] == 4 * s8.page_bytes()
-    assert KvCache(4, PAGE, 0, 0, 0).page_bytes() == 0
+    f32 = KvCache(4, PAGE, layers=3, n_kv_heads=2, head_dim=40, dtype="f32")
+    s8 = KvCache(4, PAGE, layers=3, n_kv_heads=2, head_dim=40, dtype="s8")
+    assert f32.page_bytes()[0] == 3 * 2 * 2 * PAGE * 48 * 4  # head_dim is padded to 48
+    assert s8.page_bytes()[0] == 3 * 2 * 2 * PAGE * (48 + 4)
+    assert s8.stats()["pool_bytes"] == 4 * s8.page_bytes()[0]
+    assert KvCache(4, PAGE, 0, 0, 0).page_bytes() == [0]
 
 
 @pytest.mark.parametrize(
@@ -327,17 +342,17 @@ def test_a_list_is_no_array() -> None:
         ({"n_pages": 0}, "n_pages"),
         ({"page_size": 8}, "page_size"),
         ({"page_size": 40}, "multiple of 16"),
-        ({"n_layers": 1}, "n_kv_heads"),
+        ({"layers": 1}, "n_kv_heads"),
         ({"dtype": "f16"}, "'f32' or 's8', got 'f16'"),
         ({"window": -1}, "window"),
     ],
 )
 def test_an_impossible_cache_is_refused_by_name(wrong: dict[str, int | str], message: str) -> None:
-    sizes: dict[str, int | str] = {"n_pages": 4, "page_size": PAGE, "n_layers": 0, "n_kv_heads": 0, "head_dim": 0}
+    sizes: dict[str, int | str] = {"n_pages": 4, "page_size": PAGE, "layers": 0, "n_kv_heads": 0, "head_dim": 0}
     with pytest.raises(ValueError, match=message):
         KvCache(**{**sizes, **wrong})
 
 
 def test_memory_that_the_system_refuses_is_a_memory_error_with_its_size() -> None:
     with pytest.raises(MemoryError, match="67108864 pages"):
-        KvCache(2**26, PAGE, n_layers=4096, n_kv_heads=4096, head_dim=16384)
+        KvCache(2**26, PAGE, layers=4096, n_kv_heads=4096, head_dim=16384)

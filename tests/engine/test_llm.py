@@ -180,7 +180,7 @@ def test_numbers_of_a_prompt_longer_than_the_context_are_refused_and_others_go_o
 def test_numbers_of_a_prompt_that_fills_the_whole_pool_are_given_and_one_more_token_is_refused():
     backend = FakeBackend(n_pages=2, max_model_len=200)
     with LLM.over(make_engine(backend), ByteTokenizer(), "fake") as llm:
-        n_tokens = backend.n_pages * backend.page_size
+        n_tokens = 2 * backend.page_size
         assert len(llm.score([5] * n_tokens)) == n_tokens - 1
         with pytest.raises(ContextLengthExceededError, match="KV cache"):
             llm.score([5] * (n_tokens + 1))

@@ -119,7 +119,7 @@ def test_pages_that_are_pinned_fail_a_request_that_needs_them_instead_of_waiting
     assert desk.backend.cache.pin(np.array(list(kept.encode()), np.int32)) == 48
     failed = desk.ask("y" * 30, max_tokens=1)
     assert isinstance(failed, RequestFailedError)
-    assert "needs 2 pages of 16 tokens, the pool has 4, of which 3 are pinned" in str(failed)
+    assert "needs room for 30 tokens, the pool has 4 pages of 16, of which 3 are pinned" in str(failed)
     assert desk.ask("z" * 10, max_tokens=1).outputs[0].finish_reason == "length"
     desk.backend.cache.unpin(np.array(list(kept.encode()), np.int32))
     desk.assert_nothing_is_held()
@@ -181,12 +181,17 @@ actions = st.lists(
 @given(
     actions=actions,
     n_pages=st.integers(5, 14),
+    more_groups=st.lists(st.tuples(st.integers(5, 9), st.sampled_from([1, 20, 33])), max_size=2),
     max_tokens_per_step=st.integers(4, 40),
     max_num_seqs=st.integers(1, 8),
 )
-def test_whatever_comes_everybody_gets_what_he_gets_alone(actions, n_pages, max_tokens_per_step, max_num_seqs):
+def test_whatever_comes_everybody_gets_what_he_gets_alone(
+    actions, n_pages, more_groups, max_tokens_per_step, max_num_seqs
+):
     desk = Desk(
-        FakeBackend(n_pages=n_pages, max_model_len=80, max_tokens_per_step=max_tokens_per_step),
+        FakeBackend(
+            n_pages=n_pages, max_model_len=80, max_tokens_per_step=max_tokens_per_step, more_groups=more_groups
+        ),
         max_num_seqs=max_num_seqs,
     )
     asked, cancelled = {}, set()

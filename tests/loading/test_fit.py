@@ -45,8 +45,8 @@ def test_the_bytes_foreseen_are_the_bytes_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [("float32", "f32"), ("int8", "s8")])
 def test_kv_bytes_are_those_of_the_cache(head_dim: int, name: str, dtype: str) -> None:
     config = parse_config(hf_config("llama", head_dim=head_dim))
-    cache = KvCache(n_pages=1, page_size=16, n_layers=2, n_kv_heads=2, head_dim=head_dim, dtype=dtype)
-    assert kv_bytes_per_token(config, name) * 16 == cache.page_bytes()
+    cache = KvCache(n_pages=1, page_size=16, layers=2, n_kv_heads=2, head_dim=head_dim, dtype=dtype)
+    assert kv_bytes_per_token(config, name) * 16 == cache.page_bytes()[0]
 
 
 def test_a_model_that_does_not_fit_says_needs_has_and_try() -> None:
