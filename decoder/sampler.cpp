@@ -15,7 +15,7 @@ namespace {
 constexpr char kPlace[] = "sample";
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
-constexpr std::int32_t kNoToken = -1;
+constexpr std::int32_t kNoId = -1;
 
 struct RowSummary {
   float log_sum_exp, max;
@@ -39,7 +39,7 @@ std::int32_t rank_of(const float* x, std::int32_t n, float value) {
 // The token's entries of `result`, of the raw logits.
 void report_token(const float* raw, std::int32_t n, const RowSummary& summary, std::int32_t token, std::size_t draw,
                   const SampleResult& result) {
-  const bool is_valid = token != kNoToken && summary.is_usable;
+  const bool is_valid = token >= 0 && summary.is_usable;
   result.logprobs[draw] = is_valid ? raw[token] - summary.log_sum_exp : kNotANumber;
   result.ranks[draw] = is_valid ? rank_of(raw, n, raw[token]) : 0;
 }
@@ -49,7 +49,7 @@ void report_top(const float* raw, std::int32_t n, const RowSummary& summary, std
   if (n_top == 0) return;
   std::int32_t* ids = result.top_ids + draw * static_cast<std::size_t>(n_top);
   float* logprobs = result.top_logprobs + draw * static_cast<std::size_t>(n_top);
-  std::fill_n(ids, n_top, kNoToken);
+  std::fill_n(ids, n_top, kNoId);
   std::fill_n(logprobs, n_top, kNotANumber);
   if (!summary.is_usable) return;
   top.reset(raw, n);
@@ -75,7 +75,7 @@ std::int32_t choose_token(const float* raw, std::int32_t n, const RowSummary& ra
     edit_logits(params, draw, scratch.logits, scratch);
     x = scratch.logits.data();
     const RowSummary summary = summarise(x, n, kernels);
-    if (!summary.is_usable) return kNoToken;
+    if (!summary.is_usable) return kNoTokenLeft;
     max = summary.max;
   }
   const float temperature = params.temperature[draw];
@@ -168,7 +168,7 @@ void Sampler::sample(const LogitsView& logits, const SamplingParams& params, std
     Scratch& scratch = scratch_[static_cast<std::size_t>(thread)];
     const RowSummary summary = summarise(raw, logits.vocab_size, kernels);
     const std::int32_t token =
-        summary.is_usable ? choose_token(raw, logits.vocab_size, summary, params, draw, kernels, scratch) : kNoToken;
+        summary.is_usable ? choose_token(raw, logits.vocab_size, summary, params, draw, kernels, scratch) : kNotFinite;
     result.tokens[draw] = token;
     report_token(raw, logits.vocab_size, summary, token, draw, result);
     report_top(raw, logits.vocab_size, summary, draw, n_top, scratch.top, result);

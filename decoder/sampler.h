@@ -50,15 +50,18 @@ struct SamplingParams {
   RaggedIds allowed;  // an empty run allows all
 };
 
+// In the place of a token. The two are told apart because only the first says that the model's own numbers, and what
+// the cache keeps of them, cannot be trusted.
+constexpr std::int32_t kNotFinite = -1;    // the raw row holds NaN or +inf, or nothing above -inf
+constexpr std::int32_t kNoTokenLeft = -2;  // the raw row is sound, but the draw's own edits leave nothing to choose
+
 // Filled by the sampler. Log probabilities are those of the raw logits, whatever the parameters.
 struct SampleResult {
-  std::int32_t* tokens =
-      nullptr;  // [n_draws]; -1: the row holds NaN or +inf, or nothing is left to choose. Not of log_probs.
-  float* logprobs = nullptr;      // [n_draws]; NaN with token -1
-  std::int32_t* ranks = nullptr;  // [n_draws], 1 + how many logits are larger; 0 with token -1
-  std::int32_t* top_ids =
-      nullptr;  // [n_draws, n_top], by descending probability, then ascending id; -1 for a row that is not finite
-  float* top_logprobs = nullptr;  // [n_draws, n_top]
+  std::int32_t* tokens = nullptr;   // [n_draws], kNotFinite or kNoTokenLeft where there is none. Not of log_probs.
+  float* logprobs = nullptr;        // [n_draws]; NaN without a token
+  std::int32_t* ranks = nullptr;    // [n_draws], 1 + how many logits are larger; 0 without a token
+  std::int32_t* top_ids = nullptr;  // [n_draws, n_top], by descending probability, then ascending id; -1: not finite
+  float* top_logprobs = nullptr;    // [n_draws, n_top]
 };
 
 class Sampler {

@@ -51,8 +51,8 @@ void register_sampling(py::module_& m) {
       "banned_ids, allowed_ids).\n"
       "Returns (tokens int32 [R], logprobs float32 [R], ranks int32 [R], top_ids int32 [R, n_top], top_logprobs "
       "float32 [R, n_top]);\nlog probabilities are those of the raw logits. Token -1: the row holds NaN or +inf, or "
-      "nothing is left to choose.\nThe draw is Philox4x32-10 on (seed, position). ValueError for a value or id out of "
-      "range.");
+      "nothing above -inf.\nToken -2: the row is sound, but penalties, bias and bans leave nothing to choose.\n"
+      "The draw is Philox4x32-10 on (seed, position). ValueError for a value or id out of range.");
   m.def("log_probs", &log_probs, py::arg("logits"), py::arg("targets"), py::arg("n_top"),
         "Log probability and rank of targets[i] (int32 [n_rows]) in row i of logits (float32 [n_rows, vocab_size]).\n\n"
         "Returns (logprobs float32 [n_rows], ranks int32 [n_rows], top_ids int32 [n_rows, n_top], top_logprobs float32 "

@@ -17,7 +17,7 @@ from llm_decoder.engine import Engine, EngineOptions
 from llm_decoder.engine_core import EngineCore
 from llm_decoder.outputs import StreamEvent
 from llm_decoder.sampling import SamplingParams, resolve_params
-from llm_decoder.sequence import Limits, build_request
+from llm_decoder.sequence import Limits, Vocabulary, build_request
 
 POISON = -7
 
@@ -182,9 +182,12 @@ class Desk:
     """An EngineCore without a thread, with what each request has sent so far: scheduling as a plain sequence of
     calls."""
 
-    def __init__(self, backend: FakeBackend | None = None, max_num_seqs: int = 64) -> None:
+    def __init__(
+        self, backend: FakeBackend | None = None, max_num_seqs: int = 64, tokenizer: Vocabulary | None = None
+    ) -> None:
         self.backend = backend or FakeBackend()
-        self.core = EngineCore(self.backend, ByteTokenizer(), max_num_seqs)
+        self.tokenizer = tokenizer or ByteTokenizer()
+        self.core = EngineCore(self.backend, self.tokenizer, max_num_seqs)
         self.sent: dict[str, list[Any]] = {}
 
     def add(self, prompt: str | bytes | Sequence[int], *, stream: bool = False, rows: Any = None, **params: Any) -> str:
@@ -195,7 +198,7 @@ class Desk:
             list(prompt.encode() if isinstance(prompt, str) else prompt),
             resolve_params(SamplingParams(**params)),
             Limits(backend.vocab_size, backend.max_model_len, backend.cache.max_tokens(backend.max_tokens_per_step)),
-            ByteTokenizer(),
+            self.tokenizer,
             request_id=request_id,
             seed=params.get("seed") or 0,
             sink=items.append,

@@ -14,6 +14,8 @@ _CONTEXT_TOKENS = 4
 _WINDOW_TOKENS = 16
 # A UTF-8 character has at most four bytes, each at most a token: what is still broken after more than that is broken.
 _MAX_HELD_TOKENS = 8
+# A character that is not complete has at most three bytes, which a decoder may show as so many U+FFFD.
+_MAX_PENDING_CHARS = 3
 
 
 class TextDecoder(Protocol):
@@ -27,22 +29,23 @@ class Detokenizer:
 
     Text is the difference between decoding a window with and without its newest tokens; the window begins in the
     prompt, so that a continuation keeps its leading space. A trailing U+FFFD is held back: the next token may
-    complete it.
+    complete it. What is held too long is no text: it leaves, all but its last U+FFFD, which may still become one.
+
+    With a byte-level decoder the pieces, joined, are what decoding all tokens at once gives. Byte fallback makes a
+    whole run of bytes invalid for one bad byte; what of the run has left by then stays as it was.
     """
 
     def __init__(self, tokenizer: TextDecoder, prompt_ids: Sequence[int], skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._window: list[int] = []
-        self._context_text = ""  # text of the window that has left, or belongs to the prompt
+        self._context_text = ""  # the beginning of the window's text: it has left, or belongs to the prompt
         for n_tokens in range(min(_CONTEXT_TOKENS, len(prompt_ids)), min(2 * _CONTEXT_TOKENS, len(prompt_ids)) + 1):
             self._window = [int(token) for token in prompt_ids[len(prompt_ids) - n_tokens :]]
             self._context_text = self._decode(self._window)
             if not self._context_text.startswith(REPLACEMENT):  # else the cut went through a character
                 break
-        self._boundaries = [
-            len(self._window)
-        ]  # lengths of the window at which text has left: no character is cut there
+        self._boundaries = [len(self._window)]  # lengths of the window at which text has left
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that `ids` add; may be empty while a character is incomplete."""
@@ -50,51 +53,57 @@ class Detokenizer:
 
     def flush(self) -> str:
         """The text still held back: an incomplete character comes out as U+FFFD."""
-        return "" if self._n_held() == 0 else self._take(self._decode(self._window))
+        return self._take(self._decode(self._window))
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
-
-    def _n_held(self) -> int:
-        return len(self._window) - self._boundaries[-1]
 
     def _push_one(self, token: int) -> str:
         self._window.append(token)
         text = self._decode(self._window)
         if not text.endswith(REPLACEMENT):
             delta = self._take(text)
-        elif self._n_held() > _MAX_HELD_TOKENS:
-            delta = self._take(text)
-            self._window, self._boundaries, self._context_text = [], [0], ""
+        elif not self._decode([token]):
+            self._window.pop()  # a special token, say: it completes nothing, and would fill the window
+            return ""
+        elif len(self._window) - self._boundaries[-1] > _MAX_HELD_TOKENS:
+            delta = self._take(text, n_kept=1)
         else:
             return ""
         if len(self._window) > _WINDOW_TOKENS:
-            self._shorten()
+            self._shorten(len(text) - len(self._context_text))
         return delta
 
-    def _take(self, text: str) -> str:
-        """The part of the window's `text` that is new; all of it has left now."""
-        # The decoder may have made another character of an incomplete one at the end of the prompt.
-        for context in (self._context_text, self._context_text.rstrip(REPLACEMENT)):
-            if text.startswith(context):
-                delta = text[len(context) :]
-                break
-        else:
-            # It has changed its mind about text that has left (a run of byte tokens turned invalid): the new tokens
-            # stand alone.
+    def _take(self, text: str, n_kept: int = 0) -> str:
+        """What is new in the window's `text`, but for its last n_kept characters."""
+        context = self._context_text
+        # The new tokens may have made one character of the last U+FFFD of the prompt.
+        n_broken = min(len(context) - len(context.rstrip(REPLACEMENT)), _MAX_PENDING_CHARS)
+        lengths = range(len(context), len(context) - n_broken - 1, -1)
+        n_out = next((length for length in lengths if text.startswith(context[:length])), None)
+        if n_out is None:
+            # The decoder has changed its mind about text that has left (a run of byte tokens turned invalid): the new
+            # tokens stand alone.
             del self._window[: self._boundaries[-1]]
             self._boundaries = [0]
-            delta = text = self._decode(self._window)
-        self._context_text = text
+            text, n_out = self._decode(self._window), 0
+        end = max(n_out, len(text) - n_kept)
+        self._context_text = text[:end]
         self._boundaries.append(len(self._window))
-        return delta
+        return text[n_out:end]
 
-    def _shorten(self) -> None:
+    def _shorten(self, n_pending: int) -> None:
+        """Cuts the beginning of the window off. n_pending: characters at the end of its text that have not left.
+
+        A cut through a character makes U+FFFD of the rest of it and changes nothing behind. So it does no harm as far
+        as text has left, and the tokens kept are more than a pending character has.
+        """
         cut = max((b for b in self._boundaries if len(self._window) - b >= _CONTEXT_TOKENS), default=0)
         if cut:
             del self._window[:cut]
             self._boundaries = [b - cut for b in self._boundaries if b >= cut]
-            self._context_text = self._decode(self._window)
+            text = self._decode(self._window)
+            self._context_text = text[: len(text) - n_pending]
 
 
 class StopMatcher:

@@ -68,10 +68,12 @@ class _Worker:
     core: EngineCore | None = None
     refusal: EngineClosedError | None = None  # why nothing more is taken
     closing: bool = False
+    n_waiting: int = 0  # requests in the inbox or on their way from it to the core
     drain_until_s: float = 0.0
     process_id: int = field(default_factory=os.getpid)
 
-    def put(self, command: _Command) -> None:
+    def put(self, command: _Command, admit: Callable[[], None] = lambda: None) -> None:
+        """Unless admit(), called under the lock, raises."""
         if os.getpid() != self.process_id:
             raise EngineClosedError(
                 "[engine] it runs in the process that made it, got a fork of that one, which has none of its threads; "
@@ -80,6 +82,7 @@ class _Worker:
         with self.lock:
             if self.refusal is not None:
                 raise _copy(self.refusal)
+            admit()
             self.inbox.put(command)
 
     def close(self, drain_s: float = 0.0) -> None:
@@ -179,7 +182,9 @@ class RequestHandle:
     def rows(self) -> npt.NDArray[np.float32]:
         """The rows of a request made for them: float32 [n_tokens, vocab_size or hidden_size]."""
         self.result()
-        return np.concatenate(self._request.collected)
+        rows = self._request.collected
+        assert rows is not None
+        return rows
 
     def cancel(self) -> None:
         """The request ends with "abort" before the next step; nothing happens when it is over."""
@@ -238,7 +243,7 @@ class Engine:
         """Checks a request and puts it in line. With a `sink`, events go there (called on the engine thread, must not
         block) and not to the handle. rows: collect these for every prompt token instead of generating.
 
-        Raises InvalidRequestError, ContextLengthExceededError, QueueFullError, EngineClosedError.
+        Raises InvalidRequestError, ContextLengthExceededError, NotEnoughMemoryError, QueueFullError, EngineClosedError.
         """
         items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         number = next(self._ids)
@@ -256,8 +261,14 @@ class Engine:
             rows=rows,
             dropped_messages=dropped_messages,
         )
-        self._check_room()
-        self._worker.put(_Command(lambda core: core.add(request), request.sink))
+        worker = self._worker
+
+        def take(core: EngineCore) -> None:
+            with worker.lock:  # nobody may see the request in neither place
+                worker.n_waiting -= 1
+                core.add(request)
+
+        worker.put(_Command(take, request.sink), self._take_room)
         return RequestHandle(self._worker, request, items)
 
     def _seed(self, params: SamplingParams, number: int) -> int:
@@ -267,13 +278,12 @@ class Engine:
             return secrets.randbits(64)
         return derive_seed(self.options.seed % (1 << 64), number + 1)
 
-    def _check_room(self) -> None:
-        core, limit = self._worker.core, self.options.max_requests
-        if core is None or limit is None:
-            return
-        n_open = len(core.requests) + self._worker.inbox.qsize()
-        if n_open >= limit:
+    def _take_room(self) -> None:
+        worker, limit = self._worker, self.options.max_requests
+        n_open = worker.n_waiting + (len(worker.core.requests) if worker.core is not None else 0)
+        if limit is not None and n_open >= limit:
             raise QueueFullError(f"[engine] {n_open} requests wait or run, as many as it takes; try again later")
+        worker.n_waiting += 1
 
     def call(self, fn: Callable[[Backend], T]) -> T:
         """Runs fn(backend) on the engine thread between two steps; returns, or raises, what it does."""

@@ -22,6 +22,11 @@ __all__ = ["EngineCore"]
 
 # logprobs [n_rows], ranks [n_rows], top_ids [n_rows, n_top], top_logprobs [n_rows, n_top], as Backend gives them.
 Scores: TypeAlias = AnySequence[npt.NDArray[Any]]
+# A sequence, the token it drew (or NOT_FINITE, NO_TOKEN_LEFT), and the row of these scores that tells of it.
+Drawn: TypeAlias = tuple[Sequence, int, int, Scores]
+
+# What the sampler gives in the place of a token, see decoder/sampler.h.
+NOT_FINITE, NO_TOKEN_LEFT = -1, -2
 
 # Rows of logits are as wide as the vocabulary; a step makes no more of them than fit here for those who want every row.
 MAX_ROWS_BYTES = 64 << 20
@@ -49,9 +54,12 @@ class EngineCore:
     # -- requests in
 
     def add(self, request: Request) -> None:
+        self.requests[request.request_id] = request
+        self._attempt(request, self._enqueue, request)
+
+    def _enqueue(self, request: Request) -> None:
         root = Sequence(request, 0, self._tokenizer)
         request.sequences.append(root)
-        self.requests[request.request_id] = request
         self._n_prompt_tokens += len(request.prompt_token_ids)
         self.scheduler.add(root)
 
@@ -59,9 +67,7 @@ class EngineCore:
         """Its pages are let go at once; its answers end with "abort". Nothing happens to a request that is over."""
         request = self.requests.get(request_id)
         if request is not None:
-            for sequence in request.sequences:
-                if sequence.finish_reason is None:
-                    self._finish(sequence, "abort")
+            self._attempt(request, self._finish_all, request, "abort")
 
     def abandon(self, make_error: Callable[[], Exception]) -> None:
         """The end: every request is told so; nothing is tidied, the backend may be in any state."""
@@ -73,7 +79,12 @@ class EngineCore:
     # -- a step
 
     def step(self) -> bool:
-        """Makes one step. False when there is nothing to do."""
+        """Makes one step. False when there is nothing to do.
+
+        What is raised on behalf of one request ends that request (_attempt). What the cache raises, or the decoder's
+        step, ends the engine: engine and core then disagree about who holds which pages, and no answer could be trusted
+        any more. The one exception is memory, see _give_way.
+        """
         started_s = time.perf_counter()
         stuck = self.scheduler.plan(self._batch)
         if stuck is not None:
@@ -82,28 +93,37 @@ class EngineCore:
         batch = self._batch
         if not batch.sequences:
             return False
-        n_rows = self.backend.step(batch.tokens, batch.seq_ids, batch.counts, batch.want)
+        try:
+            n_rows = self.backend.step(batch.tokens, batch.seq_ids, batch.counts, batch.want)
+        except MemoryError as error:
+            self._give_way(error)
+            return True
         draws, rows, collectors = self._rows()
-        failed = self._collect(collectors, n_rows) if collectors else set()
-        tokens: list[int] = []
-        scores: Scores = ()
-        if draws:
-            sampled, *scores = self.backend.sample(
-                np.array(rows, np.int32), self._sampling.params(draws), self._sampling.n_top
-            )
-            tokens = sampled.tolist()
-            failed.update(sequence.request for sequence, token in zip(draws, tokens, strict=True) if token < 0)
-        self._commit(failed)
-        for request in failed:
-            self._fail_poisoned(request)
+        not_finite = self._collect(collectors, n_rows) if collectors else set()
+        drawn = self._draw(draws, rows) if draws else []
+        not_finite.update(sequence.request for sequence, token, _, _ in drawn if token == NOT_FINITE)
+        for request in not_finite:
+            if not request.finished:
+                self._fail(request, _numbers_are_broken(request))
+        self._commit()
+        if not_finite:
+            # Earlier chunks of a prompt may be in the index with the same broken numbers: nobody shall find them.
+            self.backend.cache.clear_prefix_index()
         self._fan_out()
-        for i, sequence in enumerate(draws):
-            if sequence.request not in failed:
-                self._advance(sequence, tokens[i], i, scores)
+        for sequence, token, row, scores in drawn:
+            if not sequence.request.finished:
+                self._attempt(sequence.request, self._advance, sequence, token, row, scores)
         self._finish_prompts_that_want_no_answer()
         self._n_steps += 1
         self._busy_s += time.perf_counter() - started_s
         return True
+
+    def _give_way(self, error: MemoryError) -> None:
+        """The step found no memory. It asks for it, for its rows of logits, before it writes to any page, so cache and
+        decoder are as they were: who wants most rows ends, the youngest among equals, and the others try again."""
+        youngest_first = reversed(self._batch.sequences)
+        widest = max(youngest_first, key=lambda sequence: sequence.n_scheduled if sequence.wants_rows else 1)
+        self._fail(widest.request, _failure(widest.request, error))
 
     def _rows(self) -> tuple[list[Sequence], list[int], list[tuple[Sequence, int]]]:
         """Who draws a token, each one's row of the step's logits, and (who wants every row, its first row).
@@ -126,62 +146,115 @@ class EngineCore:
                 continue
             draws.append(sequence)
             rows.append(n_rows - 1)
-            request = sequence.request
-            if request.params.n > len(request.sequences):
-                others = [Sequence(request, index, self._tokenizer) for index in range(1, request.params.n)]
-                request.sequences.extend(others)
-                draws.extend(others)
-                rows.extend([n_rows - 1] * len(others))
+            n_before = len(sequence.request.sequences)
+            self._attempt(sequence.request, self._add_others, sequence.request)
+            others = sequence.request.sequences[n_before:]
+            draws.extend(others)
+            rows.extend([n_rows - 1] * len(others))
         return draws, rows, collectors
+
+    def _add_others(self, request: Request) -> None:
+        """Sequences for the answers that have none yet."""
+        for index in range(len(request.sequences), request.params.n):
+            request.sequences.append(Sequence(request, index, self._tokenizer))
+
+    # -- rows and tokens of a step
 
     def _collect(self, collectors: list[tuple[Sequence, int]], n_rows: int) -> set[Request]:
         """Keeps the rows of those who want every one; returns the requests whose rows are not finite."""
-        failed: set[Request] = set()
+        not_finite: set[Request] = set()
         scored = [(sequence, row) for sequence, row in collectors if sequence.request.rows is None]
         if scored:
-            failed |= self._collect_logprobs(scored, n_rows)
+            self._collect_logprobs(scored, n_rows, not_finite)
         for kind, read in (("logits", self.backend.logits), ("hidden", self.backend.hidden)):
             wanting = [(sequence, row) for sequence, row in collectors if sequence.request.rows == kind]
-            values = read() if wanting else None
+            if not wanting:
+                continue
+            try:
+                values = read()
+            except Exception as error:  # noqa: BLE001 - it is told to those who made it necessary
+                for sequence, _ in wanting:
+                    self._fail(sequence.request, _failure(sequence.request, error))
+                continue
             for sequence, row in wanting:
-                assert values is not None
                 part = values[row : row + sequence.n_scheduled]
-                sequence.request.collected.append(part.copy())
-                if not np.isfinite(part).all():
-                    failed.add(sequence.request)
-        return failed
+                self._attempt(sequence.request, self._keep_rows, sequence, part, not_finite)
+        return not_finite
 
-    def _collect_logprobs(self, scored: list[tuple[Sequence, int]], n_rows: int) -> set[Request]:
-        failed: set[Request] = set()
+    @staticmethod
+    def _keep_rows(sequence: Sequence, part: npt.NDArray[np.float32], not_finite: set[Request]) -> None:
+        """part: float32 [n_scheduled, width]"""
+        request = sequence.request
+        if request.collected is None:
+            request.collected = np.empty((sequence.n_prompt, part.shape[1]), np.float32)
+        request.collected[sequence.n_computed : sequence.n_computed + len(part)] = part
+        if not np.isfinite(part).all():
+            not_finite.add(request)
+
+    def _collect_logprobs(self, scored: list[tuple[Sequence, int]], n_rows: int, not_finite: set[Request]) -> None:
+        try:
+            scores = self._log_probs(scored, n_rows)
+        except Exception:  # noqa: BLE001 - each asks alone below: who it is that raises fails, the others do not
+            scores = None
+        for sequence, row in scored:
+            self._attempt(sequence.request, self._keep_logprobs, sequence, row, n_rows, scores, not_finite)
+
+    def _log_probs(self, scored: list[tuple[Sequence, int]], n_rows: int) -> Scores:
+        """Of each prompt token that follows a row of these sequences; the other rows' entries mean nothing."""
         targets = np.zeros(n_rows, np.int32)
         for sequence, row in scored:
             following = sequence.tokens[sequence.n_computed + 1 : sequence.n_computed + sequence.n_scheduled + 1]
             targets[row : row + len(following)] = following
         n_top = max(sequence.request.params.prompt_logprobs or 0 for sequence, _ in scored)
-        scores = self.backend.log_probs(targets, n_top)
-        for sequence, row in scored:
-            request = sequence.request
-            end = min(sequence.n_scheduled, sequence.n_tokens - sequence.n_computed - 1)
-            if request.prompt_logprobs is None:
-                request.prompt_logprobs = [None]
-            n_own = request.params.prompt_logprobs or 0
-            for i in range(row, row + end):
-                request.prompt_logprobs.append(_entry(i, int(targets[i]), n_own, scores))
-            # -inf is an answer (a token with no chance at all), NaN is none.
-            if np.isnan(scores[0][row : row + end]).any():
-                failed.add(request)
-        return failed
+        return self.backend.log_probs(targets, n_top)
 
-    def _commit(self, failed: set[Request]) -> None:
-        """The step's tokens are in pages now, but for requests whose numbers cannot be trusted."""
+    def _keep_logprobs(
+        self, sequence: Sequence, row: int, n_rows: int, scores: Scores | None, not_finite: set[Request]
+    ) -> None:
+        if scores is None:
+            scores = self._log_probs([(sequence, row)], n_rows)
+        request = sequence.request
+        following = sequence.tokens[sequence.n_computed + 1 : sequence.n_computed + sequence.n_scheduled + 1].tolist()
+        if request.prompt_logprobs is None:
+            request.prompt_logprobs = [None]
+        n_own = request.params.prompt_logprobs or 0
+        for i, token in enumerate(following, row):
+            request.prompt_logprobs.append(_entry(i, token, n_own, scores))
+        # -inf is an answer (a token with no chance at all), NaN is none.
+        if np.isnan(scores[0][row : row + len(following)]).any():
+            not_finite.add(request)
+
+    def _draw(self, draws: list[Sequence], rows: list[int]) -> list[Drawn]:
+        """What each draws from its row. When the draw for all of them raises, each draws alone: a token depends on its
+        own row and parameters only, so it is the same, and only who it is that raises fails."""
+        try:
+            return self._draw_together(draws, rows, self._sampling)
+        except Exception:  # noqa: BLE001 - it is raised again, and told, below
+            self._sampling = SamplingBatch()  # it may have been left half made
+        drawn: list[Drawn] = []
+        for sequence, row in zip(draws, rows, strict=True):
+            if not sequence.request.finished:
+                self._attempt(sequence.request, self._draw_alone, sequence, row, drawn)
+        return drawn
+
+    def _draw_alone(self, sequence: Sequence, row: int, drawn: list[Drawn]) -> None:
+        drawn += self._draw_together([sequence], [row], SamplingBatch())
+
+    def _draw_together(self, draws: list[Sequence], rows: list[int], sampling: SamplingBatch) -> list[Drawn]:
+        params = sampling.params(draws)
+        tokens, *scores = self.backend.sample(np.array(rows, np.int32), params, sampling.n_top)
+        drawn = zip(draws, tokens.tolist(), strict=True)
+        return [(sequence, token, i, scores) for i, (sequence, token) in enumerate(drawn)]
+
+    def _commit(self) -> None:
+        """The step's tokens are in pages now, but for requests that have failed: theirs are let go already."""
         batch = self._batch
-        if not failed:
+        good = np.array([not sequence.request.finished for sequence in batch.sequences])
+        if good.all():
             self.backend.cache.commit(batch.seq_ids, batch.counts, batch.tokens)
-        else:
-            good = np.array([sequence.request not in failed for sequence in batch.sequences])
-            if good.any():
-                tokens = batch.tokens[np.repeat(good, batch.counts)]
-                self.backend.cache.commit(batch.seq_ids[good], batch.counts[good], tokens)
+        elif good.any():
+            tokens = batch.tokens[np.repeat(good, batch.counts)]
+            self.backend.cache.commit(batch.seq_ids[good], batch.counts[good], tokens)
         for sequence in batch.sequences:
             sequence.n_computed += sequence.n_scheduled
             self._n_computed_tokens += sequence.n_scheduled
@@ -201,14 +274,20 @@ class EngineCore:
 
     def _finish_prompts_that_want_no_answer(self) -> None:
         for sequence in self._batch.sequences:
-            if sequence.request.max_new == 0 and sequence.n_pending == 0 and not sequence.request.finished:
-                self._finish(sequence, "length")
+            request = sequence.request
+            if request.max_new == 0 and sequence.n_pending == 0 and not request.finished:
+                self._attempt(request, self._add_others, request)
+                if not request.finished:
+                    self._attempt(request, self._finish_all, request, "length")
 
     # -- a token for a sequence
 
     def _advance(self, sequence: Sequence, token: int, row: int, scores: Scores) -> None:
-        """`token` was drawn as `row` of the step's draws."""
+        """`token` was drawn; its log probabilities are in `row` of `scores`."""
         request = sequence.request
+        if token == NO_TOKEN_LEFT:
+            self._fail(request, _nothing_to_draw(sequence))
+            return
         if not request.first_token_s:
             self._note_first_token(request)
         sequence.append(token)
@@ -246,21 +325,26 @@ class EngineCore:
             sequence.stop_reason = stop
         return stop is not None
 
+    def _finish_all(self, request: Request, reason: FinishReason) -> None:
+        for sequence in request.sequences:
+            if sequence.finish_reason is None:
+                self._finish(sequence, reason)
+
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         request = sequence.request
         self.scheduler.remove(sequence)
         # The last bytes of an answer may complete a stop string too.
         sequence.finish_reason = "stop" if self._finish_text(sequence, reason) else reason
-        request.finished = all(other.finish_reason is not None for other in request.sequences)
-        if request.finished:
+        is_last = all(other.finish_reason is not None for other in request.sequences)
+        event = self._event(sequence) if request.stream else None
+        output = request.output() if is_last else None
+        if event is not None:
+            event.output = output
+        if is_last:
             self._finish_request(request, sequence.finish_reason)
-        if request.stream:
-            event = self._event(sequence)
-            if request.finished:
-                event.output = request.output()
-            _send(request, event)
-        elif request.finished:
-            _send(request, request.output())
+        item = event or output
+        if item is not None:
+            _send(request, item)
 
     def _finish_text(self, sequence: Sequence, reason: FinishReason) -> bool:
         """Takes the text of tokens not decoded yet and what was held back. True when a stop string ends the text."""
@@ -280,6 +364,7 @@ class EngineCore:
         return False
 
     def _finish_request(self, request: Request, reason: FinishReason) -> None:
+        request.finished = True
         self.requests.pop(request.request_id, None)
         self._n_finished[reason] += 1
         metrics = request.metrics
@@ -306,25 +391,20 @@ class EngineCore:
 
     # -- failure
 
+    def _attempt(self, request: Request, do: Callable[..., None], *arguments: Any) -> None:
+        """Calls do(*arguments). What it raises ends `request`, its pages are let go, and nobody else notices."""
+        try:
+            do(*arguments)
+        except Exception as error:  # noqa: BLE001 - it is told to the request that it is about
+            self._fail(request, _failure(request, error))
+
     def _fail(self, request: Request, error: Exception) -> None:
         for sequence in request.sequences:
             if sequence.finish_reason is None:
                 sequence.finish_reason = "error"
                 self.scheduler.remove(sequence)
-        request.finished = True
         self._finish_request(request, "error")
         _send(request, error)
-
-    def _fail_poisoned(self, request: Request) -> None:
-        self._fail(
-            request,
-            RequestFailedError(
-                f"[request {request.request_id}] the model gave logits that are not finite, or no token was left to "
-                "choose; it ends here, others go on. Check allowed_token_ids and bad_token_ids, then the weights"
-            ),
-        )
-        # Earlier chunks of its prompt may be in the index with the same broken numbers: nobody shall find them.
-        self.backend.cache.clear_prefix_index()
 
     # -- numbers
 
@@ -350,6 +430,36 @@ class EngineCore:
             "max_model_len": self.backend.max_model_len,
             "backend": self.backend.info(),
         }
+
+
+def _failure(request: Request, error: Exception) -> RequestFailedError:
+    """What a request is told that made `error` be raised."""
+    place = f"[request {request.request_id}]"
+    if isinstance(error, MemoryError):
+        failure = RequestFailedError(
+            f"{place} needed more memory than there was; ask for fewer tokens, log probabilities or answers at once"
+        )
+    else:
+        failure = RequestFailedError(
+            f"{place} could not be computed: {type(error).__name__}: {error}; it ends here, others go on. Nothing that "
+            "the library accepts should come to this: please report it"
+        )
+    failure.__cause__ = error
+    return failure
+
+
+def _nothing_to_draw(sequence: Sequence) -> RequestFailedError:
+    return RequestFailedError(
+        f"[request {sequence.request.request_id}] needs a token to draw, got none after {sequence.n_generated}: what "
+        "allowed_token_ids allow, bad_token_ids, bad_words or min_tokens forbid here; allow another one"
+    )
+
+
+def _numbers_are_broken(request: Request) -> RequestFailedError:
+    return RequestFailedError(
+        f"[request {request.request_id}] the model gave logits that are not finite; it ends here, others go on. Check "
+        "the weights"
+    )
 
 
 def _send(request: Request, item: StreamEvent | RequestOutput | Exception) -> None:

@@ -65,7 +65,7 @@ class BackendError(LLMDecoderError):
 
 
 class NotEnoughMemoryError(BackendError):
-    """The model or its KV cache does not fit the memory that is there."""
+    """The model, its KV cache, or the rows that a request asks for do not fit the memory that is there."""
 
 
 class InvalidRequestError(LLMDecoderError, ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -28,6 +27,18 @@ MAX_BAD_WORDS = 256
 MAX_LOGIT_BIAS = 4096
 MAX_TOKEN_IDS = 1 << 20
 MAX_INT = (1 << 31) - 1
+
+# The core computes in float32. Nothing within these limits rounds to a value that it refuses, nor makes an infinite
+# logit of a finite one, as a top_p of 1e-50 (0 in float32) or a repetition_penalty of 1e-40 would.
+REAL_LIMITS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_p": (1e-6, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-3, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "logit_bias": (-100.0, 100.0),
+}
 
 # The last link of the chain request > runtime config > generation_config.json > these.
 BUILT_IN_DEFAULTS: dict[str, Any] = {
@@ -61,15 +72,16 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def _real(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
-    need = f"a number {'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}"
+def _real(name: str, value: Any) -> float:
+    low, high = REAL_LIMITS[name]
+    need = f"a number from {low:g} to {high:g}"
     if isinstance(value, (bool, str, bytes)):
         raise _refuse(name, need, value)
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise _refuse(name, need, value) from None
-    if not math.isfinite(number) or number > high or number < low or (above and number == low):
+    if not low <= number <= high:  # NaN is not either
         raise _refuse(name, need, value)
     return number
 
@@ -114,7 +126,7 @@ def _bias(name: str, value: Any) -> dict[int, float]:
     for key, bias in value.items():
         # JSON has no integer keys: {"50256": -100} is how every client writes this.
         token = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10 else key
-        result[_integer(name, token, 0, MAX_INT)] = _real(name, bias, -100.0, 100.0)
+        result[_integer(name, token, 0, MAX_INT)] = _real(name, bias)
     return result
 
 
@@ -129,9 +141,10 @@ class SamplingParams:
     min_tokens: no end token and no stop string before so many tokens.
     temperature: 0 = greedy (the highest logit, the lowest id among equals). 0 to 100.
     top_k: sample among the k most likely tokens; 0 or -1 = off.
-    top_p: ... among the likeliest tokens whose probabilities reach p (Holtzman et al. 2019). Above 0; 1 = off.
+    top_p: ... among the likeliest tokens whose probabilities reach p (Holtzman et al. 2019). 1e-6 to 1; 1 = off.
     min_p: ... among tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024). 0 = off.
     repetition_penalty: divides the positive, multiplies the negative logits of all tokens so far (Keskar et al. 2019).
+        0.001 to 100; 1 = off.
     presence_penalty, frequency_penalty: subtracted from the logits of tokens in the answer, once or per use. -2 to 2.
     logit_bias: token id -> number added to its logit, -100 to 100.
     allowed_token_ids: if not None, only these can be generated. bad_token_ids: these never.
@@ -142,7 +155,8 @@ class SamplingParams:
     ignore_eos: the model's end tokens do not end the answer.
     n: answers per prompt, 1 to 128; the prompt is computed once.
     logprobs, prompt_logprobs: log probabilities of the tokens of the answer, of the prompt, and of so many best
-        alternatives (0 to 20). They are of the raw logits, before penalties and temperature.
+        alternatives (0 to 20, but no more than the model has tokens). They are of the raw logits, before penalties and
+        temperature.
     skip_special_tokens: special tokens give no text.
     cache_salt: requests reuse each other's cached prefixes only when their salts are equal.
     """
@@ -206,20 +220,16 @@ def _count(low: int, high: int) -> Callable[[str, Any], int]:
     return lambda name, value: _integer(name, value, low, high)
 
 
-def _number(low: float, high: float, *, above: bool = False) -> Callable[[str, Any], float]:
-    return lambda name, value: _real(name, value, low, high, above=above)
-
-
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_tokens": _count(0, MAX_INT),
     "min_tokens": _count(0, MAX_INT),
-    "temperature": _number(0.0, 100.0),
+    "temperature": _real,
     "top_k": lambda name, value: max(0, _integer(name, value, -1, MAX_INT)),
-    "top_p": _number(0.0, 1.0, above=True),
-    "min_p": _number(0.0, 1.0),
-    "repetition_penalty": _number(0.0, 100.0, above=True),
-    "presence_penalty": _number(-2.0, 2.0),
-    "frequency_penalty": _number(-2.0, 2.0),
+    "top_p": _real,
+    "min_p": _real,
+    "repetition_penalty": _real,
+    "presence_penalty": _real,
+    "frequency_penalty": _real,
     "logit_bias": _bias,
     "allowed_token_ids": _token_ids,
     "bad_token_ids": _token_ids,

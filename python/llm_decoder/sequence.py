@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_decoder.detokenizer import Detokenizer, StopMatcher, TextDecoder
-from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError
+from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError, NotEnoughMemoryError
+from llm_decoder.fit import available_memory_bytes
 from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.sampling import SamplingParams, derive_seed
 
@@ -24,6 +25,10 @@ Sink = Callable[[StreamEvent | RequestOutput | Exception], None]
 Rows = Literal["logits", "hidden"]
 
 _EMPTY: Ints = np.zeros(0, np.int32)
+
+# Bytes of a TokenLogprob with its numbers, and of each of its alternatives.
+_LOGPROB_BYTES, _ALTERNATIVE_BYTES = 200, 125
+_SMALL_BYTES = 16 << 20  # results up to this are not worth asking the system
 
 
 class Vocabulary(TextDecoder, Protocol):
@@ -71,9 +76,7 @@ class Request:
     first_token_s: float = 0.0
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    collected: list[npt.NDArray[np.float32]] = field(
-        default_factory=list
-    )  # [n_tokens of a chunk, vocab_size or hidden]
+    collected: npt.NDArray[np.float32] | None = None  # [n_tokens, vocab_size or hidden_size], filled chunk by chunk
 
     @property
     def salt(self) -> bytes:
@@ -189,8 +192,7 @@ class Sequence:
         self.seq_id = -1
         self.n_computed = 0
         if self.wants_rows:
-            self.request.collected.clear()
-            self.request.prompt_logprobs = None
+            self.request.prompt_logprobs = None  # rows in `collected` are written again at the same places
 
     def completion(self) -> Completion:
         return Completion(
@@ -219,19 +221,27 @@ def build_request(
     rows: Rows | None = None,
     dropped_messages: int = 0,
 ) -> Request:
-    """The request, or InvalidRequestError: an empty prompt, an id that is no token of the model, one that cannot fit.
-
-    `params` must be resolved.
+    """The request; `params` must be resolved. Raises InvalidRequestError for an empty prompt, an id that is no token of
+    the model, params that leave no token to draw, ContextLengthExceededError for what cannot fit, NotEnoughMemoryError
+    when there is no memory for the rows or log probabilities that it wants.
     """
-    ids = _checked_ids("prompt_token_ids", prompt_token_ids, limits.vocab_size)
+    vocab_size = limits.vocab_size
+    ids = _checked_ids("prompt_token_ids", prompt_token_ids, vocab_size)
     if not ids:
         raise InvalidRequestError("[prompt] needs at least one token, got none; give some text", param="prompt")
     max_new = _max_new(len(ids), params if rows is None else replace(params, max_tokens=0, min_tokens=0), limits)
+    params = _with_alternatives_that_exist(params, vocab_size)
+    _check_memory(len(ids), params, rows, vocab_size)
+    eos_token_ids = frozenset(token for token in eos_token_ids if token < vocab_size)
     own_ends = frozenset() if params.ignore_eos else eos_token_ids
-    stop_token_ids = _checked_ids("stop_token_ids", params.stop_token_ids or (), limits.vocab_size)
+    stop_token_ids = _checked_ids("stop_token_ids", params.stop_token_ids or (), vocab_size)
+    end_ids = eos_token_ids.union(stop_token_ids)
     bias = params.logit_bias or {}
-    banned = _checked_ids("bad_token_ids", params.bad_token_ids or (), limits.vocab_size)
-    single, runs = _bad_words(params.bad_words or (), tokenizer)
+    single, runs = _bad_words(params.bad_words or (), tokenizer, vocab_size)
+    banned = single.union(_checked_ids("bad_token_ids", params.bad_token_ids or (), vocab_size))
+    allowed = _checked_ids("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
+    if max_new:
+        _check_something_is_left(params, allowed, banned.union(end_ids if params.min_tokens else ()), vocab_size)
     return Request(
         request_id=request_id,
         prompt=prompt,
@@ -245,13 +255,11 @@ def build_request(
         dropped_messages=dropped_messages,
         eos_token_ids=own_ends,
         stop_ids=own_ends.union(stop_token_ids),
-        end_ids=np.array(sorted(eos_token_ids.union(stop_token_ids)), np.int32),
-        bias_ids=np.array(_checked_ids("logit_bias", tuple(bias), limits.vocab_size), np.int32),
+        end_ids=np.array(sorted(end_ids), np.int32),
+        bias_ids=np.array(_checked_ids("logit_bias", tuple(bias), vocab_size), np.int32),
         bias_values=np.array(list(bias.values()), np.float32),
-        banned_ids=np.array(sorted({*banned, *single}), np.int32),
-        allowed_ids=np.array(
-            sorted(_checked_ids("allowed_token_ids", params.allowed_token_ids or (), limits.vocab_size)), np.int32
-        ),
+        banned_ids=np.array(sorted(banned), np.int32),
+        allowed_ids=np.array(sorted(allowed), np.int32),
         bad_runs=runs,
     )
 
@@ -292,12 +300,60 @@ def _max_new(n_prompt: int, params: SamplingParams, limits: Limits) -> int:
     return left if params.max_tokens is None else min(params.max_tokens, left)
 
 
-def _bad_words(words: AnySequence[str], tokenizer: Vocabulary) -> tuple[set[int], tuple[tuple[int, ...], ...]]:
-    """Each word as it is at the start of a text and after a space: banned single tokens, and banned longer runs."""
+def _with_alternatives_that_exist(params: SamplingParams, vocab_size: int) -> SamplingParams:
+    """A model with fewer tokens than alternatives are asked for gives all it has."""
+    if max(params.logprobs or 0, params.prompt_logprobs or 0) <= vocab_size:
+        return params
+
+    def capped(count: int | None) -> int | None:
+        return None if count is None else min(count, vocab_size)
+
+    return replace(params, logprobs=capped(params.logprobs), prompt_logprobs=capped(params.prompt_logprobs))
+
+
+def _check_memory(n_tokens: int, params: SamplingParams, rows: Rows | None, vocab_size: int) -> None:
+    """Refuses what would be taken from the memory of all other requests. Rows of hidden states are narrow: about as
+    large as the prompt's KV."""
+    if rows == "logits":
+        what, need_bytes = f"logits of {n_tokens} tokens x {vocab_size}", 4 * n_tokens * vocab_size
+    elif rows is None and params.prompt_logprobs is not None:
+        what = f"prompt_logprobs={params.prompt_logprobs} of {n_tokens} tokens"
+        need_bytes = n_tokens * (_LOGPROB_BYTES + params.prompt_logprobs * _ALTERNATIVE_BYTES)
+    else:
+        return
+    if need_bytes > _SMALL_BYTES and need_bytes > (available := available_memory_bytes()):
+        raise NotEnoughMemoryError(
+            f"[{rows or 'prompt_logprobs'}] {what} need {need_bytes} bytes, this machine has {available} free; ask for "
+            "fewer tokens or alternatives at once"
+        )
+
+
+def _check_something_is_left(params: SamplingParams, allowed: list[int], banned: set[int], vocab_size: int) -> None:
+    """Refuses a request whose first token could be none. `banned`: all that it may not be."""
+    if any(token not in banned for token in allowed or range(vocab_size)):
+        return
+    name = "allowed_token_ids" if allowed else "bad_token_ids"
+    whole = "allowed_token_ids" if allowed else f"the model's {vocab_size} tokens"
+    ends = f", or ends the answer before min_tokens = {params.min_tokens}" if params.min_tokens else ""
+    raise InvalidRequestError(
+        f"[{name}] needs a token that may be drawn, got none: each of {whole} is among bad_token_ids or bad_words"
+        f"{ends}; allow another one",
+        param=name,
+    )
+
+
+def _bad_words(
+    words: AnySequence[str], tokenizer: Vocabulary, vocab_size: int
+) -> tuple[set[int], tuple[tuple[int, ...], ...]]:
+    """Each word as it is at the start of a text and after a space: banned single tokens, and banned longer runs.
+
+    A tokenizer may know tokens that the model has no logit for; what needs one of these is never generated anyway.
+    """
     runs = {
         tuple(tokenizer.encode(form, add_special_tokens=False))
         for word in words
         for form in (word, " " + word.lstrip())
     }
+    runs = {run for run in runs if all(token < vocab_size for token in run)}
     single = {run[0] for run in runs if len(run) == 1}
     return single, tuple(sorted(run for run in runs if len(run) > 1))

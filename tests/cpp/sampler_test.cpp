@@ -176,4 +176,26 @@ TEST(a_flat_row_reaches_its_last_token) {
   CHECK_EQ(*std::max_element(drawn.tokens.begin(), drawn.tokens.end()) > 1990, true);
 }
 
+TEST(a_row_that_is_not_finite_and_a_draw_with_nothing_left_are_told_apart) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  std::vector<float> logits(4 * 3, 0.5f);
+  logits[0] = std::numeric_limits<float>::quiet_NaN();
+  logits[3] = infinity;
+  std::fill_n(logits.begin() + 6, 3, -infinity);
+  Params params(4);
+  params.rows = {0, 1, 2, 3};
+  const std::vector<std::int64_t> offsets = {0, 3, 6, 9, 12};
+  const std::vector<std::int32_t> all = {0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2};
+  SamplingParams banned = params.view();
+  banned.banned = {offsets, all};
+  const Drawn drawn = draw(logits, 3, banned, 1, 1);
+  CHECK((drawn.tokens == std::vector<std::int32_t>{kNotFinite, kNotFinite, kNotFinite, kNoTokenLeft}));
+  for (std::size_t i = 0; i < 4; ++i) {
+    CHECK(std::isnan(drawn.logprobs[i]));
+    CHECK_EQ(drawn.ranks[i], 0);
+  }
+  CHECK_EQ(drawn.top_ids[2], -1);
+  CHECK_EQ(drawn.top_ids[3], 0);
+}
+
 }  // namespace

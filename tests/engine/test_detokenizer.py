@@ -1,9 +1,13 @@
+import random
+
 import pytest
 from fakes import ByteTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_decoder.detokenizer import Detokenizer, StopMatcher
+from llm_decoder.embedded import embedded_model
+from llm_decoder.tokenizer import load_tokenizer
 
 TEXT = "naïve 日本語 🙂👩‍👩‍👧 مرحبا \x00 end"
 
@@ -33,6 +37,17 @@ class FallbackTokenizer:
             run.clear()
             text += chr(token) if token >= 0 else ""
         return text
+
+
+class PieceTokenizer:
+    """Any bytes as tokens, as byte-level pairs are: a token may hold the end of one character and the beginning of
+    another. Id 0 is a special token, which gives nothing."""
+
+    def __init__(self, pieces):
+        self.pieces = [b"", *pieces]
+
+    def decode(self, ids, skip_special_tokens=True):
+        return b"".join(self.pieces[token] for token in ids).decode(errors="replace")
 
 
 def pushed_one_by_one(detokenizer, ids):
@@ -73,7 +88,55 @@ def test_bytes_that_never_become_text_are_not_held_for_ever():
     detokenizer = Detokenizer(ByteTokenizer(), [1])
     out = detokenizer.push([0xFF] * 1000)
     assert 900 < out.count("\ufffd") <= 1000
-    assert detokenizer.push(b"ok").endswith("ok")
+    assert out + detokenizer.push(b"ok") == "\ufffd" * 1000 + "ok"
+
+
+@pytest.mark.parametrize("piece", [b"\xff", b"\x97", b"\xa5\xe6\x97", b"\x99\x82\xf0\x9f", b"\xf0\x9f"])
+def test_the_window_stays_small_whatever_never_becomes_text(piece):
+    tokenizer = PieceTokenizer([piece])
+    detokenizer = Detokenizer(tokenizer, [0])
+    ids = [1, 0] * 500
+    out = ""
+    for token in ids:
+        out += detokenizer.push([token])
+        assert len(detokenizer._window) < 32
+    assert out + detokenizer.flush() == tokenizer.decode(ids)
+
+
+def test_a_character_that_begins_among_many_broken_bytes_is_completed():
+    for n_broken in range(40):
+        data = b"\xff" * n_broken + "日".encode()
+        pieces = pushed_one_by_one(Detokenizer(ByteTokenizer(), list(b"abc")), data)
+        assert "".join(pieces) == "\ufffd" * n_broken + "日"
+
+
+def test_a_character_that_broken_bytes_in_the_prompt_began_is_completed_and_they_do_not_come_out_again():
+    first, *rest = "日".encode()
+    assert "".join(pushed_one_by_one(Detokenizer(ByteTokenizer(), [*b"x\xff\xff", first]), rest)) == "日"
+
+
+def test_random_tokens_of_a_byte_level_tokenizer_give_the_text_of_all_of_them_at_once():
+    tokenizer = load_tokenizer(embedded_model())
+    single_bytes = [token for token in range(len(tokenizer)) if len(tokenizer.token_bytes(token)) == 1]
+    rng = random.Random(1)
+    for trial in range(3000):
+        among = range(len(tokenizer)) if trial % 2 else single_bytes
+        ids = rng.choices(among, k=rng.randrange(1, 60))
+        assert "".join(pushed_one_by_one(Detokenizer(tokenizer, [0]), ids)) == tokenizer.decode(ids)
+
+
+# The beginnings, middles and ends of characters of two to four bytes, bytes that begin none, and whole ones.
+FRAGMENTS = [b"\xc3", b"\xa9", b"\xe6", b"\x97", b"\xa5", b"\xf0", b"\x9f", b"\x99", b"\x82", b"\xff", b"\xe0", b"a"]
+
+
+@given(
+    pieces=st.lists(st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=6).map(b"".join), min_size=1, max_size=6),
+    data=st.data(),
+)
+def test_pieces_of_characters_in_any_order_give_the_text_of_all_of_them_at_once(pieces, data):
+    tokenizer = PieceTokenizer(pieces)
+    ids = data.draw(st.lists(st.integers(0, len(pieces)), max_size=60))
+    assert "".join(pushed_one_by_one(Detokenizer(tokenizer, []), ids)) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), FallbackTokenizer()])

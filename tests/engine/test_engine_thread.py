@@ -195,6 +195,38 @@ def test_a_failed_request_raises_for_its_own_consumer(engine, backend):
     assert good.result().outputs
 
 
+def test_a_request_whose_draw_raises_ends_alone_and_the_engine_goes_on(engine, backend):
+    sample = backend.sample
+
+    def raise_for_seed_7(rows, params, n_top):
+        if 7 in params["seed"]:
+            raise ValueError("got a value that the core does not take")
+        return sample(rows, params, n_top)
+
+    backend.sample = raise_for_seed_7
+    handles = [engine.submit(PROMPT, SamplingParams(max_tokens=30, seed=seed, ignore_eos=True)) for seed in (6, 7, 8)]
+    with pytest.raises(RequestFailedError, match="got a value that the core does not take") as caught:
+        handles[1].result()
+    assert isinstance(caught.value.__cause__, ValueError)
+    for handle, seed in ((handles[0], 6), (handles[2], 8)):
+        expected = alone("hello", max_tokens=30, seed=seed, ignore_eos=True)
+        assert handle.result().outputs[0].token_ids == expected.outputs[0].token_ids
+    assert not engine.is_closed
+
+
+def test_a_default_that_the_core_would_not_take_is_refused_with_each_request_and_the_engine_goes_on(backend):
+    engine = make_engine(backend, sampling_defaults=({"top_p": 1e-50},))
+    with pytest.raises(InvalidRequestError, match="top_p"):
+        engine.submit(PROMPT, SamplingParams(max_tokens=2))
+    assert engine.submit(PROMPT, SamplingParams(max_tokens=2, top_p=0.5)).result().outputs
+    engine.close()
+
+
+def test_rows_come_as_one_array(engine):
+    rows = engine.submit(PROMPT, SamplingParams(max_tokens=0), rows="logits").rows()
+    assert rows.shape == (5, 258)
+
+
 def test_a_full_engine_says_so_and_takes_requests_again_later(backend):
     engine = make_engine(backend, max_requests=2)
     go = hold(backend)

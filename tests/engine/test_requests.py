@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from fakes import ByteTokenizer, Desk, FakeBackend, alone, fake_logits
 
-from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError, RequestFailedError
+from llm_decoder.errors import (
+    ContextLengthExceededError,
+    InvalidRequestError,
+    NotEnoughMemoryError,
+    RequestFailedError,
+)
 
 EOS = ByteTokenizer.eos_token_id
 
@@ -184,6 +189,21 @@ def test_max_tokens_0_gives_an_empty_answer():
     assert (output.outputs[0].token_ids, output.outputs[0].finish_reason) == ([], "length")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt_logprobs", [None, 0])
+def test_max_tokens_0_gives_as_many_empty_answers_as_are_asked_for(stream, prompt_logprobs):
+    desk = Desk()
+    output = desk.ask("hello", max_tokens=0, n=3, stream=stream, prompt_logprobs=prompt_logprobs)
+    assert [(c.index, c.token_ids, c.text, c.finish_reason) for c in output.outputs] == [
+        (index, [], "", "length") for index in range(3)
+    ]
+    if stream:
+        events = desk.sent["request-0"]
+        assert [(event.index, event.finish_reason) for event in events] == [(index, "length") for index in range(3)]
+        assert [event.output is None for event in events] == [True, True, False]
+    desk.assert_nothing_is_held()
+
+
 def test_max_tokens_none_goes_to_the_end_of_the_context():
     output = Desk(FakeBackend(max_model_len=50)).ask("hello", max_tokens=None, ignore_eos=True)
     assert len(output.outputs[0].token_ids) == 45
@@ -247,6 +267,68 @@ def test_a_request_that_could_never_be_served_is_refused_at_the_door(prompt, par
     assert not desk.core.requests
 
 
+CONTRADICTIONS = [
+    ({"allowed_token_ids": [5], "bad_token_ids": [5]}, "allowed_token_ids"),
+    ({"allowed_token_ids": [97, 5], "bad_words": ["a"], "bad_token_ids": [5]}, "allowed_token_ids"),
+    ({"allowed_token_ids": [EOS], "min_tokens": 3}, "allowed_token_ids"),
+    ({"allowed_token_ids": [7, EOS], "stop_token_ids": [7], "min_tokens": 2}, "allowed_token_ids"),
+    ({"bad_token_ids": list(range(258))}, "bad_token_ids"),
+    ({"bad_token_ids": [*range(256), 257], "min_tokens": 1}, "bad_token_ids"),
+]
+
+
+@pytest.mark.parametrize(("params", "param"), CONTRADICTIONS)
+def test_a_request_that_forbids_all_that_it_allows_is_refused_at_the_door(params, param):
+    desk = Desk()
+    with pytest.raises(InvalidRequestError, match=r"needs a token that may be drawn, got none") as caught:
+        desk.add("x", **params)
+    assert caught.value.param == param
+    assert desk.ask("x", **params | {"max_tokens": 0, "min_tokens": 0}).outputs[0].token_ids == []
+
+
+def test_an_end_token_alone_is_no_contradiction_when_the_answer_may_be_empty():
+    assert alone("x", allowed_token_ids=[EOS]).outputs[0].token_ids == [EOS]
+
+
+def test_more_alternatives_than_the_model_has_tokens_are_all_it_has():
+    desk = Desk(FakeBackend(vocab_size=10))
+    neighbour = desk.add([4, 5], seed=1, max_tokens=3, logprobs=2)
+    output = desk.ask([1, 2, 3], seed=1, max_tokens=3, logprobs=20, prompt_logprobs=20)
+    assert [len(entry.top) for entry in output.outputs[0].logprobs] == [10, 10, 10]
+    assert [len(entry.top) for entry in output.prompt_logprobs[1:]] == [10, 10]
+    assert [len(entry.top) for entry in desk.last(neighbour).outputs[0].logprobs] == [2, 2, 2]
+
+
+def test_bad_words_of_tokens_that_the_model_does_not_have_forbid_nothing_more():
+    desk = Desk(FakeBackend(vocab_size=100))
+    assert ord("~") >= 100
+    output = desk.ask([1], max_tokens=60, seed=1, bad_words=["~", "é", "c~", "a"])
+    assert len(output.outputs[0].token_ids) == 60
+    assert ord("a") not in output.outputs[0].token_ids
+    assert ord("c") in desk.ask([1], max_tokens=3, bad_words=["c~"], allowed_token_ids=[ord("c")]).outputs[0].token_ids
+
+
+def test_an_end_token_that_the_model_does_not_have_ends_nothing():
+    assert len(Desk(FakeBackend(vocab_size=100)).ask([1], max_tokens=5, min_tokens=3).outputs[0].token_ids) == 5
+
+
+def test_rows_that_the_memory_does_not_hold_are_refused_at_the_door(monkeypatch):
+    monkeypatch.setattr("llm_decoder.sequence.available_memory_bytes", lambda: 30_000_000)
+    desk = Desk(FakeBackend(vocab_size=100_000))
+    with pytest.raises(NotEnoughMemoryError, match=r"76 tokens x 100000 need 30400000 bytes, .* has 30000000 free"):
+        desk.add([1] * 76, rows="logits", max_tokens=0)
+    assert desk.ask([1] * 75, rows="logits", max_tokens=0).outputs == []
+    assert len(desk.ask([1] * 76, max_tokens=0, prompt_logprobs=0).prompt_logprobs) == 76
+
+
+def test_prompt_logprobs_that_the_memory_does_not_hold_are_refused_at_the_door(monkeypatch):
+    monkeypatch.setattr("llm_decoder.sequence.available_memory_bytes", lambda: 20_000_000)
+    desk = Desk(FakeBackend(n_pages=700, max_model_len=10_000))
+    with pytest.raises(NotEnoughMemoryError, match="prompt_logprobs=20 of 9000 tokens need"):
+        desk.add([1] * 9000, prompt_logprobs=20, max_tokens=0)
+    desk.add([1] * 9000, prompt_logprobs=0, max_tokens=0)
+
+
 def test_a_prompt_as_long_as_the_context_can_be_scored_but_not_continued():
     assert len(alone([1] * 256, max_tokens=0, prompt_logprobs=0).prompt_logprobs) == 256
     with pytest.raises(ContextLengthExceededError) as caught:
@@ -304,9 +386,189 @@ def test_a_consumer_that_breaks_ends_nobody():
     desk.assert_nothing_is_held()
 
 
-def test_nothing_left_to_choose_fails_the_request():
+def test_a_request_that_runs_out_of_tokens_fails_alone_and_others_keep_their_prefixes():
     desk = Desk()
-    assert isinstance(desk.ask("x", allowed_token_ids=[5], bad_token_ids=[5]), RequestFailedError)
+    prompt = "a prompt of more than two pages, to be found again"
+    desk.ask(prompt, max_tokens=1)
+    good = desk.add("good", seed=1, max_tokens=9)
+    failed = desk.ask("x", allowed_token_ids=[97], bad_words=["aaa"])
+    assert isinstance(failed, RequestFailedError)
+    assert "needs a token to draw, got none after 2" in str(failed)
+    assert desk.last(good).outputs[0].token_ids == alone("good", seed=1, max_tokens=9).outputs[0].token_ids
+    assert desk.ask(prompt, max_tokens=1).metrics.n_cached_tokens == 48
+    desk.assert_nothing_is_held()
+
+
+def test_rows_are_the_same_whole_and_in_chunks():
+    def rows(**sizes):
+        desk = Desk(FakeBackend(**sizes))
+        request = desk.core.requests[desk.add("a prompt of some length", rows="logits", max_tokens=0)]
+        desk.run()
+        return request.collected
+
+    whole = rows()
+    assert whole.shape == (23, 258)
+    assert np.array_equal(whole[4], fake_logits(np.array(list(b"a pro"), np.int32), 258))
+    assert np.array_equal(rows(max_tokens_per_step=7), whole)
+
+
+# -- what is raised for one request
+
+
+PROMPTS = {"first": "the first of three", "bad": "bad, the second one", "third": "and a third"}
+
+
+def raising(call, is_about, error, *message):
+    """`call`, but an error is raised when it is about a certain request."""
+
+    def wrapped(*arguments):
+        if is_about(*arguments):
+            raise error(*message)
+        return call(*arguments)
+
+    return wrapped
+
+
+def assert_only_the_bad_one_fails(desk, match, **params):
+    ids = {name: desk.add(prompt, seed=i, **params) for i, (name, prompt) in enumerate(PROMPTS.items())}
+    desk.run()
+    failed = desk.last(ids["bad"])
+    assert isinstance(failed, RequestFailedError)
+    assert match in str(failed)
+    assert [isinstance(item, RequestFailedError) for item in desk.sent[ids["bad"]]].count(True) == 1
+    for i, name in enumerate(PROMPTS):
+        if name != "bad":
+            expected = alone(PROMPTS[name], seed=i, **params)
+            assert desk.last(ids[name]).outputs == expected.outputs
+            assert desk.last(ids[name]).prompt_logprobs == expected.prompt_logprobs
+    desk.assert_nothing_is_held()
+    assert desk.core.stats()["n_finished"]["error"] == 1
+    assert desk.core.stats()["n_requests"] == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    ("error", "match"), [(ValueError, "ValueError: got 0"), (MemoryError, "needed more memory than there was")]
+)
+def test_a_draw_that_raises_fails_its_own_request_and_the_neighbours_get_exactly_their_tokens(n, error, match):
+    desk = Desk()
+    desk.backend.sample = raising(desk.backend.sample, lambda rows, params, n_top: 1 in params["seed"], error, "got 0")
+    assert_only_the_bad_one_fails(desk, match, max_tokens=20, ignore_eos=True, n=n, logprobs=2)
+
+
+def test_a_draw_that_raises_once_for_all_fails_nobody():
+    desk = Desk()
+    steps = iter(range(100))
+    desk.backend.sample = raising(desk.backend.sample, lambda *_: next(steps) == 6, RuntimeError)
+    ids = [desk.add(prompt, seed=3, max_tokens=20, ignore_eos=True) for prompt in PROMPTS.values()]
+    desk.run()
+    for request_id, prompt in zip(ids, PROMPTS.values(), strict=True):
+        expected = alone(prompt, seed=3, max_tokens=20, ignore_eos=True)
+        assert desk.last(request_id).outputs[0].token_ids == expected.outputs[0].token_ids
+
+
+def test_log_probs_that_raise_fail_their_own_request():
+    desk = Desk()
+    desk.backend.log_probs = raising(
+        desk.backend.log_probs, lambda targets, n_top: ord(",") in targets, ValueError, "targets must be smaller"
+    )
+    assert_only_the_bad_one_fails(desk, "targets must be smaller", max_tokens=3, prompt_logprobs=2)
+
+
+def test_rows_that_find_no_memory_fail_those_who_want_them():
+    desk = Desk()
+    desk.backend.logits = raising(desk.backend.logits, lambda: True, MemoryError)
+    good = desk.add("good", seed=1, max_tokens=5)
+    failed = desk.ask("rows", rows="logits", max_tokens=0)
+    assert isinstance(failed, RequestFailedError)
+    assert "needed more memory than there was; ask for fewer" in str(failed)
+    assert desk.last(good).outputs[0].token_ids == alone("good", seed=1, max_tokens=5).outputs[0].token_ids
+    desk.assert_nothing_is_held()
+
+
+class ChokingTokenizer(ByteTokenizer):
+    """Cannot decode what holds `poison`."""
+
+    def __init__(self, poison):
+        self.poison = list(poison)
+
+    def decode(self, ids, skip_special_tokens=True):
+        ids = list(ids)
+        if any(ids[i : i + len(self.poison)] == self.poison for i in range(len(ids))):
+            raise RuntimeError("the tokenizer chokes")
+        return super().decode(ids, skip_special_tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 6])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_prompt_that_the_tokenizer_cannot_decode_fails_its_request(stream, max_tokens, n):
+    desk = Desk(tokenizer=ChokingTokenizer(b" one"))
+    assert_only_the_bad_one_fails(desk, "the tokenizer chokes", max_tokens=max_tokens, stream=stream, n=n)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 6])
+def test_further_answers_that_cannot_begin_fail_their_request(max_tokens):
+    desk = Desk(tokenizer=ChokingTokenizer(b"never said"))
+    good = desk.add("good", seed=1, max_tokens=6)
+    failed = desk.add("the bad one", max_tokens=max_tokens, n=3)
+    desk.tokenizer.poison = list(b" one")
+    desk.run()
+    assert isinstance(desk.last(failed), RequestFailedError)
+    assert len(desk.sent[failed]) == 1
+    assert desk.last(good).outputs == alone("good", seed=1, max_tokens=6).outputs
+    desk.assert_nothing_is_held()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_answer_that_the_tokenizer_cannot_decode_fails_its_request(stream, n):
+    tokens = alone(PROMPTS["bad"], seed=1, max_tokens=6, ignore_eos=True).outputs[0].token_ids
+    desk = Desk(tokenizer=ChokingTokenizer(tokens[3:5]))
+    params = {"max_tokens": 6, "ignore_eos": True, "stream": stream, "n": n}
+    assert_only_the_bad_one_fails(desk, "the tokenizer chokes", **params)
+
+
+def test_a_cancelled_answer_that_the_tokenizer_cannot_decode_fails_its_request():
+    tokens = alone(PROMPTS["bad"], seed=1, max_tokens=6, ignore_eos=True).outputs[0].token_ids
+    desk = Desk(tokenizer=ChokingTokenizer(tokens[3:5]))
+    request_id = desk.add(PROMPTS["bad"], seed=1, max_tokens=60, ignore_eos=True)
+    for _ in range(8):
+        desk.core.step()
+    desk.core.cancel(request_id)
+    assert isinstance(desk.last(request_id), RequestFailedError)
+    desk.assert_nothing_is_held()
+
+
+def test_a_step_without_memory_ends_who_wants_most_rows_and_the_others_go_on():
+    desk = Desk()
+    first = desk.add("first", seed=1, max_tokens=20, ignore_eos=True)
+    desk.core.step()
+    wide = desk.add("wants many rows", max_tokens=0, prompt_logprobs=0)
+    last = desk.add("the youngest wants one row only", seed=2, max_tokens=20, ignore_eos=True)
+
+    def find_no_memory():
+        if wide in desk.core.requests:
+            raise MemoryError
+
+    desk.backend.before_step = find_no_memory
+    desk.run()
+    assert isinstance(desk.last(wide), RequestFailedError)
+    for request_id, prompt, seed in ((first, "first", 1), (last, "the youngest wants one row only", 2)):
+        expected = alone(prompt, seed=seed, max_tokens=20, ignore_eos=True)
+        assert desk.last(request_id).outputs[0].token_ids == expected.outputs[0].token_ids
+    desk.assert_nothing_is_held()
+
+
+def test_a_step_that_never_finds_memory_ends_one_request_after_the_other():
+    desk = Desk()
+    ids = [desk.add(prompt, max_tokens=5) for prompt in PROMPTS.values()]
+    ended = []
+    for request_id in ids:
+        desk.core.requests[request_id].sink = lambda item, request_id=request_id: ended.append(request_id)
+    desk.backend.before_step = raising(lambda: None, lambda: True, MemoryError)
+    desk.run()
+    assert ended == ids[::-1]
     desk.assert_nothing_is_held()
 
 

@@ -2,9 +2,17 @@ import math
 
 import numpy as np
 import pytest
+from fakes import Desk
 
 from llm_decoder.errors import InvalidRequestError
-from llm_decoder.sampling import BUILT_IN_DEFAULTS, SamplingParams, derive_seed, resolve_params, sampling_field_names
+from llm_decoder.sampling import (
+    BUILT_IN_DEFAULTS,
+    REAL_LIMITS,
+    SamplingParams,
+    derive_seed,
+    resolve_params,
+    sampling_field_names,
+)
 
 BAD_VALUES = [
     ("max_tokens", -1),
@@ -25,10 +33,14 @@ BAD_VALUES = [
     ("top_k", -2),
     ("top_k", 2.0),
     ("top_p", 0.0),
+    ("top_p", 1e-50),
     ("top_p", 1.01),
     ("min_p", -0.01),
     ("min_p", 1.01),
     ("repetition_penalty", 0.0),
+    ("repetition_penalty", 1e-50),
+    ("repetition_penalty", 1e-42),
+    ("repetition_penalty", math.nan),
     ("repetition_penalty", 101),
     ("presence_penalty", 2.1),
     ("frequency_penalty", -2.1),
@@ -111,9 +123,19 @@ def test_a_request_comes_before_the_runtime_config_and_that_before_the_generatio
     assert resolved.min_p == BUILT_IN_DEFAULTS["min_p"]
 
 
-def test_a_default_out_of_its_limits_is_refused():
+@pytest.mark.parametrize("top_p", [7.0, 1e-50])
+def test_a_default_out_of_its_limits_is_refused(top_p):
     with pytest.raises(InvalidRequestError, match="top_p"):
-        resolve_params(SamplingParams(), {"top_p": 7.0})
+        resolve_params(SamplingParams(), {"top_p": top_p})
+
+
+@pytest.mark.parametrize("name", [name for name in REAL_LIMITS if name != "logit_bias"])
+def test_the_core_takes_every_number_that_is_within_its_limits_here(name):
+    low, high = REAL_LIMITS[name]
+    for value in (low, np.nextafter(low, high), np.nextafter(high, low), high):
+        desk = Desk()
+        answer = desk.ask("x", max_tokens=3, seed=1, **({"temperature": 1.0} | {name: float(value)}))
+        assert len(answer.outputs[0].token_ids) == 3 or answer.outputs[0].finish_reason == "stop"
 
 
 def test_derived_seeds_differ_and_the_first_is_the_seed_itself():

@@ -154,6 +154,20 @@ def test_a_prompt_whose_rows_are_wanted_survives_preemption():
     assert tokens_of(desk.last(older)) == tokens_of(alone("older " * 3, max_tokens=60, seed=1, ignore_eos=True))
 
 
+def test_rows_collected_before_a_preemption_are_collected_again():
+    prompt = "rows, " * 12
+    desk = Desk(FakeBackend(n_pages=8, max_model_len=96, max_tokens_per_step=3))
+    desk.add("older " * 3, max_tokens=60, seed=1, ignore_eos=True)
+    desk.core.step()
+    preempted = desk.core.requests[desk.add(prompt, rows="logits", max_tokens=0)]
+    desk.run()
+    assert preempted.metrics.n_preemptions > 0
+    roomy = Desk()
+    expected = roomy.core.requests[roomy.add(prompt, rows="logits", max_tokens=0)]
+    roomy.run()
+    assert np.array_equal(preempted.collected, expected.collected)
+
+
 requests = st.fixed_dictionaries(
     {
         "prompt": st.binary(min_size=1, max_size=40).map(lambda data: bytes(byte % 4 + 97 for byte in data)),

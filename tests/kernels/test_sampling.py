@@ -292,14 +292,17 @@ def test_minus_infinity_is_never_drawn() -> None:
         assert set(drawn.tolist()) == {7, 600}
 
 
-def test_nothing_left_to_choose_is_no_token() -> None:
+def test_nothing_left_to_choose_is_told_apart_from_a_row_that_is_not_finite() -> None:
     logits = random_logits(2, 31)
     logits[1] = -np.inf
     for temperature in (0.0, 1.0):
         p = {"temperature": temperature}
-        assert sample(logits, [p | {"banned": list(range(31))}, p], [0, 0])[0].tolist()[0] == -1
-        assert sample(logits, [p | {"allowed": [4], "banned": [4]}])[0].tolist() == [-1]
-        assert sample(logits, [p], [1])[0].tolist() == [-1]
+        tokens, logprobs, ranks, top_ids, _ = sample(logits, [p | {"banned": list(range(31))}, p], [0, 0], 1)
+        assert (tokens[0], ranks[0], top_ids[0, 0]) == (-2, 0, logits[0].argmax())
+        assert np.isnan(logprobs[0])
+        assert tokens[1] >= 0
+        assert sample(logits, [p | {"allowed": [4], "banned": [4]}])[0].tolist() == [-2]
+        assert sample(logits, [p, p | {"banned": [3]}], [1, 1])[0].tolist() == [-1, -1]
 
 
 def test_no_draws_give_empty_arrays() -> None:
