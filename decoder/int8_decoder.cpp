@@ -14,6 +14,8 @@ namespace {
 constexpr std::int64_t kInlineElements = 16 << 10;  // values of rows
 constexpr std::int64_t kInlinePairs = 512;          // (query head, position) pairs of attention
 constexpr std::int64_t kRowItemsPerThread = 4;
+// Products of values in +-127 that an int32 holds the sum of.
+constexpr std::int64_t kMaxExactTerms = std::numeric_limits<std::int32_t>::max() / (127 * 127);
 
 void check_positive(std::int32_t value, const char* name) {
   check_arg(value > 0, "INT8Decoder", name, " must be positive, got ", value);
@@ -45,6 +47,10 @@ void check_config(const ModelConfig& c) {
   const std::int64_t largest = std::max(std::int64_t{2} * c.intermediate_size,
                                         (std::int64_t{c.n_heads} + 2 * std::int64_t{c.n_kv_heads}) * c.head_dim);
   check_arg(largest <= std::numeric_limits<std::int32_t>::max() / 16, kPlace, "a layer is too wide: ", largest);
+  const std::int64_t longest_sum =
+      std::max({std::int64_t{c.hidden_size}, std::int64_t{c.intermediate_size}, std::int64_t{c.n_heads} * c.head_dim});
+  check_arg(longest_sum <= kMaxExactTerms, kPlace, "a product sums ", longest_sum, " terms, int8 sums are exact up to ",
+            kMaxExactTerms);
 }
 
 }  // namespace
