@@ -65,6 +65,7 @@ class ModelConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     tie_word_embeddings: bool = False  # lm_head is the embedding
+    limit_reason: str = ""  # what changes in the model above max_model_len, "" when it is only untrained there
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():

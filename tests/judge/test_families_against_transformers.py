@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from models_factory import make_tokenizer
+from published_configs import PUBLISHED
 
 from llm_decoder import LLM, SamplingParams
+from llm_decoder.models import parse_config
 
 pytestmark = [pytest.mark.judge, pytest.mark.filterwarnings("default")]
 
@@ -43,6 +46,16 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+# These two change with the length; the longest prompt and its answer end exactly where they do.
+CHANGE = 150 + N_NEW_TOKENS
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0],
+    "long_factor": [1.0, 1.5, 3.0, 6.0, 12.0, 20.0, 30.0, 40.0],
+    "original_max_position_embeddings": CHANGE,
+    "rope_theta": 10000.0,
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,17 @@ CASES = {
     "llama 3 rope": Case("Llama", {"rope_parameters": LLAMA3, **ODD}),
     "llama, linear rope": Case("Llama", {"rope_parameters": LINEAR}),
     "llama, yarn": Case("Llama", {"rope_parameters": YARN}),
+    "llama, yarn with scales of its own": Case(
+        "Llama", {"rope_parameters": {**YARN, "mscale": 1.5, "mscale_all_dim": 0.5, "truncate": False}}
+    ),
+    "llama, dynamic rope": Case("Llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": CHANGE}),
+    "llama, longrope": Case("Llama", {"rope_parameters": LONGROPE}),
+    "qwen3, longrope with a factor of its own": Case(
+        "Qwen3", {"head_dim": 16, "rope_parameters": {**LONGROPE, "factor": 32.0}}
+    ),
+    "mistral, longrope with an attention factor of its own": Case(
+        "Mistral", {"sliding_window": 40, "rope_parameters": {**LONGROPE, "attention_factor": 1.4}}
+    ),
     "mistral": Case("Mistral", {"sliding_window": None, "head_dim": 24}),
     "mistral, a window shorter than the prompt": Case("Mistral", {"sliding_window": 11}),
     "mistral, odd shapes and window": Case("Mistral", {"sliding_window": 17, **ODD}),
@@ -156,3 +180,18 @@ def test_int8_follows_the_float_model(pair: Pair) -> None:
         ours, theirs = llm.logits(ids), pair.their_logits(ids)
     correlation = np.corrcoef(ours.ravel(), theirs.ravel())[0, 1]
     assert correlation > 0.97
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_has_the_frequencies_and_windows_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config, _ = PUBLISHED[name]
+    ours = parse_config(config)
+    theirs = transformers.AutoConfig.for_model(**config)
+    module = sys.modules[transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(theirs)].__module__]
+    rope = getattr(module, type(theirs).__name__.replace("Config", "RotaryEmbedding"))(theirs)
+    np.testing.assert_allclose(ours.rope_inv_freq, rope.inv_freq.numpy(), rtol=1e-6)
+    assert ours.rope_attention_factor == pytest.approx(rope.attention_scaling)
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * ours.n_layers
+    window = getattr(theirs, "sliding_window", None) or 0
+    assert ours.windows == tuple(window if kind == "sliding_attention" else 0 for kind in kinds)

@@ -46,6 +46,14 @@ def test_a_room_of_cpp_includes_only_lower_floors(room: str) -> None:
             assert owner in MAY_INCLUDE[room] | {room}, f"{path.relative_to(ROOT)} includes {included} of {owner}"
 
 
+def test_every_room_of_the_architecture_page_is_in_a_clone() -> None:
+    table = (ROOT / "docs/architecture.md").read_text().partition("## The rooms")[2].partition("## ")[0]
+    rooms = [room for cell in re.findall(r"^\|[^|]*\| `([^`]+)`", table, re.M) for room in cell.split()]
+    assert {"api/", "web/", "reranker/", "attention/", "decoder/", "tests/"} <= set(rooms)
+    for room in rooms:
+        assert any(path.is_file() for path in (ROOT / room).iterdir()), f"{room} is empty, which git does not keep"
+
+
 def test_only_src_sees_python() -> None:
     for room in ("include", "kv_cache", "attention_cpu", "decoder"):
         for path in (ROOT / room).rglob("*"):

@@ -61,7 +61,7 @@ def _unknown_family(model_type: str, config: Mapping[str, Any], place: str) -> s
 
 
 def _refuse_quantized(fields: Fields) -> None:
-    for name in ("quantization_config", "compression_config"):
+    for name in ("quantization_config", "compression_config", "quantization"):
         table = fields.table(name)
         if table:
             method = table.get("quant_method", table.get("method", "unnamed"))

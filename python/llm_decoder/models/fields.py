@@ -89,21 +89,36 @@ class Fields:
             raise self._bad(name, "an object", value)
         return value
 
+    def numbers(self, name: str, count: int, low: float, high: float = 1e30) -> tuple[float, ...]:
+        """A list of exactly `count` numbers."""
+        value = self._take(name, {})
+        if not isinstance(value, list) or len(value) != count:
+            got = f"one of {len(value)}" if isinstance(value, list) else _short(value)
+            raise MalformedFileError(f"[{self.place}: {name}] need a list of {count} numbers, got {got}")
+        for number in value:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not low <= number <= high:
+                raise self._bad(name, f"numbers in {low:g}..{high:g}", number)
+        return tuple(float(number) for number in value)
+
     def only(self, name: str, allowed: tuple[Any, ...], default: Any) -> Any:
-        """A field that this build runs at some values alone."""
+        """A field that this build runs at some values alone; 1 and 1.0 are one value, 1 and true are two."""
         value = self._take(name, {"default": default})
-        if not any(type(value) is type(choice) and value == choice for choice in allowed):
-            choices = " or ".join(repr(choice) for choice in allowed)
+        if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in allowed):
+            choices = " or ".join(_short(choice) for choice in allowed)
             raise UnsupportedModelError(f"[{self.place}: {name}] this build runs {choices}, got {_short(value)}")
         return value
 
     def finish(self) -> None:
-        """Raises UnsupportedModelError for a field that was not read and is not known to be without effect on
-        logits."""
-        for name in self._values.keys() - self._read:
+        """Raises UnsupportedModelError for a field that was not read and may change logits.
+
+        A field that nobody knows passes when it is null or empty (`""`, `[]`, `{}`): it names nothing that could be
+        done. false and 0 do not: `is_causal: false` turns a decoder into an encoder, a factor of 0 is a value. Those
+        known to be harmless stand in inert.py, with the value at which they are.
+        """
+        for name in sorted(self._values.keys() - self._read):
             if name in FIXED_FIELDS:
                 self.only(name, (FIXED_FIELDS[name],), FIXED_FIELDS[name])
-            elif name not in INERT_FIELDS and not name.startswith(INERT_PREFIXES):
+            elif name not in INERT_FIELDS and not name.startswith(INERT_PREFIXES) and not self._is_empty(name):
                 raise UnsupportedModelError(
                     f"[{self.place}: {name}] this field may change the model's output and this build does not know it "
                     f"(value {_short(self._values[name])}); remove it if it has no effect, or use a newer llm_decoder"
@@ -116,6 +131,10 @@ class Fields:
         if "default" not in default:
             raise MalformedFileError(f"[{self.place}: {name}] need this field, got none")
         return default["default"]
+
+    def _is_empty(self, name: str) -> bool:
+        value = self._values[name]
+        return isinstance(value, str | list | dict) and not value
 
     def _bad(self, name: str, need: str, value: Any) -> MalformedFileError:
         return MalformedFileError(f"[{self.place}: {name}] need {need}, got {_short(value)}")

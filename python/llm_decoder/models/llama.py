@@ -29,11 +29,17 @@ def read_common(
     qkv_bias: bool = False,
     o_bias: bool = False,
 ) -> ModelConfig:
-    """What all Llama-like families share. `windows` None is full attention everywhere."""
+    """What all Llama-like families share.
+
+    `windows` None is full attention everywhere; `layer_types`, where a config has them, must say the same.
+    `default_kv_heads` is for an absent field: null is one a query head in every family.
+    """
     fields.only("hidden_act", ("silu", "swish"), "silu")
     n_layers = fields.integer("num_hidden_layers", 1, LIMITS["n_layers"])
     hidden_size = fields.integer("hidden_size", 1, LIMITS["hidden_size"])
     n_heads = fields.integer("num_attention_heads", 1, LIMITS["n_heads"])
+    if fields.is_null("num_key_value_heads"):
+        default_kv_heads = None
     n_kv_heads = fields.integer("num_key_value_heads", 1, LIMITS["n_kv_heads"], default=default_kv_heads or n_heads)
     share = default_head_dim or max(1, hidden_size // n_heads)
     head_dim = fields.integer("head_dim", 1, LIMITS["head_dim"], default=share)
@@ -41,6 +47,10 @@ def read_common(
         raise MalformedFileError(
             f"[{fields.place}] need hidden_size / num_attention_heads at most {LIMITS['head_dim']}"
         )
+    windows = windows or (0,) * n_layers
+    if "layer_types" in fields:
+        kinds = ["sliding_attention" if window else "full_attention" for window in windows]
+        fields.only("layer_types", (kinds,), kinds)
     max_len = fields.integer("max_position_embeddings", 1, LIMITS["max_model_len"], default=default_max_len)
     rope = read_rope(fields, head_dim, max_len)
     return ModelConfig(
@@ -52,10 +62,11 @@ def read_common(
         head_dim=head_dim,
         intermediate_size=fields.integer("intermediate_size", 1, LIMITS["intermediate_size"]),
         vocab_size=fields.integer("vocab_size", 1, LIMITS["vocab_size"]),
-        max_model_len=max(max_len, rope.scaled_len or 0),
+        max_model_len=rope.max_len,
+        limit_reason=rope.limit_reason,
         norm_eps=fields.number("rms_norm_eps", 0.0, 1.0, default=1e-6),
         attention_scale=head_dim**-0.5,
-        windows=windows or (0,) * n_layers,
+        windows=windows,
         rope_inv_freq=rope.inv_freq,
         rope_attention_factor=rope.attention_factor,
         qk_norm=qk_norm,

@@ -16,7 +16,7 @@ def config_from_hf(fields: Fields) -> ModelConfig:
     default = None if fields.is_null("sliding_window") else 4096
     window = fields.integer("sliding_window", default=default)
     n_layers = fields.integer("num_hidden_layers", 1, LIMITS["n_layers"])
-    fields.only("layer_types", (["sliding_attention" if window else "full_attention"] * n_layers, None), None)
+    fields.only("use_sliding_window", (window is not None,), window is not None)
     return read_common(
         fields,
         windows=(window or 0,) * n_layers,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llm_decoder.errors import MalformedFileError, UnsupportedModelError
 from llm_decoder.model_config import LIMITS, ModelConfig
 from llm_decoder.models.fields import Fields
@@ -14,7 +16,28 @@ ARCHITECTURE = "Qwen2ForCausalLM"
 
 def config_from_hf(fields: Fields) -> ModelConfig:
     """A Qwen2 config.json as knobs; HF's defaults stand for absent fields."""
-    return read_common(fields, windows=read_windows(fields), default_kv_heads=32, default_max_len=32768, qkv_bias=True)
+    fields.flag("attention_bias", True)  # of no effect: the biases are always there
+    windows = read_windows(fields)
+    config = read_common(fields, windows=windows, default_kv_heads=32, default_max_len=32768, qkv_bias=True)
+    return _up_to_one_chunk(config, fields)
+
+
+def _up_to_one_chunk(config: ModelConfig, fields: Fields) -> ModelConfig:
+    """Dual chunk attention (An et al. 2024; Qwen2.5-1M) is plain attention within its first chunk: that far it is
+    run."""
+    table = fields.table("dual_chunk_attention_config")
+    if not table:
+        return config
+    chunking = Fields(table, f"{fields.place}: dual_chunk_attention_config")
+    chunk_size = chunking.integer("chunk_size")
+    # The last local_size tokens of a chunk reach over into the next one.
+    first_chunk = chunk_size - chunking.integer("local_size", 0, chunk_size - 1)
+    limit = min(first_chunk, chunking.integer("original_max_position_embeddings", default=first_chunk))
+    chunking.finish()
+    if limit >= config.max_model_len:
+        return config
+    reason = "beyond it dual chunk attention renumbers positions, which this build does not do"
+    return replace(config, max_model_len=limit, limit_reason=reason)
 
 
 def read_windows(fields: Fields) -> tuple[int, ...]:
