@@ -64,7 +64,7 @@ def random_weights(config: dict[str, Any], seed: int = 0, *, biases: bool = Fals
         }
         for name, shape in shapes.items():
             weights[f"layer_{i}/{name}"] = matrix(*shape)
-            if biases and name.startswith("attn_"):
+            if biases:
                 weights[f"layer_{i}/{name}.bias"] = rng.standard_normal(shape[0]).astype(np.float32) * np.float32(0.3)
         weights[f"layer_{i}/ln1"], weights[f"layer_{i}/ln2"] = norm(hidden), norm(hidden)
         if config["qk_norm"]:

@@ -64,6 +64,7 @@ class ModelConfig:
     qk_norm: bool = False  # RMS norm of each q and k head before rope
     qkv_bias: bool = False
     o_bias: bool = False
+    mlp_bias: bool = False
     tie_word_embeddings: bool = False  # lm_head is the embedding
     limit_reason: str = ""  # what changes in the model above max_model_len, "" when it is only untrained there
 
@@ -117,8 +118,10 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if config.o_bias:
             shapes[f"{prefix}attn_o.bias"] = (hidden,)
         shapes[f"{prefix}ln2"] = (hidden,)
-        shapes[f"{prefix}mlp_gate"] = shapes[f"{prefix}mlp_up"] = (inner, hidden)
-        shapes[f"{prefix}mlp_down"] = (hidden, inner)
+        for name, n_out, n_in in (("mlp_gate", inner, hidden), ("mlp_up", inner, hidden), ("mlp_down", hidden, inner)):
+            shapes[f"{prefix}{name}"] = (n_out, n_in)
+            if config.mlp_bias:
+                shapes[f"{prefix}{name}.bias"] = (n_out,)
     shapes["final_norm"] = (hidden,)
     if not config.tie_word_embeddings:
         shapes["lm_head"] = (config.vocab_size, hidden)

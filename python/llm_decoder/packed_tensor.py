@@ -91,6 +91,9 @@ def core_tensors(config: ModelConfig, layout: MatrixLayout) -> list[CoreTensor]:
         vector(f"{at}ln2", hidden, (f"{at}ln2",))
         matrix(f"{at}mlp_gate_up", 2 * inner, hidden, (f"{at}mlp_gate", f"{at}mlp_up"))
         matrix(f"{at}mlp_down", hidden, inner, (f"{at}mlp_down",))
+        if config.mlp_bias:
+            vector(f"{at}mlp_gate_up.bias", 2 * inner, (f"{at}mlp_gate.bias", f"{at}mlp_up.bias"))
+            vector(f"{at}mlp_down.bias", hidden, (f"{at}mlp_down.bias",))
     vector("final_norm", hidden, ("final_norm",))
     if not config.tie_word_embeddings:
         matrix("lm_head", config.vocab_size, hidden, ("lm_head",))

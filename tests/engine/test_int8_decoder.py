@@ -428,7 +428,7 @@ class TestWeights:
         ({"windows": [0]}, "an entry for each of 2 layers, got 1"),
         ({"windows": [0, -1]}, "windows must not be negative, got -1"),
         ({"hidden_size": 0}, "hidden_size must be positive, got 0"),
-        ({"intermediate_size": 133144}, "sums 133144 terms, int8 sums are exact up to 133143"),
+        ({"intermediate_size": 133145}, "sums 133145 terms, int8 sums are exact up to 133144"),
         ({"attention_scale": 0.0}, "attention_scale must be positive, got 0"),
         ({"rope_inv_freq": [1.0] * 21}, "at most head_dim / 2 entries, got 21"),
         ({"n_heads": "three"}, "config n_heads has a wrong value: 'three'"),

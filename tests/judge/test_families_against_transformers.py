@@ -69,7 +69,7 @@ CASES = {
     "llama": Case("Llama"),
     "llama, odd shapes": Case("Llama", ODD),
     "llama, tied": Case("Llama", {"tie_word_embeddings": True}),
-    "llama, biases": Case("Llama", {"attention_bias": True}),
+    "llama, biases": Case("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, a head for each": Case("Llama", {"num_key_value_heads": 6}),
     "llama, bfloat16 on disk": Case("Llama", {}, "bfloat16"),
     "llama, float16 on disk": Case("Llama", {}, "float16"),

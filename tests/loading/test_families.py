@@ -221,7 +221,10 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown family": ({"model_type": "mamba"}, "model_type"),
     "no family": ({"model_type": ...}, "model_type"),
     "another architecture of the family": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
-    "biases in the mlp": ({"mlp_bias": True}, "mlp_bias"),
+    "biases in the mlp of a family that has none": (
+        {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "mlp_bias": True},
+        "mlp_bias",
+    ),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act"),
     "a softcap": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     "experts": ({"num_experts": 8}, "num_experts"),

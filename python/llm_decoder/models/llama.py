@@ -15,7 +15,8 @@ ARCHITECTURE = "LlamaForCausalLM"
 def config_from_hf(fields: Fields) -> ModelConfig:
     """A Llama config.json as knobs; HF's defaults stand for absent fields."""
     has_bias = fields.flag("attention_bias", False)
-    return read_common(fields, windows=None, qkv_bias=has_bias, o_bias=has_bias)
+    mlp_bias = fields.flag("mlp_bias", False)
+    return read_common(fields, windows=None, qkv_bias=has_bias, o_bias=has_bias, mlp_bias=mlp_bias)
 
 
 def read_common(
@@ -28,6 +29,7 @@ def read_common(
     qk_norm: bool = False,
     qkv_bias: bool = False,
     o_bias: bool = False,
+    mlp_bias: bool = False,
 ) -> ModelConfig:
     """What all Llama-like families share.
 
@@ -72,6 +74,7 @@ def read_common(
         qk_norm=qk_norm,
         qkv_bias=qkv_bias,
         o_bias=o_bias,
+        mlp_bias=mlp_bias,
         tie_word_embeddings=fields.flag("tie_word_embeddings", False),
     )
 
