@@ -35,11 +35,11 @@ def read_lines(source: Iterable[bytes]) -> Iterator[Line]:
             yield Line(index, text)
 
 
-def answer(llm: LLM, line: Line, params: SamplingParams) -> tuple[dict[str, Any], int]:
+def answer(llm: LLM, line: Line, params: SamplingParams, chat_params: SamplingParams) -> tuple[dict[str, Any], int]:
     """The record that answers a line, and how many tokens were generated for it. An error of ours becomes its record.
 
-    The line's own fields go over `params`. A line without a seed of its own gets one from its index, so that a batch
-    that was interrupted draws what it would have drawn.
+    The line's own fields go over `params`, or over `chat_params` where it has messages. A line without a seed of its
+    own gets one from its index, so that a batch that was interrupted draws what it would have drawn.
     """
     from llm_decoder.errors import EngineClosedError, LLMDecoderError
 
@@ -47,7 +47,8 @@ def answer(llm: LLM, line: Line, params: SamplingParams) -> tuple[dict[str, Any]
     try:
         request = _parse(line.text)
         head |= {"id": request["id"]} if "id" in request else {}
-        output = _ask(llm, request, _params(request, params, line.index))
+        defaults = chat_params if "messages" in request else params
+        output = _ask(llm, request, _params(request, defaults, line.index))
     except EngineClosedError:
         raise
     except (LLMDecoderError, UnicodeError) as error:

@@ -52,8 +52,12 @@ class Journal:
 
     def append(self, record: Mapping[str, Any]) -> None:
         rest = memoryview(to_json(record).encode() + b"\n")
-        while rest:  # a disk that gets full takes a part and refuses the next
-            rest = rest[self._file.write(rest) :]
+        try:
+            while rest:  # a disk that gets full takes a part and refuses the next
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         self.done[record["index"]] = record["input"]
         self.n_failed += "error" in record
 

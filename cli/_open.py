@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from llm_decoder.cli import _options
 from llm_decoder.cli._options import ModelOptions, SamplingOptions
@@ -17,21 +23,35 @@ if TYPE_CHECKING:
 
 
 def open_llm(options: ModelOptions) -> LLM:
-    """The model that the flags, the environment and the settings files ask for, loaded."""
+    """The model that the flags, the environment and the settings files ask for, loaded.
+
+    Raises typer.BadParameter for a flag with a value that LLM refuses.
+    """
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
     arguments = engine_arguments(options)
     from llm_decoder import LLM
 
-    with loading_bar() as progress:
+    with loading_bar() as progress, _usage_errors(options.engine_arguments()):
         return LLM(**arguments, progress=progress)
+
+
+def open_for(options: ModelOptions, params: SamplingParams) -> LLM:
+    """open_llm, with the token ids in `params` held against the model's. Raises typer.BadParameter."""
+    llm = open_llm(options)
+    try:
+        _options.check_token_ids(params, llm.vocab_size)
+    except BaseException:
+        llm.close()
+        raise
+    return llm
 
 
 def engine_arguments(options: ModelOptions) -> dict[str, Any]:
     """Keyword arguments of `LLM`: flags over the environment over the settings files. What nobody gave is left out."""
     settings = _settings(options)
     given = {
-        "model": settings.paths.model or settings.paths.weights,
+        "model": settings.paths.model or (settings.paths.weights and Path(settings.paths.weights)),
         "tokenizer": settings.paths.tokenizer,
         "cache_dir": settings.paths.cache,
         "chat_template": settings.chat.template,
@@ -40,40 +60,69 @@ def engine_arguments(options: ModelOptions) -> dict[str, Any]:
     }
     found = {name: value for name, value in given.items() if value}
     arguments = found | settings.runtime.engine_arguments() | options.engine_arguments()
-    _refuse_unused_architecture(settings, arguments.get("model"))
-    return arguments
+    config_dir = describing_folder(settings, arguments.get("model"))
+    return arguments if config_dir is None else arguments | {"config_dir": config_dir}
 
 
-def _refuse_unused_architecture(settings: Settings, model: str | None) -> None:
-    """An architecture counts only beside the weights that it describes; elsewhere it would be ignored."""
-    if settings.model.architecture is None:
-        return
-    if model is not None and settings.folder.resolve() in (Path(model).resolve(), Path(model).resolve() / "config"):
-        return
-    from llm_decoder.errors import ConfigError
+def describing_folder(settings: Settings, model: str | Path | None) -> Path | None:
+    """The settings folder, where it may describe the weights directory `model`.
 
-    raise ConfigError(
-        f"[{settings.folder / 'model_config.yaml'}: architecture] need null, for it describes the weights directory "
-        f"that it lies in, got one for {model or 'the embedded model'}; move it into that directory's config/"
-    )
+    It does not when the user asked for another model than the directory that paths.json names: a flag goes over a file.
+    """
+    from llm_decoder.config.files import packaged_config_dir
+
+    described = settings.paths.weights
+    is_another = described is not None and (model is None or Path(model).resolve() != Path(described).resolve())
+    return None if is_another or settings.folder == packaged_config_dir() else settings.folder
 
 
 def is_embedded(options: ModelOptions) -> bool:
     """Whether the model is the one that came with the package."""
-    return "model" not in engine_arguments(options)
+    from llm_decoder.embedded import is_embedded
+
+    return is_embedded(engine_arguments(options).get("model"))
 
 
-def sampling_params(options: SamplingOptions, model: ModelOptions) -> SamplingParams:
+def sampling_params(options: SamplingOptions, model: ModelOptions, *, in_chat: bool = False) -> SamplingParams:
     """The SamplingParams of flags over settings files over the command line's own defaults.
 
-    Fields that the settings files give beside these are the engine's to fill in: see engine_arguments.
+    The settings' `stop` belongs to their chat template, so it counts in chats alone. Fields that the settings files
+    give beside these are the engine's to fill in: see engine_arguments.
     """
     settings = _settings(model)
-    given = {"max_tokens": settings.runtime.max_tokens, "stop": settings.chat.stop}
+    given = {"max_tokens": settings.runtime.max_tokens, "stop": settings.chat.stop if in_chat else None}
     return _options.sampling_params(options, {name: value for name, value in given.items() if value is not None})
 
 
 def _settings(options: ModelOptions) -> Settings:
     from llm_decoder.config.files import load_settings
 
+    _check_flags(options.engine_arguments())
     return load_settings(options.config)
+
+
+def _check_flags(given: dict[str, Any]) -> None:
+    """Raises typer.BadParameter for what LLM would refuse without looking at the model."""
+    from llm_decoder.backends import BackendOptions
+    from llm_decoder.engine import EngineOptions
+    from llm_decoder.loading import choose_layout
+
+    with _usage_errors(given):
+        choose_layout(given.get("quantization", "auto"), given.get("dtype", "auto"))
+        for door in (BackendOptions, EngineOptions):
+            names = {field.name for field in dataclasses.fields(door)}
+            door(**{name: value for name, value in given.items() if name in names})
+
+
+@contextlib.contextmanager
+def _usage_errors(given: Collection[str]) -> Iterator[None]:
+    """An error about an option that was given as a flag is one of usage; its place in brackets is the option's name."""
+    from llm_decoder.errors import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        place = re.match(r"\[(\w+)\]", str(error))
+        if place and place[1] in given:
+            raise typer.BadParameter(str(error), param_hint=_options.flag(place[1])) from None
+        raise

@@ -23,6 +23,11 @@ DEFAULT_MAX_TOKENS = 512
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No speed report on standard error.")]
 
+ConfigFlag = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", envvar="LLM_DECODER_CONFIG", show_envvar=False, help="Settings files, as elsewhere."),
+]
+
 
 def _flag(metavar: str | None, help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, show_default=False, show_envvar=False)
@@ -33,6 +38,10 @@ class ModelOptions:
     """Which model, where it runs, and how much memory it may take."""
 
     model: Annotated[str | None, _flag("MODEL", "Folder or hub id. Default: the story model.", "--model", "-m")] = None
+    tokenizer: Annotated[str | None, _flag("DIR", "A folder to take the tokenizer from.")] = None
+    chat_template: Annotated[str | None, _flag("FILE", "Jinja chat template: a file, or a text that has a {.")] = None
+    system: Annotated[str | None, _flag("TEXT", "What the model is told at the beginning of a chat.")] = None
+    cache_dir: Annotated[str | None, _flag("DIR", "Where quantised weights are kept.")] = None
     device: Annotated[str | None, _flag("NAME", "auto, cpu or cuda.")] = None
     quantization: Annotated[str | None, _flag("NAME", "auto, none or int8.")] = None
     dtype: Annotated[str | None, _flag("NAME", "auto or float32, the reference precision.")] = None
@@ -53,15 +62,21 @@ class ModelOptions:
     ] = None
     max_num_seqs: Annotated[int | None, _flag("N", "Sequences computed together.")] = None
     max_tokens_per_step: Annotated[int | None, _flag("N", "Tokens a step computes; prompts are cut to it.")] = None
+    max_requests: Annotated[int | None, _flag("N", "Open requests before one is refused. Default: no limit.")] = None
+    deterministic: Annotated[
+        bool | None, _flag(None, "Answers never depend on what else runs; on the CPU they never do.")
+    ] = None
     config: Annotated[Path | None, _flag("DIR", "Settings files. Default: ./config, else the packaged ones.")] = None
     offline: Annotated[bool, _flag(None, "Never use the network.", "--offline")] = False
 
     def engine_arguments(self) -> dict[str, Any]:
-        """What was given, as keyword arguments of `LLM`. Raises typer.BadParameter for a size that is none."""
+        """What was given, as keyword arguments of `LLM`. Raises typer.BadParameter for what is no size or file."""
         names = [field.name for field in fields(self) if field.name not in ("config", "offline")]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if "kv_cache_bytes" in given:
             given["kv_cache_bytes"] = parse_size(given["kv_cache_bytes"])
+        if "chat_template" in given:
+            given["chat_template"] = _template(given["chat_template"])
         return given
 
 
@@ -123,6 +138,15 @@ def sampling_params(options: SamplingOptions, defaults: dict[str, Any] | None = 
         raise typer.BadParameter(str(error), param_hint=flag(error.param)) from None
 
 
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raises typer.BadParameter, which names the flag, for a token id that the model does not have."""
+    for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
+        unknown = [token for token in getattr(params, name) or () if token >= vocab_size]
+        if unknown:
+            message = f"token ids must be from 0 to {vocab_size - 1}, got {unknown[0]}"
+            raise typer.BadParameter(message, param_hint=flag(name))
+
+
 def flag(name: str | None) -> str | None:
     """max_tokens -> --max-tokens"""
     return f"--{name.replace('_', '-')}" if name else None
@@ -140,6 +164,18 @@ def parse_size(text: str) -> int:
         hint = "--kv-cache-bytes"
         raise typer.BadParameter(f"need a size such as 512MiB, 2G or 1000000, got {text!r}", param_hint=hint)
     return int(n_bytes)
+
+
+def _template(text: str) -> str:
+    """A template has braces; whatever has none names a file."""
+    if "{" in text:
+        return text
+    try:
+        return Path(text).expanduser().read_text(encoding="utf-8")
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        message = f"need a file of UTF-8 text, or a template, got {text!r:.200}: {reason}"
+        raise typer.BadParameter(message, param_hint="--chat-template") from None
 
 
 def _environment_list(name: str) -> list[str] | None:

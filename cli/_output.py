@@ -43,8 +43,7 @@ def emit_text(text: str) -> None:
     """Text of a model, as it comes. A terminal is spared control characters; a file or pipe gets every byte."""
     if sys.stdout.isatty():
         text = text.translate(_CONTROL)
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    _write(text)
 
 
 def emit_json(value: Any) -> None:
@@ -54,8 +53,16 @@ def emit_json(value: Any) -> None:
 
 def emit_line(text: str = "") -> None:
     """A line of a result."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    _write(text + "\n")
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 def emit_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

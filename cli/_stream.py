@@ -45,8 +45,29 @@ def stdin() -> TextIO:
 
 
 def read_stdin() -> str:
-    """All of standard input, without a byte order mark and the last line end."""
-    return stdin().read().removeprefix("\ufeff").removesuffix("\n")
+    """All of standard input, without a byte order mark and the last line end. Raises InvalidRequestError unless it is
+    UTF-8."""
+    return decode(stdin().buffer.read()).replace("\r\n", "\n").removeprefix("\ufeff").removesuffix("\n")
+
+
+def read_stdin_line() -> str:
+    """The next line of standard input. Raises EOFError at its end, InvalidRequestError unless it is UTF-8."""
+    line = stdin().buffer.readline()
+    if not line:
+        raise EOFError
+    return decode(line)
+
+
+def decode(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        from llm_decoder.errors import InvalidRequestError
+
+        raise InvalidRequestError(
+            f"[stdin] need UTF-8 text, got the byte 0x{raw[error.start]:02x} after {error.start} bytes, which is none; "
+            "convert it, as with iconv"
+        ) from None
 
 
 def samples_path() -> Path:

@@ -24,20 +24,33 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
     """`function` as a typer command.
 
     A parameter whose type is a dataclass is spread into one flag a field. The number that `function` returns is the
-    exit code; an error of ours is one line on standard error and exit code 1, Ctrl-C is 130, and a reader that went
-    away (`| head`) is no error. With --debug the traceback is shown.
+    exit code; an error of ours is one line on standard error and exit code 1, or 2 when it is about a field that is a
+    flag; Ctrl-C is 130, and a reader that went away (`| head`) is no error. With --debug the traceback is shown.
     """
     parameters, groups = _parameters(function)
+    flags = {field.name for group in groups.values() for field in dataclasses.fields(group)}
 
     @functools.wraps(function)
     def command(*, debug: bool, **values: Any) -> None:
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
-        raise typer.Exit(run(lambda: function(**values), debug=debug))
+        raise typer.Exit(run(lambda: _call(function, values, flags), debug=debug))
 
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
+
+
+def _call(function: Callable[..., int | None], values: dict[str, Any], flags: set[str]) -> int | None:
+    """Raises typer.BadParameter, which names the flag, where the engine refuses a field of a request that is one."""
+    from llm_decoder.errors import InvalidRequestError
+
+    try:
+        return function(**values)
+    except InvalidRequestError as error:
+        if error.param in flags:
+            raise typer.BadParameter(str(error), param_hint=f"--{error.param.replace('_', '-')}") from error
+        raise
 
 
 def run(function: Callable[[], int | None], *, debug: bool = False) -> int:
@@ -60,11 +73,11 @@ def run(function: Callable[[], int | None], *, debug: bool = False) -> int:
     except (LLMDecoderError, OSError, UnicodeError, MemoryError) as error:
         if debug:
             raise
-        complain("error", _words(error))
+        complain("error", words(error))
         return EXIT_ERROR
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
     """What an error says; an operating system's with its place first, as ours have it."""
     if isinstance(error, OSError) and error.strerror:
         return f"[{error.filename}] {error.strerror}" if error.filename is not None else error.strerror

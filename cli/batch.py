@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from llm_decoder.cli import _open
-from llm_decoder.cli._options import ModelOptions, QuietFlag, SamplingOptions
-from llm_decoder.cli._output import emit_json, note, progress
+from llm_decoder.cli._options import JsonFlag, ModelOptions, QuietFlag, SamplingOptions
+from llm_decoder.cli._output import Progress, emit_json, note, progress
 from llm_decoder.cli._stream import samples_path, stdin
 
 if TYPE_CHECKING:
     from llm_decoder.cli._batch_lines import Line
     from llm_decoder.cli._journal import Journal
-    from llm_decoder.cli._output import Progress
     from llm_decoder.llm import LLM
     from llm_decoder.sampling import SamplingParams
 
@@ -34,6 +33,7 @@ def batch(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Answers. Without it: standard output.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Lines in flight at a time.")] = 32,
+    as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     model: ModelOptions,
     sampling: SamplingOptions,
@@ -43,9 +43,11 @@ def batch(
     Without INPUT: the packaged samples. A line is {"prompt": ...}, {"messages": [...]} or {"token_ids": [...]}, with
     "id" and any sampling field beside it. Answers are written as they are ready, each with the index of its line. Run
     again with the same --output after a kill, it does the rest. A bad line gets an {"error": ...} record, the others
-    go on, and the exit code is 1.
+    go on, and the exit code is 1. The answers are JSON in any case; with --json and --output the counts are, too, on
+    standard output.
     """
     params = _open.sampling_params(sampling, model)
+    chat_params = _open.sampling_params(sampling, model, in_chat=True)
     with contextlib.ExitStack() as stack:
         lines, total = _open_input(source, stack)
         journal = _open_output(output, stack)
@@ -55,12 +57,15 @@ def batch(
             for _ in todo:  # every line must still be the one that was answered
                 pass
             note(f"nothing to do: {n_before} of {total} lines were done before")
-            return int(journal is not None and journal.n_failed > 0)
-        llm = stack.enter_context(_open.open_llm(model))
+            counts = _Counts(journal.n_failed if journal else 0)
+            if as_json and journal:
+                emit_json(_summary(journal.path, counts, Progress(), n_before))
+            return int(counts.n_failed > 0)
+        llm = stack.enter_context(_open.open_for(model, chat_params))
         bar = stack.enter_context(progress("lines", total, n_before))
         counts = _Counts(journal.n_failed if journal else 0)
         try:
-            for record, n_tokens in answers(llm, todo, params, concurrency):
+            for record, n_tokens in answers(llm, todo, params, chat_params, concurrency):
                 journal.append(record) if journal else emit_json(record)
                 counts.add(record)
                 bar.advance(1, n_tokens)
@@ -69,6 +74,8 @@ def batch(
             raise
     if not quiet:
         _report(counts, bar, n_before)
+    if as_json and journal:
+        emit_json(_summary(journal.path, counts, bar, n_before))
     return int(counts.n_failed > 0)
 
 
@@ -83,7 +90,7 @@ class _Counts:
 
 
 def answers(
-    llm: LLM, lines: Iterable[Line], params: SamplingParams, concurrency: int
+    llm: LLM, lines: Iterable[Line], params: SamplingParams, chat_params: SamplingParams, concurrency: int
 ) -> Generator[tuple[dict[str, Any], int], None, None]:
     """Records and their tokens as they get ready; at most `concurrency` lines are read ahead.
 
@@ -97,7 +104,7 @@ def answers(
         try:
             while True:
                 while len(running) < concurrency and (line := next(lines, None)) is not None:
-                    running.add(pool.submit(answer, llm, line, params))
+                    running.add(pool.submit(answer, llm, line, params, chat_params))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -139,6 +146,18 @@ def _report(counts: _Counts, bar: Progress, n_before: int) -> None:
         f"{counts.n_done} lines{before}{failed} | {bar.n_tokens} tokens in {bar.elapsed_s:.2f} s, "
         f"{bar.tokens_per_s:.1f} tokens/s"
     )
+
+
+def _summary(output: Path, counts: _Counts, bar: Progress, n_before: int) -> dict[str, Any]:
+    return {
+        "output": output,
+        "n_lines": counts.n_done,
+        "n_lines_before": n_before,
+        "n_failed": counts.n_failed,
+        "n_tokens": bar.n_tokens,
+        "elapsed_s": bar.elapsed_s,
+        "tokens_per_s": bar.tokens_per_s,
+    }
 
 
 def _report_interrupt(output: Path | None) -> None:

@@ -6,16 +6,17 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from llm_decoder.cli import _open
-from llm_decoder.cli._options import ModelOptions, QuietFlag, SamplingOptions
-from llm_decoder.cli._output import complain, describe_speed, emit_text, note
-from llm_decoder.cli._stream import stdin
-from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+from llm_decoder.cli._options import JsonFlag, ModelOptions, QuietFlag, SamplingOptions
+from llm_decoder.cli._output import complain, describe_speed, emit_json, emit_text, note
+from llm_decoder.cli._stream import read_stdin_line, stdin
+from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, words
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
@@ -31,33 +32,36 @@ DEMO = (
 
 def chat(
     *,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told in advance.")] = None,
+    as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     model: ModelOptions,
     sampling: SamplingOptions,
 ) -> int:
     """Talk with a model. Ctrl-C stops an answer, a second one leaves; /help lists the slash commands.
 
-    When standard input is not a terminal, every line of it is a message.
+    When standard input is not a terminal, every line of it is a message. With --json each answer is a JSON object on a
+    line, written when it is complete.
     """
     from llm_decoder.cli._conversation import Conversation
 
-    params = _open.sampling_params(sampling, model)
+    params = _open.sampling_params(sampling, model, in_chat=True)
     if params.n != 1:
         raise typer.BadParameter("a conversation has one answer at a time", param_hint="--n")
-    with _open.open_llm(model) as llm:
+    # The system message is the conversation's own, so that /system can change it and take it back.
+    with _open.open_for(replace(model, system=None), params) as llm:
         if _open.is_embedded(model):
             note(DEMO)
-        talk = Talk(Conversation(llm, params, system), quiet=quiet)
+        talk = Talk(Conversation(llm, params, model.system), quiet=quiet, as_json=as_json)
         return talk.run(_line_reader())
 
 
 class Talk:
     """Reads lines, obeys commands, shows answers. Knows whether the last thing that happened was a Ctrl-C."""
 
-    def __init__(self, conversation: Conversation, *, quiet: bool = False) -> None:
+    def __init__(self, conversation: Conversation, *, quiet: bool = False, as_json: bool = False) -> None:
         self.conversation = conversation
         self.quiet = quiet
+        self.as_json = as_json
         self.interrupted = False
         self.failed = False
 
@@ -67,11 +71,13 @@ class Talk:
         From a pipe, a message that could not be answered makes it 1; at a terminal the user has seen it.
         """
         from llm_decoder.cli._conversation import Leave
+        from llm_decoder.errors import InvalidRequestError
 
         while True:
             try:
-                line = read_line()
-                self._take(line)
+                self._take(read_line())
+            except InvalidRequestError as error:  # a line that is no text
+                self._complain(error)
             except (EOFError, Leave):
                 return EXIT_ERROR if self.failed and not stdin().isatty() else EXIT_OK
             except KeyboardInterrupt:
@@ -102,8 +108,11 @@ class Talk:
         except (LLMDecoderError, OSError, UnicodeError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            self.failed = True
-            complain("error", str(error))
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        self.failed = True
+        complain("error", words(error))
 
     def _answer(self) -> None:
         from llm_decoder.errors import LLMDecoderError
@@ -120,8 +129,7 @@ class Talk:
             raise
         except KeyboardInterrupt:
             self.interrupted = True
-        emit_text("\n")
-        self.conversation.keep("".join(parts))
+        self._end("".join(parts), output)
         if output is None:
             note("stopped; Ctrl-C again leaves.")
         elif not self.quiet and sys.stderr.isatty():
@@ -134,13 +142,21 @@ class Talk:
                 "/clear starts anew."
             )
         parts.append(event.text)
-        emit_text(event.text)
+        if not self.as_json:
+            emit_text(event.text)
+
+    def _end(self, text: str, output: RequestOutput | None) -> None:
+        self.conversation.keep(text)
+        if not self.as_json:
+            emit_text("\n")
+        else:  # an answer that was stopped has no output of its own
+            emit_json(output or {"outputs": [{"index": 0, "text": text, "finish_reason": "abort"}]})
 
 
 def _line_reader() -> Callable[[], str]:
     """How the next line is read: with editing and history at a terminal, plainly elsewhere. EOFError is the end."""
     if not stdin().isatty():
-        return _next_line
+        return read_stdin_line
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.output import create_output
@@ -152,13 +168,6 @@ def _line_reader() -> Callable[[], str]:
         history=_history(), completer=completer, complete_while_typing=False, output=create_output(sys.stderr)
     )
     return lambda: session.prompt("> ")
-
-
-def _next_line() -> str:
-    line = stdin().readline()
-    if not line:
-        raise EOFError
-    return line
 
 
 def _history() -> History:

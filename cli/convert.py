@@ -13,7 +13,7 @@ from llm_decoder.cli._output import emit_json, emit_line, loading_bar
 
 def convert(
     *,
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="HF folder or hub id.")],
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="HF folder, hub id, or storyteller.")],
     target: Annotated[Path, typer.Argument(metavar="DIR", help="Where the weights/ directory is written.")],
     float_weights: Annotated[bool, typer.Option("--float/--no-float", help="Write the weights as they are.")] = True,
     int8: Annotated[bool, typer.Option(help="Write the matrices quantised.")] = True,
@@ -24,6 +24,8 @@ def convert(
 
     Raw .bin files, float and int8, tokenizer and settings beside them. DIR is complete or not there at all.
     """
+    if not (float_weights or int8):
+        raise typer.BadParameter("one of --float and --int8 must be written", param_hint="--no-float")
     from llm_decoder.convert import convert as write_directory
 
     with loading_bar() as progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from llm_decoder.cli._options import JsonFlag
@@ -17,9 +16,10 @@ def devices(*, as_json: JsonFlag = False) -> None:
 
     The CPU with its kernels, threads and free memory, and why a GPU is not used.
     """
+    from llm_decoder.backends import choose_isa
     from llm_decoder.backends import devices as find_devices
 
-    found = [(device, _chosen_isa(device)) for device in find_devices()]
+    found = [(device, choose_isa() if device.isas else "") for device in find_devices()]
     if as_json:
         emit_json({"devices": [_record(device, isa) for device, isa in found]})
         return
@@ -31,18 +31,6 @@ def devices(*, as_json: JsonFlag = False) -> None:
         emit_line(f"  kernels  {isa} (this machine runs {', '.join(device.isas)})")
         emit_line(f"  threads  {device.threads}")
         emit_line(f"  memory   {size(device.memory_bytes)} free")
-
-
-def _chosen_isa(device: DeviceInfo) -> str:
-    """The kernels that a decoder would get: the best, or those that LLM_DECODER_CPU_ISA forces."""
-    from llm_decoder.errors import ConfigError
-
-    forced = os.environ.get("LLM_DECODER_CPU_ISA", "")
-    if not device.isas or forced in ("", "auto"):
-        return device.isas[0] if device.isas else ""
-    if forced not in device.isas:
-        raise ConfigError(f"[LLM_DECODER_CPU_ISA] must be one of {', '.join(device.isas)}, got {forced!r}")
-    return forced
 
 
 def _record(device: DeviceInfo, isa: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def generate(
     params = _open.sampling_params(sampling, model)
     prompt = read_stdin() if prompt == "-" else prompt
     assert prompt is not None
-    with _open.open_llm(model) as llm:
+    with _open.open_for(model, params) as llm:
         if as_json:
             output = llm.generate(prompt, params)[0]
             emit_json(output)

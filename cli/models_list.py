@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm_decoder.cli._options import JsonFlag
+from llm_decoder.cli._open import describing_folder
+from llm_decoder.cli._options import ConfigFlag, JsonFlag
 from llm_decoder.cli._output import emit_json, emit_line, emit_table, size
 
 if TYPE_CHECKING:
@@ -52,13 +53,14 @@ def show_model(
     name: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Folder or hub id. Default: the story model.")
     ] = None,
+    config: ConfigFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show what a model is and needs.
 
     Its config, sizes, context and memory, read without loading the weights and without the network.
     """
-    facts = describe(name)
+    facts = describe(name, config)
     if as_json:
         emit_json(facts)
         return
@@ -129,14 +131,15 @@ def _read_config(folder: Path) -> ModelConfig:
     return parse_config(read_json_object(folder / "config.json"), "config.json")
 
 
-def describe(name: str | None) -> dict[str, Any]:
+def describe(name: str | None, config_dir: Path | None = None) -> dict[str, Any]:
     """What `show` prints: plain facts, sizes in bytes under names that end in _bytes."""
+    from llm_decoder.config.files import load_settings
     from llm_decoder.embedded import EMBEDDED_NAME
     from llm_decoder.generation_config import read_generation_config, sampling_defaults
     from llm_decoder.loading import open_checkpoint
 
     path = _find_locally(name)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, config_dir=describing_folder(load_settings(config_dir), path))
     config = checkpoint.config
     return {
         "model": name or EMBEDDED_NAME,
@@ -162,11 +165,12 @@ def describe(name: str | None) -> dict[str, Any]:
 
 def _find_locally(name: str | None) -> Path:
     """The model's folder, never fetched: a hub id must be in the cache already."""
+    from llm_decoder.embedded import is_embedded
     from llm_decoder.errors import ModelNotFoundError
     from llm_decoder.hub import is_hub_id
     from llm_decoder.loading import find_model
 
-    if name is None or Path(name).expanduser().exists() or not is_hub_id(name):
+    if name is None or is_embedded(name) or Path(name).expanduser().exists() or not is_hub_id(name):
         return find_model(name)
     cached = dict(_hub_models())
     if name not in cached:

@@ -38,7 +38,7 @@ def stream(
         prompt = sample_prompt(params.seed)
     elif prompt == "-":
         prompt = read_stdin()
-    with _open.open_llm(model) as llm:
+    with _open.open_for(model, params) as llm:
         events = llm.stream(prompt, params)
         if as_json:
             output = follow(events, emit_json)

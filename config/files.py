@@ -46,6 +46,7 @@ ENVIRONMENT_PREFIX = "LLM_DECODER_"
 OTHER_VARIABLES = frozenset(
     [
         *("cache_dir", "cache_max_bytes", "chat_template", "cpu_isa", "build_dir", "config", "offline", "debug", "isa"),
+        *("deterministic", "max_requests"),
         *(
             "min_tokens",
             "stop_token_ids",
@@ -58,6 +59,7 @@ OTHER_VARIABLES = frozenset(
         *("include_stop_str_in_output", "skip_special_tokens", "n", "logprobs", "prompt_logprobs", "cache_salt"),
     ]
 )
+_WEIGHT_OF_EVERY_MODEL = Path("final_norm.bin")
 MAX_FILE_BYTES = 8 * 2**20
 MAX_DEPTH = 32
 
@@ -85,14 +87,18 @@ def load_settings(config_dir: str | Path | None = None, *, environment: Mapping[
 
 
 def find_config_dir(config_dir: str | Path | None = None) -> Path:
-    """The folder that settings are read from. Raises ConfigError when the one asked for is none."""
+    """The folder that settings are read from. Raises ConfigError when the one asked for is none.
+
+    A ./config that lies inside a weights directory is that model's own, not the user's: it is read with that model.
+    """
     if config_dir is not None:
         folder = Path(config_dir).expanduser()
         if not folder.is_dir():
             raise ConfigError(f"[--config {config_dir}] need a folder with settings files, got no such folder")
         return folder
     local = Path("config")
-    if (local / FILE_NAMES["runtime"]).is_file() and (local / FILE_NAMES["paths"]).is_file():
+    is_ours = (local / FILE_NAMES["runtime"]).is_file() and (local / FILE_NAMES["paths"]).is_file()
+    if is_ours and not _WEIGHT_OF_EVERY_MODEL.exists():
         return local
     return packaged_config_dir()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,8 +31,8 @@ def _choice(*names: str) -> Any:
     return field(default=None, metadata={"kind": "choice", "choices": names})
 
 
-def _integer(low: int, high: int) -> Any:
-    return field(default=None, metadata={"kind": "integer", "low": low, "high": high})
+def _integer(low: int, high: int, *, step: int = 1) -> Any:
+    return field(default=None, metadata={"kind": "integer", "low": low, "high": high, "step": step})
 
 
 def _number(low: float, high: float) -> Any:
@@ -52,7 +53,7 @@ class RuntimeSettings:
     kv_cache_dtype: str | None = _choice("auto", "float32", "int8")
     kv_cache_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1, "high": 2**50})
     max_model_len: int | None = _integer(1, 2**26)
-    page_size: int | None = _integer(16, 4096)
+    page_size: int | None = _integer(16, 4096, step=16)
     threads: int | None = _integer(1, 1024)
     max_num_seqs: int | None = _integer(1, 4096)
     max_tokens_per_step: int | None = _integer(1, 65536)
@@ -156,13 +157,21 @@ def build(section: type[_Section], values: Mapping[str, Any], place: str) -> _Se
 
 
 def parse_text(metadata: Mapping[str, Any], text: str, place: str) -> Any:
-    """A value out of an environment variable's text."""
+    """A value out of an environment variable's text; a list of texts is a JSON list, or one text."""
     kind = metadata["kind"]
     try:
-        value: Any = {"integer": int, "number": float}.get(kind, str)(text)
+        value = _READERS.get(kind, str)(text)
     except ValueError:
         value = text
     return check(metadata, value, place)
+
+
+def _texts(text: str) -> list[str]:
+    value = json.loads(text)  # raises ValueError for a plain text
+    return [str(item) for item in value] if isinstance(value, list) else [text]
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {"integer": int, "number": float, "texts": _texts}
 
 
 def check(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
@@ -190,7 +199,9 @@ def _wanted(metadata: Mapping[str, Any]) -> str:
     if kind == "choice":
         return "one of " + ", ".join(metadata["choices"])
     if kind in ("integer", "number"):
-        return f"{'an integer' if kind == 'integer' else 'a number'} from {metadata['low']:g} to {metadata['high']:g}"
+        step = metadata.get("step", 1)
+        what = "a number" if kind == "number" else "an integer" if step == 1 else f"a multiple of {step}"
+        return f"{what} from {metadata['low']:g} to {metadata['high']:g}"
     return {
         "size": "a number of bytes, or a text such as 512MiB",
         "text": "a text",
@@ -206,7 +217,8 @@ def _check_choice(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
 
 def _check_integer(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_integer and metadata["low"] <= value <= metadata["high"] else None
+    is_within = is_integer and metadata["low"] <= value <= metadata["high"]
+    return value if is_within and value % metadata.get("step", 1) == 0 else None
 
 
 def _check_number(metadata: Mapping[str, Any], value: Any, place: str) -> Any:

@@ -32,6 +32,7 @@ __all__ = [
     "KvCache",
     "Model",
     "check_integer",
+    "choose_isa",
     "create_backend",
     "create_decoder",
     "default_threads",
@@ -86,7 +87,8 @@ class Backend(Protocol):
     def step(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints, want: npt.NDArray[np.uint8]) -> int: ...
 
     def sample(self, rows: Ints, params: SampleParams, n_top: int) -> tuple[Ints, Floats, Ints, Ints, Floats]:
-        """(tokens [R], logprobs [R], ranks [R], top_ids [R, n_top], top_logprobs [R, n_top]); token -1 = no answer."""
+        """(tokens [R], logprobs [R], ranks [R], top_ids [R, n_top], top_logprobs [R, n_top]). In the place of a
+        token: -1 = the logits are not finite, -2 = the parameters leave none."""
 
     def log_probs(self, targets: Ints, n_top: int) -> tuple[Floats, Ints, Ints, Floats]:
         """(logprobs [n_rows], ranks [n_rows], top_ids [n_rows, n_top], top_logprobs [n_rows, n_top])"""
@@ -123,7 +125,9 @@ class BackendOptions:
     """device: "auto" or "cpu". kv_cache_dtype: "auto" (float32 with float weights, int8 with quantised ones),
     "float32", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768 tokens if that
     is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16. max_model_len: tokens of
-    a sequence; None = the model's, or what the pool holds if that is less. isa: a name of devices()[0].isas."""
+    a sequence; None = the model's, or what the pool holds if that is less. isa: a name of devices()[0].isas.
+    deterministic: a sequence's results must not depend on what else is computed; CpuBackend keeps that in float32 and
+    int8 alike, so there it changes nothing."""
 
     device: str = "auto"
     threads: int | None = None
@@ -133,6 +137,7 @@ class BackendOptions:
     max_model_len: int | None = None
     max_tokens_per_step: int = 512
     isa: str = "auto"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value of the wrong type or out of its limits: before minutes of loading."""
@@ -147,6 +152,9 @@ class BackendOptions:
             raise ConfigError(f"[page_size] must be a multiple of 16, got {self.page_size}")
         check_integer("max_model_len", self.max_model_len, 1)
         check_integer("max_tokens_per_step", self.max_tokens_per_step, 1, 1 << 16, optional=False)
+        choose_isa(self.isa)
+        if not isinstance(self.deterministic, bool):
+            raise ConfigError(f"[deterministic] must be True or False, got {self.deterministic!r}")
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None, *, optional: bool = True) -> None:
@@ -157,6 +165,20 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None, *,
     if not is_integer or not least <= operator.index(value) <= (math.inf if most is None else most):
         limits = f"from {least} to {most}" if most is not None else f"of at least {least}"
         raise ConfigError(f"[{name}] must be an integer {limits}, got {value!r}")
+
+
+def choose_isa(isa: str = "auto") -> str:
+    """The kernels that a decoder gets: those named, or forced by LLM_DECODER_CPU_ISA, or the best of this machine.
+
+    Raises ConfigError for a name that this machine does not run.
+    """
+    place, name = ("isa", isa) if isa != "auto" else ("LLM_DECODER_CPU_ISA", os.environ.get("LLM_DECODER_CPU_ISA", ""))
+    known = isas()
+    if name in ("", "auto"):
+        return known[0]
+    if name not in known:
+        raise ConfigError(f"[{place}] must be auto or one of {', '.join(known)} (what this machine runs), got {name!r}")
+    return name
 
 
 def devices() -> list[DeviceInfo]:
@@ -205,9 +227,10 @@ class CpuBackend:
     def __init__(self, model: Model, options: BackendOptions) -> None:
         config = model.config
         if options.max_model_len is not None and options.max_model_len > config.max_model_len:
+            reason = f"; {config.limit_reason}" if config.limit_reason else ""
             raise ConfigError(
                 f"[max_model_len] must be from 1 to {config.max_model_len}, the context of {model.name}, "
-                f"got {options.max_model_len}"
+                f"got {options.max_model_len}{reason}"
             )
         self.page_size = options.page_size or DEFAULT_PAGE_SIZE
         self.vocab_size = config.vocab_size

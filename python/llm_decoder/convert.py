@@ -15,20 +15,23 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from llm_decoder.chat_template import ChatTemplate
 from llm_decoder.config.files import FILE_NAMES, packaged_config_dir
 from llm_decoder.errors import ModelLoadError, UnsupportedModelError
 from llm_decoder.loading import find_model
 from llm_decoder.model_config import weight_shapes
+from llm_decoder.no_tokenizer import TOKENIZER_FILES, has_tokenizer
 from llm_decoder.quantize import Progress
 from llm_decoder.safetensors_checkpoint import SafetensorsCheckpoint
 from llm_decoder.tokenizer import load_tokenizer
-from llm_decoder.weights_dir import is_weights_directory, standard_float_path, standard_int8_paths
+from llm_decoder.weights_config import standard_float_path, standard_int8_paths
+from llm_decoder.weights_dir import is_weights_directory
 
 __all__ = ["convert"]
 
 _COPIED = [
-    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"),
+    *("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt"),
+    *("chat_template.jinja", *TOKENIZER_FILES),
 ]
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -64,7 +67,9 @@ def convert(
         raise UnsupportedModelError(f"[{path}] need a HF folder, got a weights directory already")
     _refuse_to_replace(place, path)
     checkpoint = SafetensorsCheckpoint(path)
-    writer = _Writer(checkpoint, float_weights, int8, progress)
+    # Small files first: what is wrong with them is said before gigabytes are written.
+    template = load_tokenizer(path).chat_template if has_tokenizer(path) else None
+    writer = _Writer(checkpoint, template, float_weights, int8, progress)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         free_bytes = shutil.disk_usage(place.parent).free
@@ -98,9 +103,14 @@ def _refuse_to_replace(place: Path, source: Path) -> None:
 
 class _Writer:
     def __init__(
-        self, checkpoint: SafetensorsCheckpoint, float_weights: bool, int8: bool, progress: Progress | None
+        self,
+        checkpoint: SafetensorsCheckpoint,
+        template: ChatTemplate | None,
+        float_weights: bool,
+        int8: bool,
+        progress: Progress | None,
     ) -> None:
-        self._checkpoint, self._progress = checkpoint, progress
+        self._checkpoint, self._template, self._progress = checkpoint, template, progress
         self._float_weights, self._int8 = float_weights, int8
         self._shapes = weight_shapes(checkpoint.config)
         self._n_done_bytes = 0
@@ -115,7 +125,7 @@ class _Writer:
                 floats[name] = self._write_float(folder, name, shape)
             if self._int8 and is_matrix:
                 quantized[name] = self._write_int8(folder, name, shape)
-        _write_config(folder / "config", self._checkpoint, floats, quantized)
+        _write_config(folder / "config", self._checkpoint, self._template, floats, quantized)
 
     def _bytes_of(self, name: str) -> int:
         shape = self._shapes[name]
@@ -157,7 +167,11 @@ def _create(path: Path) -> IO[bytes]:
 
 
 def _write_config(
-    folder: Path, checkpoint: SafetensorsCheckpoint, floats: dict[str, Any], quantized: dict[str, Any]
+    folder: Path,
+    checkpoint: SafetensorsCheckpoint,
+    template: ChatTemplate | None,
+    floats: dict[str, Any],
+    quantized: dict[str, Any],
 ) -> None:
     folder.mkdir()
     for name in _COPIED:
@@ -169,7 +183,6 @@ def _write_config(
     _dump_yaml(folder / FILE_NAMES["weights"], {"float": floats, "int8": quantized or None})
     shutil.copyfile(packaged_config_dir() / FILE_NAMES["runtime"], folder / FILE_NAMES["runtime"])
     shutil.copyfile(packaged_config_dir() / FILE_NAMES["paths"], folder / FILE_NAMES["paths"])
-    template = load_tokenizer(checkpoint.path).chat_template
     is_one = template is not None and len(template.named) == 0
     chat = {
         "template": template.source if template is not None and is_one else None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,16 @@ import numpy.typing as npt
 from llm_decoder.backends import BackendOptions, CpuBackend, KvCache
 from llm_decoder.engine_core import EngineCore
 from llm_decoder.errors import InvalidRequestError, ModelNotFoundError
-from llm_decoder.loading import open_checkpoint
+from llm_decoder.fit import check_fit
+from llm_decoder.loading import find_model, open_checkpoint
 from llm_decoder.model_config import ModelConfig
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
 from llm_decoder.quantize import pack_in_memory
 from llm_decoder.sampling import SamplingParams, resolve_params
 from llm_decoder.sequence import Limits, build_request
-from llm_decoder.weights_dir import INT8_FOLDER, WeightsDirectory, is_weights_directory
+from llm_decoder.weights_config import INT8_FOLDER
+from llm_decoder.weights_dir import WeightsDirectory, is_weights_directory
 
 __all__ = ["INT8Decoder"]
 
@@ -32,7 +35,7 @@ _NOT_HERE = frozenset(
 
 
 class INT8Decoder:
-    """A decoder on the CPU with a paged KV cache of its own. For one thread.
+    """A decoder on the CPU with a paged KV cache of its own. For one thread. Also a context manager, which closes it.
 
     threads, kv_cache_dtype, kv_cache_bytes, page_size, max_model_len, max_tokens_per_step, isa: as for LLM.
 
@@ -69,9 +72,9 @@ class INT8Decoder:
     def load_weights(self, directory: str | Path) -> None:
         """Reads float weights, from a Hugging Face folder or a `weights/` directory, as float32 matrices.
 
-        Raises ModelLoadError, ConfigError or NotEnoughMemoryError.
+        Raises ModelLoadError, ConfigError, or NotEnoughMemoryError before anything large is read.
         """
-        self._load(Path(directory), "f32")
+        self._load(_folder("load_weights", directory), "f32")
 
     def quantize_weights(self) -> None:
         """Puts int8 matrices, a scale a row, in the place of those that load_weights read. An empty cache comes with
@@ -85,7 +88,7 @@ class INT8Decoder:
 
         Raises ModelNotFoundError when there are none; otherwise as load_weights.
         """
-        path = Path(directory)
+        path = _folder("load_quantized_weights", directory)
         if path.name == INT8_FOLDER and is_weights_directory(path.parent):
             path = path.parent
         if not is_weights_directory(path) or not WeightsDirectory(path, prefer_int8=True).is_int8:
@@ -97,6 +100,9 @@ class INT8Decoder:
 
     def _load(self, path: Path, layout: MatrixLayout) -> None:
         checkpoint = open_checkpoint(path, prefer_int8=layout == "w8")
+        check_fit(
+            checkpoint.config, layout, name=str(path), is_mapped=False, kv_cache_bytes=self._options.kv_cache_bytes
+        )
         weights = pack_in_memory(checkpoint, layout)
         self.close()
         self._backend = CpuBackend(_Model(checkpoint.config, weights, str(path)), self._options)
@@ -120,16 +126,20 @@ class INT8Decoder:
         """Runs counts[i] tokens of each sequence (ids of `cache`) through the model and writes their KV.
 
         tokens [sum(counts)], sequences in order; want [n_seqs]: logits of 0 no token, 1 the last, 2 all. Reserve in the
-        cache before, commit after. Returns logits, float32 [n_rows, vocab_size]. ValueError for a batch that does not
-        fit the model, the cache or what was reserved.
+        cache before, commit after. Returns logits, float32 [n_rows, vocab_size]. Raises InvalidRequestError for a
+        batch that does not fit the model, the cache or what was reserved.
         """
         backend = self._ready("step")
-        backend.step(
+        batch = (
             _integers("tokens", tokens, np.int32),
             _integers("seq_ids", seq_ids, np.int64),
             _integers("counts", counts, np.int32),
             _integers("want", want, np.uint8),
         )
+        try:
+            backend.step(*batch)
+        except ValueError as error:  # the core's own words, with their place
+            raise InvalidRequestError(str(error)) from error
         return backend.logits()
 
     def hidden(self) -> npt.NDArray[np.float32]:
@@ -183,12 +193,26 @@ class INT8Decoder:
             self._backend.close()
         self._backend = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _ready(self, verb: str) -> CpuBackend:
         if self._backend is None:
             raise InvalidRequestError(
                 f"[INT8Decoder.{verb}] needs weights, got none; call load_weights or load_quantized_weights first"
             )
         return self._backend
+
+
+def _folder(verb: str, directory: str | Path) -> Path:
+    if not isinstance(directory, (str, Path)):
+        raise ModelNotFoundError(f"[INT8Decoder.{verb}] needs the path of a folder with weights, got {directory!r:.60}")
+    return find_model(Path(directory))
 
 
 def _integers(name: str, values: Sequence[int], dtype: type[_Integer]) -> npt.NDArray[_Integer]:

@@ -6,9 +6,14 @@ from pathlib import Path
 
 from llm_decoder.errors import ModelNotFoundError
 
-__all__ = ["EMBEDDED_NAME", "embedded_model"]
+__all__ = ["EMBEDDED_NAME", "embedded_model", "is_embedded"]
 
 EMBEDDED_NAME = "storyteller"
+
+
+def is_embedded(model: str | Path | None) -> bool:
+    """Whether this is what the embedded model is called: None, or its name where there is no such path."""
+    return model is None or (model == EMBEDDED_NAME and not Path(EMBEDDED_NAME).exists())
 
 
 def embedded_model() -> Path:

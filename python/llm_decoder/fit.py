@@ -87,7 +87,7 @@ def _advice(
 ) -> str:
     saved = packed_bytes(config, layout) - packed_bytes(config, "w8")
     if layout == "f32" and need.total_bytes - saved <= available:
-        return 'quantization="int8", which takes a quarter'
+        return 'int8 weights (quantization="int8"), which take a quarter'
     if kv_cache_bytes is not None and need.total_bytes - kv_cache_bytes < available:
         room = available - (need.total_bytes - kv_cache_bytes)
         return f"kv_cache_bytes={room} ({room // max(1, need.kv_bytes_per_token):,} tokens) or less"

@@ -15,14 +15,15 @@ from typing import Any
 from llm_decoder.errors import ModelLoadError, ModelNotFoundError
 from llm_decoder.json_file import read_json_object
 from llm_decoder.models import parse_config
+from llm_decoder.no_tokenizer import TOKENIZER_FILES
 from llm_decoder.quantize import Progress
 from llm_decoder.safetensors_checkpoint import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_NAME
 
 __all__ = ["is_hub_id", "is_offline", "snapshot"]
 
 SMALL_FILES = [
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt", INDEX_NAME),
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", *TOKENIZER_FILES, INDEX_NAME),
 ]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _TRUE = ("1", "true", "yes", "on")

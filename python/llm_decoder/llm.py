@@ -15,6 +15,7 @@ from llm_decoder.backends import BackendOptions, create_backend
 from llm_decoder.chat import Message
 from llm_decoder.engine import Engine, EngineOptions, RequestHandle
 from llm_decoder.errors import ConfigError, InvalidRequestError
+from llm_decoder.no_tokenizer import NoTokenizer
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
 from llm_decoder.sampling import SamplingParams, checked_params
@@ -33,6 +34,9 @@ SCORE_PARAMS = SamplingParams(max_tokens=0, prompt_logprobs=0)
 class LLM:
     """A model, ready to answer; safe to use from several threads, whose requests are computed together.
 
+    A model folder without a tokenizer is for token ids: its answers have ids and the text "", and what is asked for in
+    text (prompts, chats, stop strings, bad words) is an InvalidRequestError that says which files are missing.
+
     model: a Hugging Face folder, a `weights/` folder, or a hub id; None = the small story model in the package.
     device: "auto" or "cpu". quantization: "auto" (int8), "none", "int8". dtype: "auto", or "float32" for the reference
     precision. kv_cache_dtype: "auto" (int8 with int8 weights), "float32", "int8". kv_cache_bytes: size of the KV pool;
@@ -44,7 +48,9 @@ class LLM:
     tokens a step computes; long prompts are cut to it. max_requests: open requests before QueueFullError; None = no
     limit. sampling_defaults: values of SamplingParams' fields for what a request leaves open, before the model's own
     generation_config.json. cache_dir: where quantised weights are kept. tokenizer: another folder to take it from.
-    chat_template, system: a template's text and a system message in place of the model's own.
+    chat_template, system: a template's text and a system message in place of the model's own. config_dir: a settings
+    folder that describes a `weights/` folder without a config of its own. deterministic: answers never depend on what
+    else is computed; the CPU keeps that in every precision, asked or not.
     progress: called as progress(n_done_bytes, n_all_bytes, what) while a model is fetched and quantised.
 
     Raises ModelLoadError, ConfigError, BackendError (errors.py). Also a context manager: leaving it closes it.
@@ -72,6 +78,8 @@ class LLM:
         tokenizer: str | Path | None = None,
         chat_template: str | None = None,
         system: str | None = None,
+        config_dir: str | Path | None = None,
+        deterministic: bool = False,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         from llm_decoder.loading import load_model
@@ -85,6 +93,7 @@ class LLM:
             max_model_len=max_model_len,
             max_tokens_per_step=max_tokens_per_step,
             isa=isa,
+            deterministic=deterministic,
         )
         # Everything that can be refused without the model is, before minutes of loading.
         engine_options = EngineOptions(
@@ -102,6 +111,7 @@ class LLM:
             tokenizer=tokenizer,
             chat_template=chat_template,
             system=system,
+            config_dir=config_dir,
             progress=progress,
         )
         engine = Engine(
@@ -116,7 +126,12 @@ class LLM:
         self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop)
 
     def _set_up(
-        self, engine: Engine, tokenizer: Tokenizer, name: str, config: ModelConfig | None, chat_stop: tuple[str, ...]
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer | NoTokenizer,
+        name: str,
+        config: ModelConfig | None,
+        chat_stop: tuple[str, ...],
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -128,7 +143,7 @@ class LLM:
     def over(
         cls,
         engine: Engine,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | NoTokenizer,
         name: str,
         config: ModelConfig | None = None,
         chat_stop: tuple[str, ...] = (),
@@ -150,6 +165,9 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """What makes ids of text and text of ids. Raises ModelNotFoundError when the model came without one."""
+        if isinstance(self._tokenizer, NoTokenizer):
+            raise self._tokenizer.missing()
         return self._tokenizer
 
     @property
@@ -259,6 +277,8 @@ class LLM:
             params = SamplingParams(max_tokens=None) if is_chat(prompt) else SamplingParams()
         checked_params(params)
         tokenized = tokenize_prompt(prompt, self._tokenizer, self.max_model_len, params, **template_options)
+        if isinstance(self._tokenizer, NoTokenizer):
+            self._tokenizer.check(params)
         if self._chat_stop and is_chat(prompt):
             params = replace(params, stop=(*(params.stop or ()), *self._chat_stop))
         return self._engine.submit(

@@ -10,12 +10,13 @@ from typing import Any, Literal
 from llm_decoder import weight_cache
 from llm_decoder.chat_template import ChatTemplate
 from llm_decoder.checkpoint import Checkpoint, is_weights_directory
-from llm_decoder.embedded import EMBEDDED_NAME, embedded_model
-from llm_decoder.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
+from llm_decoder.embedded import EMBEDDED_NAME, embedded_model, is_embedded
+from llm_decoder.errors import ConfigError, MalformedFileError, ModelNotFoundError, UnsupportedModelError
 from llm_decoder.fit import check_fit
 from llm_decoder.generation_config import read_eos_token_ids, read_generation_config, sampling_defaults
 from llm_decoder.hub import is_hub_id, snapshot
 from llm_decoder.model_config import ModelConfig
+from llm_decoder.no_tokenizer import NoTokenizer, has_tokenizer
 from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
 from llm_decoder.quantize import Progress, pack_in_memory
 from llm_decoder.safetensors_checkpoint import PICKLE_SUFFIXES, SafetensorsCheckpoint
@@ -29,12 +30,13 @@ class LoadedModel:
     """A model ready for a backend.
 
     `weights` maps core names to PackedTensor. `generation_defaults` has the sampling fields of generation_config.json.
-    `eos_token_ids` end an answer, as do the texts in `stop`. `is_mapped` says that the weights are views of a file.
+    `eos_token_ids` end an answer, as do the texts in `stop`. A folder without tokenizer files has a NoTokenizer, for
+    work with token ids alone. `is_mapped` says that the weights are views of a file.
     """
 
     config: ModelConfig
     weights: Mapping[str, PackedTensor]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | NoTokenizer
     generation_defaults: Mapping[str, float | int]
     eos_token_ids: frozenset[int]
     path: Path
@@ -65,6 +67,7 @@ def load_model(
     tokenizer: str | Path | None = None,
     chat_template: str | None = None,
     system: str | None = None,
+    config_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Find, check and load a model.
@@ -72,7 +75,8 @@ def load_model(
     `model` is a HF folder, a `weights/` directory or a hub id; None is the embedded model. `quantization` "auto" is
     int8, or none when `dtype` is "float32". int8 weights are kept in the cache of packed weights (`cache_dir`,
     `use_cache`) and mapped from there. `tokenizer` names another folder to take the tokenizer from; `chat_template`
-    and `system` replace the template's text and its system message. `kv_cache_bytes` counts in the check that all of
+    and `system` replace the template's text and its system message. `config_dir` is a settings folder that describes a
+    `weights/` directory without a config of its own. `kv_cache_bytes` counts in the check that all of
     it fits. `progress(n_done_bytes, n_total_bytes, what)` is called while files are fetched and weights packed, on
     this thread or a helper's.
 
@@ -83,11 +87,17 @@ def load_model(
     for option, text in (("chat_template", chat_template), ("system", system)):
         if text is not None and not isinstance(text, str):
             raise ConfigError(f"[{option}] must be a text, got {type(text).__name__}")
+    if chat_template is not None:
+        _check_template(chat_template)
+    if config_dir is not None:
+        from llm_decoder.weights_config import refuse_unread_settings
+
+        refuse_unread_settings(Path(config_dir), model)
     path = find_model(model, progress=progress)
-    checkpoint = open_checkpoint(path, prefer_int8=layout == "w8")
+    checkpoint = open_checkpoint(path, prefer_int8=layout == "w8", config_dir=config_dir)
     name = EMBEDDED_NAME if model is None else str(model)
     # Small files first: what is wrong with them is said before minutes of packing.
-    loaded = _without_weights(checkpoint, layout, name, Path(tokenizer) if tokenizer else checkpoint.config_folder)
+    loaded = _without_weights(checkpoint, layout, name, Path(tokenizer) if tokenizer else None)
     loaded = _with_template(loaded, chat_template, system)
     weights, is_mapped = _load_weights(checkpoint, layout, name, kv_cache_bytes, cache_dir, use_cache, progress)
     return replace(loaded, weights=weights, is_mapped=is_mapped)
@@ -105,8 +115,8 @@ def choose_layout(quantization: str, dtype: str) -> MatrixLayout:
 
 
 def find_model(model: str | Path | None, *, progress: Progress | None = None) -> Path:
-    """The folder that a model's name means: the embedded one, a path, or a hub id's local copy."""
-    if model is None:
+    """The folder that a model's name means: the embedded one (also by its name), a path, or a hub id's local copy."""
+    if is_embedded(model):
         return embedded_model()
     text = str(model)
     if not text or "\0" in text:
@@ -132,13 +142,13 @@ def _expanded(text: str) -> Path:
     return path
 
 
-def open_checkpoint(path: Path, *, prefer_int8: bool = True) -> Checkpoint:
-    """The reader of a model folder, by what lies in it. `prefer_int8`: of a weights directory the int8 files, if
-    any."""
+def open_checkpoint(path: Path, *, prefer_int8: bool = True, config_dir: str | Path | None = None) -> Checkpoint:
+    """The reader of a model folder, by what lies in it. Of a weights directory: `prefer_int8` takes the int8 files, if
+    any; `config_dir` describes one that has no config of its own."""
     if is_weights_directory(path):
         from llm_decoder.weights_dir import WeightsDirectory  # brings in a YAML reader that HF folders do without
 
-        return WeightsDirectory(path, prefer_int8=prefer_int8)
+        return WeightsDirectory(path, prefer_int8=prefer_int8, config_dir=Path(config_dir) if config_dir else None)
     return SafetensorsCheckpoint(path)
 
 
@@ -153,10 +163,24 @@ def _not_a_folder(path: Path) -> Exception:
     return ModelNotFoundError(f"[{path}] need a model folder, got a file; name the folder it lies in")
 
 
-def _without_weights(checkpoint: Checkpoint, layout: MatrixLayout, name: str, tokenizer_folder: Path) -> LoadedModel:
+def _check_template(source: str) -> None:
+    try:
+        ChatTemplate(source).check()
+    except MalformedFileError as error:
+        raise ConfigError(f"[chat_template] {str(error).removeprefix('[chat template] ')}") from error
+
+
+def _without_weights(
+    checkpoint: Checkpoint, layout: MatrixLayout, name: str, tokenizer_folder: Path | None
+) -> LoadedModel:
+    """`tokenizer_folder`: where the tokenizer must be; None = beside the model, which may have none."""
     folder, config = checkpoint.config_folder, checkpoint.config
     generation_config = read_generation_config(folder)
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer: Tokenizer | NoTokenizer
+    if tokenizer_folder is None and not has_tokenizer(folder):
+        tokenizer = NoTokenizer(folder)
+    else:
+        tokenizer = load_tokenizer(tokenizer_folder or folder)
     hf_config = checkpoint.hf_config
     template = tokenizer.chat_template
     return LoadedModel(
@@ -174,13 +198,18 @@ def _without_weights(checkpoint: Checkpoint, layout: MatrixLayout, name: str, to
 
 
 def _with_template(loaded: LoadedModel, source: str | None, system: str | None) -> LoadedModel:
-    template = loaded.tokenizer.chat_template
+    tokenizer = loaded.tokenizer
+    if isinstance(tokenizer, NoTokenizer):
+        if source is not None:
+            raise ConfigError(f"[chat_template] needs a tokenizer, got none. {tokenizer.missing()}")
+        return loaded
+    template = tokenizer.chat_template
     if source is not None:
         system = template.system if system is None and template is not None else system
-        template = ChatTemplate(source, {}, loaded.tokenizer.special_tokens, system)
+        template = ChatTemplate(source, {}, tokenizer.special_tokens, system)
     elif system is not None and template is not None:
         template = replace(template, system=system)
-    loaded.tokenizer.chat_template = template
+    tokenizer.chat_template = template
     return loaded
 
 

@@ -4,7 +4,8 @@ One file an entry, `<key>.packed` in a private folder: a prologue (magic, format
 data), a JSON header (what it was made from, where each tensor lies), then the tensors at multiples of 64 bytes. The key
 covers the checkpoint's files (path, size, mtime, hash of their headers), the config and the format version. A file is
 written beside its place and renamed into it, so a reader sees all of it or none; two writers make the same file twice.
-Its mtime says when it was last used; the longest unused go when the folder outgrows its bound.
+Its mtime says when it was last used; the longest unused go when the folder outgrows its bound. A writer holds a lock on
+its file, so one that nobody locks was left by a writer that was killed, and goes first.
 
 A cache that cannot be used never stops a model: with the default folder the reason is a WeightCacheWarning and the
 model runs from memory. A folder that was named on purpose (argument or LLM_DECODER_CACHE_DIR) and cannot be used is
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -23,9 +25,8 @@ import os
 import shutil
 import struct
 import tempfile
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ _MAGIC = b"LLMDPACK"
 _PROLOGUE = struct.Struct("<8sIIQQ32s")  # magic, version, 0, header bytes, data bytes, SHA-256 of the data
 _MAX_HEADER_BYTES = 64 * 2**20
 _PAGE_BYTES = 4096
-_STALE_TEMPORARY_S = 24 * 3600
+_UNFINISHED = ".writing-"
 
 
 class WeightCacheWarning(UserWarning):
@@ -66,13 +67,14 @@ class WeightCacheWarning(UserWarning):
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One entry as `llm-decoder cache ls` shows it."""
+    """One entry as `llm-decoder cache ls` shows it. is_leftover: of a writer that was killed, of no use to anybody."""
 
     path: Path
     model: str
     layout: str
     n_bytes: int
     last_used_s: float  # seconds since the epoch
+    is_leftover: bool = False
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -127,9 +129,14 @@ def load_or_pack(
 
 
 def list_entries(cache_dir: str | Path | None = None) -> list[CacheEntry]:
-    """The entries, the most recently used first. An unreadable file shows with model '?'."""
+    """The entries, the most recently used first, leftovers among them. An unreadable file shows with model '?'."""
+    folder = cache_folder(cache_dir)
     entries = []
-    for path, status in _entry_files(cache_folder(cache_dir)):
+    for path in _leftovers(folder):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            entries.append(CacheEntry(path, "?", "?", _disk_bytes(status), status.st_mtime, is_leftover=True))
+    for path, status in _entry_files(folder):
         try:
             header = _read_header(path)
             model, layout = str(header["model"]), str(header["layout"])
@@ -140,10 +147,11 @@ def list_entries(cache_dir: str | Path | None = None) -> list[CacheEntry]:
 
 
 def clear(cache_dir: str | Path | None = None) -> int:
-    """Delete every entry. Returns the bytes freed. Processes that have an entry mapped keep their copy until they
-    end."""
-    freed = 0
-    for path, status in _entry_files(cache_folder(cache_dir)):
+    """Delete every entry and leftover, but not what is being written. Returns the bytes freed. Processes that have an
+    entry mapped keep their copy until they end."""
+    folder = cache_folder(cache_dir)
+    freed = _delete_leftovers(folder)
+    for path, status in _entry_files(folder):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
             freed += status.st_size
@@ -242,7 +250,7 @@ def _write_entry(
         {"model": str(checkpoint.path), "layout": layout, "identity": identity, "spans": spans}
     ).encode()
     begin = _data_begin(_PROLOGUE.size + len(header))
-    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=SUFFIX, dir=path.parent)
+    descriptor, temporary = _create_locked(path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.truncate(begin + data_bytes)
@@ -255,11 +263,22 @@ def _write_entry(
             prologue = _PROLOGUE.pack(_MAGIC, FORMAT_VERSION, 0, len(header), data_bytes, digest)
             _write_at(file.fileno(), 0, np.frombuffer(prologue + header, np.uint8))
             os.fsync(file.fileno())
-        Path(temporary).rename(path)
+            Path(temporary).rename(path)  # while the lock is held: nobody takes it for a leftover
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _create_locked(folder: Path) -> tuple[int, str]:
+    """(descriptor, path) of a new file that this writer alone holds a lock on."""
+    while True:
+        descriptor, path = tempfile.mkstemp(prefix=_UNFINISHED, suffix=SUFFIX, dir=folder)
+        with contextlib.suppress(OSError):  # a file system without locks, where leftovers stay
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, path
+        os.close(descriptor)  # somebody took it for a leftover before it was locked
 
 
 def _write_at(descriptor: int, offset: int, values: npt.NDArray[Any]) -> None:
@@ -375,7 +394,8 @@ def _entry_files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _make_room(folder: Path, keep_bytes: int) -> None:
-    """Delete the longest unused entries until the others take at most `keep_bytes`, and what dead writers left."""
+    """Delete what killed writers left, and the longest unused entries until the others take at most `keep_bytes`."""
+    _delete_leftovers(folder)
     files = sorted(_entry_files(folder), key=lambda item: -item[1].st_mtime)
     kept = 0
     for path, status in files:
@@ -383,8 +403,34 @@ def _make_room(folder: Path, keep_bytes: int) -> None:
         if kept > keep_bytes:
             with contextlib.suppress(OSError):
                 path.unlink()
-    oldest_s = time.time() - _STALE_TEMPORARY_S
-    for path in folder.glob(f".writing-*{SUFFIX}"):
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime < oldest_s:
-                path.unlink()
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Unfinished files whose writer is gone."""
+    return [path for path in sorted(folder.glob(f"{_UNFINISHED}*{SUFFIX}")) if _with_lock(path, lambda: None)]
+
+
+def _delete_leftovers(folder: Path) -> int:
+    """Returns the bytes freed."""
+    freed = 0
+    for path in folder.glob(f"{_UNFINISHED}*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            n_bytes = _disk_bytes(path.stat())
+            freed += n_bytes if _with_lock(path, path.unlink) else 0
+    return freed
+
+
+def _with_lock(path: Path, act: Callable[[], None]) -> bool:
+    """Does `act` under the lock of an unfinished file; False, with nothing done, when its writer still holds that."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            act()
+    except OSError:  # held, gone meanwhile, or on a file system without locks
+        return False
+    return True
+
+
+def _disk_bytes(status: os.stat_result) -> int:
+    """What a file takes of the disk: an unfinished one is as long as it is to be, with holes."""
+    return status.st_blocks * 512

@@ -1,11 +1,17 @@
-"""The `weights/` directory: raw little-endian files, one a weight, as weights/README.md draws it."""
+"""The `weights/` directory: raw little-endian files, one a weight, as weights/README.md draws it.
+
+weights_config.py says which settings describe it. A file of a weight that these do not name is an error: running
+without it could change the output.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -15,49 +21,48 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_decoder.checkpoint import FileIdentity, identify_file, is_weights_directory
-from llm_decoder.config.files import FILE_NAMES, read_table, read_weight_paths
+from llm_decoder.config.files import FILE_NAMES
 from llm_decoder.config.schema import WeightFile, WeightPaths
 from llm_decoder.errors import MalformedFileError, ModelNotFoundError, UnsupportedModelError
-from llm_decoder.json_file import read_json_object
 from llm_decoder.model_config import ModelConfig, weight_shapes
 from llm_decoder.models import parse_config
 from llm_decoder.safetensors_file import to_float32
+from llm_decoder.weights_config import INT8_FOLDER, find_architecture, listed_files, standard_int8_paths
 
-__all__ = ["INT8_FOLDER", "WeightsDirectory", "is_weights_directory", "standard_float_path", "standard_int8_paths"]
+__all__ = ["WeightsDirectory", "is_weights_directory"]
 
-INT8_FOLDER = "int8"
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
-
-
-def standard_float_path(name: str) -> str:
-    return f"{name}.bin"
-
-
-def standard_int8_paths(name: str) -> tuple[str, str]:
-    """(values, scales)"""
-    return f"{INT8_FOLDER}/{name}.bin", f"{INT8_FOLDER}/{name}.scale.bin"
+# What a file of a weight is called by standard, whatever the family.
+_PART = re.compile(
+    r"(embedding|final_norm|lm_head"
+    r"|layer_\d+/(ln1|ln2|attn_[qkvo]|mlp_gate|mlp_up|mlp_down|mlp_fc1|mlp_fc2|q_norm|k_norm))(\.bias)?"
+)
 
 
 class WeightsDirectory:
     """The reader of one `weights/` directory.
 
     Matrices come from int8/ when `prefer_int8` and there are any, or when there are no float ones; vectors are always
-    float. Checks on construction that every file is there, inside the directory, and of exactly the size that
-    dtype and shape ask for. Raises ModelNotFoundError, MalformedFileError, UnsupportedModelError or ConfigError.
+    float. `config_dir` is the settings folder in force, which counts when the directory has no config of its own.
+
+    Checks on construction that every file is there, inside the directory, and of exactly the size that dtype and shape
+    ask for, and that no weight is left over. Raises ModelNotFoundError, MalformedFileError, UnsupportedModelError or
+    ConfigError.
     """
 
-    def __init__(self, folder: Path, *, prefer_int8: bool = True) -> None:
+    def __init__(self, folder: Path, *, prefer_int8: bool = True, config_dir: Path | None = None) -> None:
         self.path = folder
-        self.config_folder = folder / "config" if (folder / "config").is_dir() else folder
-        self.hf_config = _read_architecture(self.config_folder)
+        self.config_folder, self.hf_config = find_architecture(folder, config_dir)
         self.config: ModelConfig = parse_config(self.hf_config, str(self.config_folder))
         shapes = weight_shapes(self.config)
-        listed = _listed_files(self.config_folder, shapes)
-        self._float = {name: file for name, file in (listed.float or {}).items() if name in shapes}
-        self._int8 = self._choose_int8(listed, shapes, prefer_int8)
+        listed = listed_files(self.config_folder, shapes)
+        self._refuse_listed_strangers(listed, shapes)
+        self._float = dict(listed.float or {})
+        self._int8 = self._choose_int8(listed, prefer_int8)
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         for name, shape in shapes.items():
             self._map(name, shape)
+        self._refuse_files_left_over(listed, shapes)
 
     @property
     def is_int8(self) -> bool:
@@ -90,17 +95,21 @@ class WeightsDirectory:
         return q, scale
 
     def identity(self) -> list[FileIdentity]:
-        text = json.dumps([self.hf_config, sorted(self._int8)], sort_keys=True)
+        tables = [
+            {name: dataclasses.asdict(file) for name, file in table.items()} for table in (self._float, self._int8)
+        ]
+        text = json.dumps([self.hf_config, *tables], sort_keys=True)
         files = [file.path for name, file in self._float.items() if name not in self._int8]
         files += [path for file in self._int8.values() for path in (file.path, str(file.scale))]
         config_identity = FileIdentity("config", 0, 0, hashlib.sha256(text.encode()).hexdigest())
         return [config_identity] + [identify_file(self.path / path, "") for path in sorted(files)]
 
-    def _choose_int8(
-        self, listed: WeightPaths, shapes: Mapping[str, tuple[int, ...]], prefer_int8: bool
-    ) -> dict[str, WeightFile]:
-        matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-        int8 = {name: file for name, file in (listed.int8 or {}).items() if name in matrices}
+    def _choose_int8(self, listed: WeightPaths, prefer_int8: bool) -> dict[str, WeightFile]:
+        matrices = [name for name, shape in weight_shapes(self.config).items() if len(shape) == 2]
+        int8 = {
+            name: file if file.scale else dataclasses.replace(file, scale=standard_int8_paths(name)[1])
+            for name, file in (listed.int8 or {}).items()
+        }
         # One file of a part is enough: what the part lacks is then named, never taken from the other part.
         has_float = any(name in self._float and self._exists(self._float[name].path) for name in matrices)
         has_int8 = any(self._exists(file.path) for file in int8.values())
@@ -124,39 +133,51 @@ class WeightsDirectory:
             raise UnsupportedModelError(f"[{place}] need dtype {' or '.join(dtypes)}, got {file.dtype[:40]!r}")
         self._arrays[name] = _map_file(self.path, file.path, dtypes[file.dtype], shape)
         if name in self._int8:
-            scale = file.scale or standard_int8_paths(name)[1]
-            self._arrays[f"{name}.scale"] = _map_file(self.path, scale, "<f4", shape[:1])
+            self._arrays[f"{name}.scale"] = _map_file(self.path, str(file.scale), "<f4", shape[:1])
+
+    def _refuse_listed_strangers(self, listed: WeightPaths, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        place = self.config_folder / FILE_NAMES["weights"]
+        for name in listed.float or {}:
+            if name not in shapes:
+                raise self._left_over(f"{place}: float", name)
+        for name in listed.int8 or {}:
+            if name not in shapes:
+                raise self._left_over(f"{place}: int8", name)
+            if len(shapes[name]) != 2:
+                raise UnsupportedModelError(f"[{place}: int8] need matrices alone, got the vector {name!r}; remove it")
+
+    def _refuse_files_left_over(self, listed: WeightPaths, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        used = {file.path for table in (listed.float, listed.int8) for file in (table or {}).values()}
+        for root in (self.path, self.path / INT8_FOLDER):
+            for path in sorted([*root.glob("*.bin"), *root.glob("layer_*/*.bin")]):
+                name = path.relative_to(root).as_posix().removesuffix(".bin").removesuffix(".scale")
+                is_known = _PART.fullmatch(name) is not None
+                if is_known and name not in shapes and path.relative_to(self.path).as_posix() not in used:
+                    raise self._left_over(str(path), name)
+
+    def _left_over(self, place: str, name: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"[{place}] need weights of the architecture in {self.config_folder}, got {name[:100]!r}, which it has no "
+            f"place for ({_knob_of(name, self.config)}); running without it would change the output: correct the "
+            "architecture, or remove it"
+        )
 
 
-def _read_architecture(folder: Path) -> dict[str, Any]:
-    """The HF config: `architecture` of model_config.yaml, or config.json."""
-    path = folder / FILE_NAMES["model"]
-    if path.exists():
-        architecture = read_table(path).get("architecture")
-        if isinstance(architecture, dict):
-            return architecture
-        if architecture is not None:
-            raise MalformedFileError(f"[{path}: architecture] need a table, got {type(architecture).__name__}")
-    if (folder / "config.json").exists():
-        return read_json_object(folder / "config.json")
-    raise ModelNotFoundError(f"[{path}] need the model's architecture here or in config.json, got neither")
-
-
-def _listed_files(config_folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> WeightPaths:
-    """weight_paths.yaml, what it leaves out filled in with the standard layout."""
-    path = config_folder / FILE_NAMES["weights"]
-    given = read_weight_paths(path) if path.exists() else WeightPaths()
-    floats = given.float
-    if floats is None:
-        floats = {name: WeightFile(standard_float_path(name), "float32", shape) for name, shape in shapes.items()}
-    int8 = given.int8
-    if int8 is None:
-        int8 = {}
-        for name, shape in shapes.items():
-            if len(shape) == 2:
-                values, scale = standard_int8_paths(name)
-                int8[name] = WeightFile(values, "int8", shape, scale)
-    return WeightPaths(floats, int8)
+def _knob_of(name: str, config: ModelConfig) -> str:
+    """What of the architecture decides whether there is such a weight."""
+    layer, _, part = name.rpartition("/")
+    number = layer.removeprefix("layer_")
+    if number.isdecimal() and int(number) >= config.n_layers:
+        return f"num_hidden_layers is {config.n_layers}"
+    if name == "lm_head":
+        return "tie_word_embeddings is true"
+    if part in ("q_norm", "k_norm"):
+        return f"model_type {config.model_type} has no q/k norm"
+    if re.fullmatch(r"attn_[qkvo]\.bias", part):
+        return f"attention_bias, or what model_type {config.model_type} stands for"
+    if re.fullmatch(r"mlp_(gate|up|down)\.bias", part):
+        return "mlp_bias is false"
+    return f"model_type {config.model_type} has no such part"
 
 
 def _map_file(root: Path, relative: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -166,6 +187,8 @@ def _map_file(root: Path, relative: str, dtype: npt.DTypeLike, shape: tuple[int,
         status = os.stat(path)
     except FileNotFoundError:
         raise ModelNotFoundError(f"[{path}] need this file of {need:,} bytes, got none") from None
+    except OSError as error:
+        raise MalformedFileError(f"[{path}] cannot be read: {error}") from error
     if not stat.S_ISREG(status.st_mode):
         raise MalformedFileError(f"[{path}] need a regular file, got something else")
     if status.st_size != need:

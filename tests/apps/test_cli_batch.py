@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -207,6 +208,42 @@ def test_a_missing_input_is_an_error_and_makes_no_output(cli: Program, tmp_path:
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_with_json_the_counts_of_a_batch_to_a_file_are_one_object_on_standard_output(
+    cli: Program, prompts: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.jsonl"
+    summary = json.loads(cli("batch", str(prompts), "-o", str(target), "--json").out)
+    names = ("output", "n_lines", "n_lines_before", "n_failed", "n_tokens")
+    assert [summary[name] for name in names] == [str(target), 10, 0, 0, 40]
+    summary = json.loads(cli("batch", str(prompts), "-o", str(target), "--json").out)
+    assert [summary[name] for name in names] == [str(target), 0, 10, 0, 0]
+
+
+def test_with_json_a_batch_to_standard_output_gives_the_answers_and_nothing_else(cli: Program, prompts: Path) -> None:
+    records = [json.loads(line) for line in cli("batch", str(prompts), "--json").out.splitlines()]
+    assert sorted(record["index"] for record in records) == list(range(10))
+
+
+def test_a_write_that_fails_names_the_output(cli: Program, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = prompts.with_name("out.jsonl")
+    append = Journal.append
+
+    def append_to_full(self: Journal, record: Any) -> None:
+        self._file.close()
+        self._file = Full()  # type: ignore[assignment]
+        append(self, record)
+
+    monkeypatch.setattr(Journal, "append", append_to_full)
+    monkeypatch.setattr(Journal, "close", lambda self: None)
+    ran = cli("batch", str(prompts), "-o", str(target))
+    assert ran.code == 1
+    assert f"error: [{target}] No space left on device" in ran.err
+
+
 def test_two_batches_never_write_the_same_file(tmp_path: Path) -> None:
     first = Journal(tmp_path / "out.jsonl")
     with pytest.raises(ConfigError, match="another process writes"):
@@ -275,7 +312,7 @@ def test_an_interrupted_batch_does_not_wait_for_what_is_in_flight() -> None:
 
     llm = Slow()
     lines = [Line(0, '{"prompt": "quick"}'), Line(1, '{"prompt": "slow"}')]
-    running = answers(llm, lines, SamplingParams(), 2)  # type: ignore[arg-type]
+    running = answers(llm, lines, SamplingParams(), SamplingParams(), 2)  # type: ignore[arg-type]
     record, _ = next(running)
     running.close()
     assert record["index"] == 0

@@ -45,6 +45,35 @@ def test_the_system_message_goes_in_front_and_can_be_changed(cli: Program) -> No
     assert firsts[2]["role"] == "user"
 
 
+def test_system_of_the_command_line_is_the_conversation_s_and_not_the_template_s(cli: Program) -> None:
+    cli("chat", "--system", "Be brief.", stdin="Hello\n")
+    assert cli.opened[0].system is None
+
+
+def test_with_json_every_answer_is_an_object_on_a_line(cli: Program) -> None:
+    ran = cli("chat", "--json", stdin="Hello\n/set temperature 0.5\nAgain\n")
+    answers = [json.loads(line) for line in ran.out.splitlines()]
+    assert [answer["outputs"][0]["text"] for answer in answers] == [
+        "You said 1 messages: Hello.",
+        "You said 3 messages: Again.",
+    ]
+    assert answers[0]["outputs"][0]["finish_reason"] == "stop"
+
+
+def test_with_json_an_answer_that_was_stopped_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = FakeLLM(interrupt_once_at(2))
+    talk = Talk(Conversation(llm, SamplingParams()), as_json=True)  # type: ignore[arg-type]
+    assert talk.run(lines("Hello")) == 0
+    (answer,) = json.loads(capsys.readouterr().out)["outputs"]
+    assert answer == {"index": 0, "text": "You said", "finish_reason": "abort"}
+
+
+def test_a_line_that_is_no_utf8_is_told_and_the_conversation_goes_on(cli: Program) -> None:
+    ran = cli("chat", stdin=b"\xff\nHello\n")
+    assert (ran.code, ran.out) == (1, "You said 1 messages: Hello.\n")
+    assert "[stdin] need UTF-8 text, got the byte 0xff" in ran.err
+
+
 def test_clear_forgets_what_was_said(cli: Program) -> None:
     cli("chat", stdin="Hello\n/clear\nAgain\n")
     assert asked_messages(cli.llm)[1] == [{"role": "user", "content": "Again"}]

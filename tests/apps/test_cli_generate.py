@@ -129,6 +129,17 @@ def test_stream_of_several_texts_needs_json(cli: Program) -> None:
     assert "--n" in ran.err
 
 
+@pytest.mark.parametrize("verb", ["generate", "stream"])
+def test_standard_input_that_is_no_utf8_says_so(cli: Program, verb: str) -> None:
+    ran = cli(verb, "-", stdin=b"Hello\xff")
+    assert (ran.code, ran.out, cli.llm.asked) == (1, "", [])
+    assert "error: [stdin] need UTF-8 text, got the byte 0xff after 5 bytes" in ran.err
+
+
+def test_line_ends_of_other_systems_are_read(cli: Program) -> None:
+    assert cli("generate", "-", stdin=b"Hello,\r\nworld\r\n").out == "You said Hello,\nworld.\n"
+
+
 @pytest.mark.parametrize("arguments", [("generate", "-"), ("stream", "-"), ("chat",), ("batch", "-")])
 def test_a_closed_standard_input_is_an_error_of_one_line(
     cli: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]

@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
-from cli_fakes import Program
+from cli_fakes import FakeLLM, Program
 
 from llm_decoder.cli._options import DEFAULT_MAX_TOKENS, ModelOptions, SamplingOptions, parse_size
+from llm_decoder.cli.main import main
+from llm_decoder.errors import InvalidRequestError
 from llm_decoder.sampling import SamplingParams
 
 
@@ -28,9 +31,9 @@ def test_every_field_of_sampling_params_is_a_flag() -> None:
 def test_every_parameter_of_llm_is_a_flag() -> None:
     from llm_decoder.llm import LLM
 
-    only_for_programs = {"max_requests", "progress", "sampling_defaults"}
-    of_settings_files = {"cache_dir", "chat_template", "system", "tokenizer"}
-    parameters = set(inspect.signature(LLM).parameters) - only_for_programs - of_settings_files
+    only_for_programs = {"progress", "sampling_defaults"}
+    parameters = set(inspect.signature(LLM).parameters) - only_for_programs
+    parameters = parameters - {"config_dir"} | {"config"}  # the flag reads all five files
     assert parameters <= names_of(ModelOptions) | names_of(SamplingOptions)
 
 
@@ -130,6 +133,22 @@ def test_the_environment_stands_in_for_a_flag_and_the_flag_wins(cli: Program, mo
         ("--allowed-token-ids", "1;2"),
         ("--stop-token-ids", "-3"),
         ("--kv-cache-bytes", "lots"),
+        ("--threads", "0"),
+        ("--device", "gpu"),
+        ("--quantization", "int2"),
+        ("--dtype", "float8"),
+        ("--kv-cache-dtype", "fp8"),
+        ("--page-size", "17"),
+        ("--max-model-len", "0"),
+        ("--isa", "foo"),
+        ("--max-num-seqs", "0"),
+        ("--max-tokens-per-step", "0"),
+        ("--max-requests", "0"),
+        ("--chat-template", "no/such/file.jinja"),
+        ("--stop-token-ids", "99999"),
+        ("--allowed-token-ids", "100"),
+        ("--bad-token-ids", "1,100"),
+        ("--logit-bias", "100=1"),
         ("--no-such-flag", "1"),
     ],
 )
@@ -138,6 +157,51 @@ def test_a_bad_value_is_a_usage_error_that_names_the_flag(cli: Program, flag: st
     assert (ran.code, ran.out) == (2, "")
     assert flag in ran.err
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("verb", ["chat", "batch", "stream"])
+@pytest.mark.parametrize("value", [("--threads", "0"), ("--stop-token-ids", "100")])
+def test_a_bad_value_is_a_usage_error_of_every_verb_that_has_the_flag(
+    cli: Program, verb: str, value: tuple[str, str]
+) -> None:
+    ran = cli(verb, *value, stdin="Hello\n")
+    assert (ran.code, ran.out) == (2, "")
+    assert value[0] in ran.err
+
+
+@pytest.mark.parametrize(("name", "value"), [("THREADS", "0"), ("CPU_ISA", "foo"), ("PAGE_SIZE", "17")])
+def test_a_variable_with_a_bad_value_is_as_wrong_as_its_flag(
+    cli: Program, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"LLM_DECODER_{name}", value)
+    assert cli("generate", "Hello").code == 2
+
+
+def test_what_only_the_loaded_model_can_refuse_is_a_usage_error_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "Hello", "--max-model-len", "2000000"]) == 2
+    assert "--max-model-len" in capsys.readouterr().err
+
+
+def test_a_chat_template_that_does_not_compile_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "Hello", "--chat-template", "{% if %}"]) == 2
+    assert "--chat-template" in capsys.readouterr().err
+
+
+def test_a_field_that_the_engine_refuses_is_told_by_its_flag(cli: Program) -> None:
+    class Refusing(FakeLLM):
+        def stream(self, prompt: Any, params: SamplingParams) -> Any:
+            raise InvalidRequestError("[min_tokens] cannot be", param="min_tokens")
+
+    cli.llm = Refusing()
+    ran = cli("generate", "Hello", "--min-tokens", "3")
+    assert ran.code == 2
+    assert "--min-tokens" in ran.err
+
+
+def test_a_conversion_of_nothing_is_a_usage_error(cli: Program, tmp_path: Path) -> None:
+    ran = cli("convert", "storyteller", str(tmp_path / "weights"), "--no-float", "--no-int8")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--no-float" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import fcntl
 import json
 import os
 import pty
+import resource
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,9 +169,34 @@ def test_exit_codes_and_one_clear_line(environment: dict[str, str], arguments: t
 
 
 def test_a_kernel_set_that_is_not_there_is_named(environment: dict[str, str]) -> None:
-    done = run(environment | {"LLM_DECODER_CPU_ISA": "sse9"}, "generate", "Hello")
+    done = run(environment, "generate", "Hello", "--isa", "sse9")
+    assert done.returncode == 2
+    assert "sse9" in done.stderr
+    done = run(environment | {"LLM_DECODER_CPU_ISA": "sse9"}, "devices")
     assert done.returncode == 1
     assert "sse9" in done.stderr
+
+
+def test_standard_output_that_takes_nothing_is_named(environment: dict[str, str]) -> None:
+    with open("/dev/full", "w") as full:
+        arguments = command("generate", "Hello", "--max-tokens", "4")
+        done = subprocess.run(arguments, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: [stdout] No space left on device\n"
+
+
+def test_an_output_file_that_takes_no_more_is_named(environment: dict[str, str], prompts: Path, tmp_path: Path) -> None:
+    run(environment, "generate", "Hello", "--max-tokens", "1")  # its quantised weights would hit the limit, too
+    target = tmp_path / "out.jsonl"
+    done = subprocess.run(
+        command("batch", str(prompts), "-o", str(target)),
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+    )
+    assert done.returncode == 1
+    assert f"error: [{target}] File too large" in done.stderr
 
 
 def test_a_reader_that_goes_away_is_met_with_silence(environment: dict[str, str]) -> None:
@@ -395,6 +422,53 @@ def test_show_of_a_hub_model_that_was_never_fetched_says_how_to_fetch_it(environ
     done = run(environment, "show", "owner/never-fetched")
     assert done.returncode == 1
     assert "--model owner/never-fetched fetches it" in done.stderr
+
+
+# -- a weights directory
+
+
+@pytest.fixture(scope="module")
+def converted(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model as a weights directory, config/ inside."""
+    place = tmp_path_factory.mktemp("converted")
+    done = run(environment, "convert", "storyteller", "weights", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "weights"
+
+
+GREEDY = ("generate", "Once upon a time", "--max-tokens", "8", "--temperature", "0")
+
+
+def test_a_config_beside_the_weights_is_found_from_everywhere(
+    environment: dict[str, str], converted: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(converted, tmp_path / "weights")
+    shutil.move(tmp_path / "weights" / "config", tmp_path / "config")
+    text = run(environment, *GREEDY).stdout
+    assert run(environment, *GREEDY, "--model", "weights", cwd=tmp_path).stdout == text
+    assert run(environment, *GREEDY, "--model", str(tmp_path / "weights")).stdout == text
+    assert run(environment, *GREEDY, "--model", ".", cwd=tmp_path / "weights").stdout == text
+    assert "family: llama" in run(environment, "show", "weights", cwd=tmp_path).stdout
+
+    (tmp_path / "config" / "paths.json").write_text('{"weights": "weights"}', encoding="utf-8")
+    done = run(environment, *GREEDY, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["outputs"][0]["text"] + "\n" == text
+
+    shutil.move(tmp_path / "config", tmp_path / "settings")
+    assert run(environment, *GREEDY, "--config", "settings", cwd=tmp_path).stdout == text
+    assert "family: llama" in run(environment, "show", "weights", "--config", "settings", cwd=tmp_path).stdout
+    assert run(environment, *GREEDY, "--model", "weights", cwd=tmp_path).returncode == 1
+
+
+def test_inside_a_weights_directory_the_embedded_model_runs_as_elsewhere(
+    environment: dict[str, str], converted: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(converted, tmp_path / "weights")
+    chat = tmp_path / "weights" / "config" / "chat_template.json"
+    chat.write_text(json.dumps(json.loads(chat.read_text("utf-8")) | {"template": "{{ 1 / 0 }}"}), encoding="utf-8")
+    for arguments in (GREEDY, ("chat", "--max-tokens", "4"), ("show",), ("list",)):
+        done = run(environment, *arguments, stdin="Hello\n", cwd=tmp_path / "weights")
+        assert done.returncode == 0, done.stderr
 
 
 def test_list_has_the_embedded_model_hub_models_and_a_weights_directory_here(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from models_factory import make_checkpoint
 
-from llm_decoder import LLM, backends, devices
+from llm_decoder import LLM, SamplingParams, backends, devices
 from llm_decoder.backends import BackendOptions, create_backend
 from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
 from llm_decoder.loading import load_model
@@ -77,6 +77,9 @@ def test_a_pool_too_small_for_one_sequence_is_refused_with_what_it_needs(int8):
         ({"max_model_len": 1 << 20}, "max_model_len"),
         ({"kv_cache_bytes": 0}, "kv_cache_bytes"),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype"),
+        ({"isa": "neon"}, "isa"),
+        ({"isa": None}, "isa"),
+        ({"deterministic": "yes"}, "deterministic"),
     ],
 )
 def test_an_option_out_of_its_limits_is_refused_by_name(int8, options, message):
@@ -89,9 +92,46 @@ def test_a_device_that_is_not_there_is_refused_with_the_reason(int8):
         create_backend(int8, BackendOptions(device="cuda"))
 
 
-def test_an_isa_that_this_machine_lacks_is_refused(int8):
-    with pytest.raises(BackendError, match="neon"):
-        create_backend(int8, BackendOptions(isa="neon"))
+def test_an_isa_that_this_machine_lacks_is_refused_with_those_that_it_has_before_a_model_is_looked_at(monkeypatch):
+    with pytest.raises(ConfigError, match=r"^\[isa\] must be auto or one of .*generic"):
+        LLM("no/such/model/anywhere", isa="neon")
+    monkeypatch.setenv("LLM_DECODER_CPU_ISA", "neon")
+    with pytest.raises(ConfigError, match=r"^\[LLM_DECODER_CPU_ISA\] must be auto or one of .*generic"):
+        LLM("no/such/model/anywhere")
+
+
+def test_the_kernels_are_those_named_then_those_forced_then_the_best(int8, monkeypatch):
+    best = backends.devices()[0].isas[0]
+    assert create_backend(int8, BackendOptions()).info()["isa"] == backends.choose_isa() == best
+    monkeypatch.setenv("LLM_DECODER_CPU_ISA", "generic")
+    assert create_backend(int8, BackendOptions()).info()["isa"] == backends.choose_isa() == "generic"
+    assert create_backend(int8, BackendOptions(isa=best)).info()["isa"] == backends.choose_isa(best) == best
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["float32", "int8"])
+def test_float32_gives_the_same_bits_alone_in_a_batch_and_in_chunks(folder, kv_cache_dtype):
+    options = {"dtype": "float32", "kv_cache_dtype": kv_cache_dtype, "deterministic": True}
+    prompts = [[(7 * i + 3 * j) % 300 for j in range(n)] for i, n in enumerate((1, 3, 31, 33, 127))]
+    params = SamplingParams(max_tokens=12, temperature=1.0, seed=5, logprobs=2, ignore_eos=True)
+
+    def found(llm, outputs):
+        rows = [llm.logits(output.prompt_token_ids + output.outputs[0].token_ids) for output in outputs]
+        return [
+            (output.outputs[0].token_ids, output.outputs[0].logprobs, row)
+            for output, row in zip(outputs, rows, strict=True)
+        ]
+
+    with LLM(folder, threads=1, **options) as llm:
+        alone = found(llm, [llm.generate([prompt], params)[0] for prompt in prompts])
+    with LLM(folder, threads=2, **options) as llm:
+        batch = found(llm, llm.generate(prompts, params))
+        again = found(llm, llm.generate(prompts, params))  # prefixes hit
+    with LLM(folder, threads=2, max_tokens_per_step=7, **options) as llm:
+        chunks = found(llm, llm.generate(prompts, params))
+    for other in (batch, again, chunks):
+        for (tokens, logprobs, rows), (other_tokens, other_logprobs, other_rows) in zip(alone, other, strict=True):
+            assert (tokens, logprobs) == (other_tokens, other_logprobs)
+            np.testing.assert_array_equal(rows, other_rows)
 
 
 def test_a_missing_weight_is_named(int8):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from models_factory import make_checkpoint
 
-from llm_decoder import LLM, INT8Decoder, SamplingParams
-from llm_decoder.errors import InvalidRequestError, ModelNotFoundError
+from llm_decoder import LLM, INT8Decoder, SamplingParams, fit
+from llm_decoder.errors import InvalidRequestError, LLMDecoderError, ModelNotFoundError, NotEnoughMemoryError
 
 PROMPT = list(range(1, 40))
 
@@ -117,3 +117,73 @@ def test_step_refuses_tokens_that_are_no_int32_rather_than_round_them(decoder, t
     with pytest.raises(InvalidRequestError, match=r"^\[INT8Decoder.step\] tokens must be"):
         decoder.step(tokens, [seq_id], [1], [1])
     decoder.cache.release(seq_id)
+
+
+BAD_BATCHES = {
+    "a token that the model lacks": ([999], [0], [1], [1]),
+    "a sequence that never was": ([1], [77], [1], [1]),
+    "a sequence twice": ([1, 1], [0, 0], [1, 1], [1, 1]),
+    "more tokens than were reserved": ([1] * 100, [0], [100], [1]),
+    "counts that do not add up": ([1, 2], [0], [1], [1]),
+    "a count of none": ([1], [0], [-1], [1]),
+    "lists of different lengths": ([1], [0], [1], [1, 1]),
+    "rows that are not none, one or all": ([1], [0], [1], [5]),
+    "no sequence": ([], [], [], []),
+    "more than a step takes": ([1] * 1000, [0], [1000], [1]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BATCHES)
+def test_a_batch_that_cannot_be_stepped_is_an_invalid_request_and_a_good_one_still_runs(decoder, case):
+    seq_id, _ = decoder.cache.admit(np.array([1], np.int32))
+    decoder.cache.reserve(np.array([seq_id]), np.array([1], np.int32))
+    tokens, seq_ids, counts, want = BAD_BATCHES[case]
+    with pytest.raises(InvalidRequestError):
+        decoder.step(tokens, [seq_id if i == 0 else i for i in seq_ids], counts, want)
+    assert decoder.step([1], [seq_id], [1], [1]).shape == (1, decoder.config.vocab_size)
+
+
+def test_weights_that_do_not_fit_the_memory_are_refused_before_they_are_read(
+    folder, weights_folder, decoder, monkeypatch
+):
+    monkeypatch.setattr(fit, "available_memory_bytes", lambda: 10 * 2**20)
+    monkeypatch.setattr("llm_decoder.decoders.pack_in_memory", lambda *_: pytest.fail("packed"))
+    for load in (
+        lambda: decoder.load_weights(folder),
+        lambda: decoder.load_quantized_weights(weights_folder),
+        decoder.quantize_weights,
+    ):
+        with pytest.raises(NotEnoughMemoryError, match=r"needs .* this machine has 10 MiB free; try"):
+            load()
+    assert len(decoder.generate(PROMPT, max_tokens=2)) == 2, "what was loaded before is still there"
+
+
+def test_a_pool_that_does_not_fit_the_memory_is_refused_with_a_size_that_would(folder):
+    decoder = INT8Decoder(kv_cache_bytes=1 << 50)
+    with pytest.raises(NotEnoughMemoryError, match="try kv_cache_bytes="):
+        decoder.load_weights(folder)
+
+
+def test_leaving_the_context_closes_it(folder):
+    with INT8Decoder(threads=1) as decoder:
+        decoder.load_weights(folder)
+        assert len(decoder.generate(PROMPT, max_tokens=2)) == 2
+    with pytest.raises(InvalidRequestError, match="needs weights"):
+        decoder.generate(PROMPT)
+
+
+@pytest.mark.parametrize("directory", [None, 5, "", "no/such/folder", "a\0b", "x" * 5000, __file__])
+@pytest.mark.parametrize("verb", ["load_weights", "load_quantized_weights"])
+def test_what_is_no_folder_with_weights_is_an_error_of_ours(verb, directory):
+    with pytest.raises(LLMDecoderError, match=r"^\["):
+        getattr(INT8Decoder(), verb)(directory)
+
+
+def test_a_config_beside_the_weights_describes_them(weights_folder, decoder, tmp_path):
+    import shutil
+
+    shutil.copytree(weights_folder, tmp_path / "weights")
+    shutil.move(tmp_path / "weights" / "config", tmp_path / "config")
+    other = INT8Decoder()
+    other.load_quantized_weights(tmp_path / "weights")
+    assert other.generate(PROMPT) == decoder.generate(PROMPT)

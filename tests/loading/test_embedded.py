@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from llm_decoder.convert import convert
 from llm_decoder.embedded import embedded_model
-from llm_decoder.loading import load_model
+from llm_decoder.errors import ModelNotFoundError
+from llm_decoder.loading import find_model, load_model
 
 
 def test_the_embedded_model_loads_by_no_name_at_all() -> None:
@@ -13,6 +19,20 @@ def test_the_embedded_model_loads_by_no_name_at_all() -> None:
     assert loaded.quantization == "int8"
     assert loaded.eos_token_ids
     assert loaded.config.vocab_size >= len(loaded.tokenizer)
+
+
+def test_it_loads_by_its_name_unless_there_is_such_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_model("storyteller").path == embedded_model()
+    with pytest.raises(ModelNotFoundError, match="no such path"):
+        find_model(Path("storyteller"))
+    (tmp_path / "storyteller").mkdir()
+    assert find_model("storyteller") == Path("storyteller")
+
+
+def test_it_is_converted_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_model(convert("storyteller", "weights", float_weights=False)).config == load_model().config
 
 
 def test_its_chat_template_marks_the_turns() -> None:

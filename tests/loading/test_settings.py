@@ -81,6 +81,25 @@ def test_a_named_folder_goes_over_the_local_one_over_the_packaged(
     assert find_config_dir(tmp_path / "other") == tmp_path / "other"
 
 
+def test_the_config_of_a_weights_directory_is_that_model_s_and_no_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").mkdir()
+    for name in FILE_NAMES.values():
+        (tmp_path / "config" / name).write_text((packaged_config_dir() / name).read_text())
+    (tmp_path / "final_norm.bin").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert find_config_dir() == packaged_config_dir()
+    assert find_config_dir("config") == Path("config")
+
+
+@pytest.mark.parametrize(("text", "stop"), [("The end", ("The end",)), ('["a", "b"]', ("a", "b")), ("7", ("7",))])
+def test_a_list_of_texts_is_one_text_or_a_json_list_in_the_environment(
+    tmp_path: Path, text: str, stop: tuple[str, ...]
+) -> None:
+    assert load_settings(tmp_path, environment={"LLM_DECODER_STOP": text}).chat.stop == stop
+
+
 def test_a_named_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         load_settings(tmp_path / "absent")
@@ -147,7 +166,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     *[("temperature", value) for value in (-1, "warm", [], {}, True, 1e9, ".nan", ".inf")],
     *[("top_p", value) for value in (0, 1.5, -0.1)],
     *[("top_k", value) for value in (-1, 1.5, 2**40, "x")],
-    *[("page_size", value) for value in (0, 5, 10**9)],
+    *[("page_size", value) for value in (0, 5, 17, 10**9)],
     *[("kv_cache_bytes", value) for value in (0, -1, "lots", "512XB", "1e400G", 2**80)],
     *[("device", value) for value in ("tpu", 7, [])],
     *[("seed", value) for value in (-1, 2**64, "x")],

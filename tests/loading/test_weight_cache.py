@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -262,6 +263,74 @@ def test_clear_frees_everything_and_a_mapped_model_lives_on(model: Path, cache: 
     assert sum(int(weight.data.view(np.uint8).sum()) for weight in loaded.weights.values()) > 0
 
 
+@pytest.fixture
+def leftover(cache: Path) -> Path:
+    """What a writer leaves that is killed after 10,000 bytes of an entry of a megabyte."""
+    cache.mkdir(mode=0o700)
+    path = cache / ".writing-dead.packed"
+    path.write_bytes(b"x" * 10_000)
+    os.truncate(path, 10**6)
+    return path
+
+
+def test_what_a_killed_writer_left_is_listed_with_the_room_that_it_takes(leftover: Path) -> None:
+    (entry,) = list_entries()
+    assert (entry.path, entry.is_leftover) == (leftover, True)
+    assert 10_000 <= entry.n_bytes < 10**6
+
+
+def test_what_a_killed_writer_left_is_cleared(leftover: Path) -> None:
+    assert clear() >= 10_000
+    assert not leftover.exists()
+
+
+def test_what_a_killed_writer_left_goes_before_anything_is_written(model: Path, leftover: Path) -> None:
+    load_model(model)
+    assert not leftover.exists()
+    assert len(list_entries()) == 1
+
+
+def test_what_is_being_written_is_neither_listed_nor_cleared(model: Path, leftover: Path) -> None:
+    with leftover.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert list_entries() == []
+        assert clear() == 0
+        load_model(model)
+        assert leftover.exists()
+
+
+def test_a_writer_holds_its_lock_until_the_entry_is_there(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during: list[int] = []
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        during.append(clear())  # as another process at the worst moment
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert load_model(model, progress=lambda done, total, what: during.append(clear())).is_mapped
+    assert len(during) > 1
+    assert not any(during)
+
+
+def test_a_file_taken_for_a_leftover_before_it_was_locked_is_made_again(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, taken = fcntl.flock, []
+
+    def flock(file: Any, operation: int) -> None:
+        if not taken:
+            taken.extend(cache.glob(".writing-*"))
+            taken[0].unlink()
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert load_model(model).is_mapped
+    assert len(taken) == 1
+
+
 def test_a_strange_file_among_the_entries_shows_with_a_question_mark(cache: Path) -> None:
     cache.mkdir()
     (cache / "x.packed").write_bytes(b"garbage")
@@ -284,5 +353,5 @@ def test_a_folder_that_others_use_is_refused_and_keeps_its_mode(model: Path, tmp
 
 
 def test_a_name_that_is_no_path_is_a_clear_error(model: Path) -> None:
-    with pytest.raises(ModelLoadError, match="null byte"):
+    with pytest.raises(ModelLoadError, match="embedded null"):
         load_model(model, cache_dir="a\0b")

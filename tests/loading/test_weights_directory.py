@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from llm_decoder.errors import (
     UnsupportedModelError,
 )
 from llm_decoder.loading import LoadedModel, load_model
+from llm_decoder.no_tokenizer import TOKENIZER_FILES
 from llm_decoder.safetensors_checkpoint import SafetensorsCheckpoint
 from llm_decoder.weights_dir import WeightsDirectory
 
@@ -96,6 +98,27 @@ def test_tokenizer_template_and_generation_defaults_come_along(tmp_path: Path) -
     assert before.tokenizer.apply_chat_template(messages) == after.tokenizer.apply_chat_template(messages)
     assert before.eos_token_ids == after.eos_token_ids == {1, 5}
     assert before.generation_defaults == after.generation_defaults
+
+
+def test_a_model_without_a_tokenizer_is_converted_for_token_ids(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", "llama", tokenizer=False)
+    assert_same_weights(load_model(source), load_model(convert(source, tmp_path / "weights")))
+
+
+@pytest.mark.parametrize("name", TOKENIZER_FILES)
+def test_a_tokenizer_of_any_form_comes_along(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_checkpoint(tmp_path / "model", "llama", tokenizer=False)
+    (source / name).write_text("x")
+    monkeypatch.setattr(convert_module, "load_tokenizer", lambda folder: SimpleNamespace(chat_template=None))
+    assert (convert(source, tmp_path / "weights") / "config" / name).read_text() == "x"
+
+
+def test_a_broken_tokenizer_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", "llama")
+    (source / "tokenizer.json").write_text("{")
+    with pytest.raises(MalformedFileError, match=r"tokenizer\.json"):
+        convert(source, tmp_path / "weights", progress=lambda done, total, what: pytest.fail("written"))
+    assert leftovers(tmp_path) == []
 
 
 def test_its_settings_files_are_read_by_the_one_schema(weights: Path) -> None:
@@ -280,6 +303,159 @@ def test_float_is_dequantised_when_only_int8_is_there(tmp_path: Path) -> None:
     found = weights.read("layer_0/attn_q")
     assert np.abs(found - exact).max() <= np.abs(exact).max() / 127
     assert found.dtype == np.float32
+
+
+# --- whose architecture counts
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """config/ beside weights/, and a model that both were made from."""
+    convert(make_checkpoint(tmp_path / "model", "llama"), tmp_path / "weights")
+    shutil.move(tmp_path / "weights" / "config", tmp_path / "config")
+    return tmp_path
+
+
+def test_a_config_beside_the_directory_describes_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = load_model(project / "model"), load_model(project / "weights")
+    assert_same_weights(before, after)
+    assert before.tokenizer.encode("Once upon a time") == after.tokenizer.encode("Once upon a time")
+    monkeypatch.chdir(project / "weights")
+    assert_same_weights(before, load_model("."))
+
+
+def test_a_settings_folder_describes_a_directory_without_a_config(project: Path) -> None:
+    shutil.move(project / "config", project / "elsewhere")
+    with pytest.raises(ModelNotFoundError, match=rf"need its architecture.*{project / 'weights'}/config"):
+        load_model(project / "weights")
+    loaded = load_model(project / "weights", config_dir=project / "elsewhere")
+    assert_same_weights(load_model(project / "model"), loaded)
+
+
+def test_the_settings_folder_goes_over_the_config_beside_the_directory(project: Path) -> None:
+    shutil.copytree(project / "config", project / "elsewhere")
+    (project / "config" / "model_config.yaml").write_text("architecture: {model_type: unheard-of}\n")
+    assert load_model(project / "weights", config_dir=project / "elsewhere").config.model_type == "llama"
+    with pytest.raises(UnsupportedModelError, match="unheard-of"):
+        load_model(project / "weights")
+
+
+def test_a_settings_folder_that_describes_nothing_leaves_the_config_beside_the_directory(project: Path) -> None:
+    (project / "elsewhere").mkdir()
+    (project / "elsewhere" / "model_config.yaml").write_text("architecture: null\n")
+    assert load_model(project / "weights", config_dir=project / "elsewhere").config.model_type == "llama"
+
+
+@pytest.mark.parametrize("table", ["architecture", "float", "int8"])
+@pytest.mark.parametrize("model", ["weights", "model", None, "owner/name", "a\0b", "x" * 5000])
+def test_a_table_of_the_settings_that_no_model_reads_is_refused(
+    weights: Path, tmp_path: Path, table: str, model: str | None
+) -> None:
+    settings = tmp_path / "settings"
+    settings.mkdir()
+    name = "model_config.yaml" if table == "architecture" else "weight_paths.yaml"
+    (settings / name).write_text(f"{table}: {{}}\n")
+    with pytest.raises(ConfigError, match=rf"{name}: {table}\] need null"):
+        load_model(tmp_path / model if model in ("weights", "model") else model, config_dir=settings)
+
+
+def test_the_directory_s_own_config_may_be_named_as_the_settings(weights: Path) -> None:
+    assert load_model(weights, config_dir=weights / "config").config.model_type == "llama"
+
+
+def test_weight_paths_that_lie_apart_from_the_architecture_are_refused(project: Path) -> None:
+    (project / "weights" / "config").mkdir()
+    shutil.move(project / "config" / "weight_paths.yaml", project / "weights" / "config")
+    with pytest.raises(ConfigError, match=r"weights/config/weight_paths\.yaml: float\] need null"):
+        load_model(project / "weights")
+
+
+def test_a_settings_folder_that_is_none_is_refused(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^\[config_dir\] need a folder"):
+        load_model(weights, config_dir=tmp_path / "absent")
+
+
+# --- weights that nobody asked for
+
+
+LEFT_OVER = {
+    "layer_0/attn_o.bias": "attention_bias",
+    "layer_1/attn_q.bias": "attention_bias",
+    "layer_0/q_norm": "no q/k norm",
+    "layer_0/k_norm": "no q/k norm",
+    "layer_0/mlp_up.bias": "mlp_bias",
+    "layer_1/mlp_fc1": "no such part",
+    "layer_2/ln1": "num_hidden_layers is 2",
+    "final_norm.bias": "no such part",
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OVER)
+def test_a_file_of_a_weight_that_the_architecture_lacks_is_refused_by_its_path_and_knob(
+    weights: Path, name: str
+) -> None:
+    path = weights / f"{name}.bin"
+    path.parent.mkdir(exist_ok=True)
+    np.ones(64, np.float32).tofile(path)
+    with pytest.raises(UnsupportedModelError, match=rf"^\[{path}\] .*{LEFT_OVER[name]}.*would change the output"):
+        load_model(weights)
+
+
+@pytest.mark.parametrize("file", ["lm_head.bin", "int8/lm_head.bin", "int8/lm_head.scale.bin"])
+def test_a_head_of_its_own_beside_tied_embeddings_is_refused(tmp_path: Path, file: str) -> None:
+    weights = convert(make_checkpoint(tmp_path / "model", "qwen3"), tmp_path / "weights")
+    (weights / file).write_bytes(b"")
+    with pytest.raises(UnsupportedModelError, match=rf"{file}\] .*tie_word_embeddings is true"):
+        load_model(weights)
+
+
+def test_files_of_other_names_are_left_alone(weights: Path) -> None:
+    for name in ("notes.txt", "notes.bin", "layer_0/notes.bin", "int8/notes.bin"):
+        (weights / name).write_text("mine")
+    assert load_model(weights).config.n_layers == 2
+
+
+def add_entry(weights: Path, table: str, name: str, entry: dict[str, Any]) -> None:
+    listed = weights / "config" / "weight_paths.yaml"
+    content = yaml.safe_load(listed.read_text())
+    content[table][name] = entry
+    listed.write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize("table", ["float", "int8"])
+@pytest.mark.parametrize("name", ["layer_0/attn_o.bias", "nonsense"])
+def test_a_listed_weight_that_the_architecture_lacks_is_refused_by_its_name(
+    weights: Path, table: str, name: str
+) -> None:
+    add_entry(weights, table, name, {"path": f"{name}.bin", "dtype": "float32", "shape": [64]})
+    with pytest.raises(
+        UnsupportedModelError, match=rf"weight_paths\.yaml: {table}\] .*{name}.*would change the output"
+    ):
+        load_model(weights)
+
+
+def test_a_vector_listed_as_int8_is_refused(weights: Path) -> None:
+    add_entry(weights, "int8", "final_norm", {"path": "int8/final_norm.bin", "dtype": "int8", "shape": [64]})
+    with pytest.raises(UnsupportedModelError, match=r"int8\] need matrices alone, got the vector 'final_norm'"):
+        load_model(weights)
+
+
+def test_an_int8_entry_without_a_scale_has_the_standard_one(weights: Path) -> None:
+    before = load_model(weights)
+    listed = weights / "config" / "weight_paths.yaml"
+    content = yaml.safe_load(listed.read_text())
+    del content["int8"]["embedding"]["scale"]
+    listed.write_text(yaml.safe_dump(content))
+    assert_same_weights(before, load_model(weights))
+
+
+def test_a_changed_dtype_is_packed_anew(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", "llama", dtype="BF16")
+    weights = convert(source, tmp_path / "weights", int8=False)
+    before = load_model(weights)
+    set_path(weights, "float16", key="dtype", name="layer_0/ln1")
+    after = load_model(weights)
+    assert not np.array_equal(before.weights["layer_0/ln1"].data, after.weights["layer_0/ln1"].data)
 
 
 # --- converting when things go wrong

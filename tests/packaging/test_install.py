@@ -1,9 +1,11 @@
-"""What a user gets from `pip install .`, from the plain CMake build, and from the checkout's own scripts."""
+"""What a user gets from `pip install .`, `pip install -e .`, the plain CMake build, and the checkout's own scripts."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -39,14 +41,33 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment that holds the wheel; its dependencies are borrowed from this one."""
-    place = tmp_path_factory.mktemp("venv")
+    """The Python of a fresh environment that holds the wheel."""
+    python = make_environment(tmp_path_factory.mktemp("venv"))
+    subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    return python
+
+
+def make_environment(place: Path) -> Path:
+    """The Python of a fresh environment, with everything but llm_decoder borrowed from this one."""
     subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
     python = place / "bin" / "python"
-    subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
     site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).strip())
     (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
+
+
+@pytest.fixture(scope="module")
+def fresh_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, built as the README says and with nothing that was built before."""
+    checkout = tmp_path_factory.mktemp("fresh") / "checkout"
+    built = ("build*", "dist", "*.so", "*.egg-info", "__pycache__", ".?*")
+    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(*built))
+    build = checkout / "build"
+    build.mkdir()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    run("cmake", "..", cwd=build, PATH=path)
+    run("make", f"-j{os.cpu_count() or 1}", cwd=build, PATH=path)
+    return checkout
 
 
 def test_the_wheel_adds_exactly_one_top_level_name(wheel: Path) -> None:
@@ -96,14 +117,40 @@ def test_scripts_run_from_a_checkout_use_the_installed_package_once(installed: P
     assert str(installed.parents[1]) in output.splitlines()[-1]
 
 
-def test_the_plain_cmake_build_is_a_whole_package(tmp_path: Path) -> None:
-    tree = ROOT / "build" / "python"
-    code = "import llm_decoder.backends as b, llm_decoder._core as c; print(c.__file__); print(c.isas())"
-    output = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tree))
-    assert str(tree) in output
+def test_the_plain_cmake_build_of_a_fresh_checkout_is_a_whole_package(fresh_checkout: Path, tmp_path: Path) -> None:
+    tree = fresh_checkout / "build" / "python"
+    code = "import llm_decoder._core as core; print(core.__file__)"
+    assert str(tree) in run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tree))
+    command = (sys.executable, "-m", "llm_decoder", "generate", "Once", "--max-tokens", "4")
+    assert run(*command, cwd=tmp_path, PYTHONPATH=str(tree)).strip()
+
+
+def test_an_editable_install_runs_the_checkout_s_own_files(fresh_checkout: Path, tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "venv")
+    path = f"{python.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    pip = (python, "-m", "pip")
+    run(*pip, "uninstall", "-q", "-y", "setuptools", cwd=tmp_path)  # Python 3.11 brings one that is too old
+    install = (*pip, "install", "-q", "--no-deps", "--no-build-isolation", "-e", ".")
+    run(*install, cwd=fresh_checkout, PATH=path, LLM_DECODER_BUILD_DIR=str(fresh_checkout / "build"))
+    code = "import llm_decoder, llm_decoder.cli, llm_decoder._core as c; print(llm_decoder.__file__, c.__file__)"
+    code += "; print(llm_decoder.cli.__file__, llm_decoder.edited)"
+    with (fresh_checkout / "python" / "llm_decoder" / "__init__.py").open("a") as file:
+        file.write("edited = 'as edited'\n")
+    output = run(python, "-c", code, cwd=tmp_path)
+    assert output.count(str(fresh_checkout)) == 3
+    assert "as edited" in output
+    assert "0.1.0" in run(python.parent / "llm-decoder", "--version", cwd=tmp_path)
 
 
 def test_requirements_txt_names_every_runtime_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert set(project["dependencies"]) <= set(lines)
+
+
+def test_jinja_is_new_enough_to_hold_a_template_of_a_stranger() -> None:
+    """Below 3.1.6 a template leaves the sandbox through the filter `attr` (CVE-2025-27516)."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (floor,) = (line.removeprefix("jinja2>=") for line in project["dependencies"] if line.startswith("jinja2>="))
+    for version in (floor, importlib.metadata.version("jinja2")):
+        assert tuple(int(part) for part in version.split(".")[:3]) >= (3, 1, 6)
