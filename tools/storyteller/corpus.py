@@ -14,26 +14,37 @@ from text import stable_number
 VARIANTS = {"tiny": 5, "child": 3, "other": 3}  # different requests written for one story
 OWN_REPEATS = 6  # the model's own small talk against the rest of it
 
-# Share of the tokens that each pool gets, for the two stages of the training.
+# Share of the tokens that each pool gets, for the stages of the training: plain stories, conversations, and at last
+# fewer of the short stories, which have been read often enough by then.
 STAGES = [
     {
-        "plain/tiny": 0.55,
-        "plain/child": 0.05,
-        "plain/other": 0.03,
-        "told/tiny": 0.28,
-        "told/child": 0.03,
-        "told/other": 0.02,
+        "plain/tiny": 0.42,
+        "plain/child": 0.12,
+        "plain/other": 0.05,
+        "told/tiny": 0.24,
+        "told/child": 0.10,
+        "told/other": 0.03,
         "visit": 0.02,
         "smalltalk": 0.02,
     },
     {
-        "plain/tiny": 0.16,
-        "plain/child": 0.02,
+        "plain/tiny": 0.14,
+        "plain/child": 0.04,
         "plain/other": 0.01,
-        "told/tiny": 0.58,
-        "told/child": 0.06,
-        "told/other": 0.03,
-        "visit": 0.10,
+        "told/tiny": 0.50,
+        "told/child": 0.14,
+        "told/other": 0.04,
+        "visit": 0.09,
+        "smalltalk": 0.04,
+    },
+    {
+        "plain/tiny": 0.10,
+        "plain/child": 0.10,
+        "plain/other": 0.02,
+        "told/tiny": 0.28,
+        "told/child": 0.32,
+        "told/other": 0.08,
+        "visit": 0.06,
         "smalltalk": 0.04,
     },
 ]

@@ -1,4 +1,4 @@
-"""Turns a checkpoint into a Hugging Face model folder with bfloat16 weights."""
+"""Turns checkpoints of one training, averaged, into a Hugging Face model folder with bfloat16 weights."""
 
 import argparse
 import json
@@ -49,10 +49,11 @@ def generation_config(begin, ends):
     }
 
 
-def half_weights(checkpoint):
-    """Returns the network's parameters from the file `checkpoint` as {name: bfloat16 tensor}."""
+def half_weights(checkpoints):
+    """Returns the mean of the network's parameters in the files `checkpoints` as {name: bfloat16 tensor}."""
+    states = [torch.load(path, map_location="cpu", weights_only=True)["model"] for path in checkpoints]
     network = Llama(Config())
-    network.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
+    network.load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
     return {n: p.detach().to(torch.bfloat16).contiguous() for n, p in network.named_parameters()}
 
 
@@ -60,7 +61,7 @@ def _write_json(path, value):
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def export(checkpoint, tokenizer_folder, out):
+def export(checkpoints, tokenizer_folder, out):
     """Writes weights, configurations and tokenizer files to the folder `out`."""
     out, tokenizer_folder = Path(out), Path(tokenizer_folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def export(checkpoint, tokenizer_folder, out):
     begin, end_of_text, end = (tokenizer.token_to_id(t) for t in (BEGIN, END_OF_TEXT, END))
     _write_json(out / "config.json", model_config(Config(), begin, end_of_text))
     _write_json(out / "generation_config.json", generation_config(begin, [end_of_text, end]))
-    weights = save(half_weights(checkpoint), metadata={"format": "pt"})
+    weights = save(half_weights(checkpoints), metadata={"format": "pt"})
     (out / "model.safetensors").write_bytes(weights)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, out / name)
@@ -77,7 +78,7 @@ def export(checkpoint, tokenizer_folder, out):
 def main():
     """Reads the options and exports."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="file written by train.py")
+    parser.add_argument("--checkpoint", required=True, nargs="+", help="files written by train.py")
     parser.add_argument("--tokenizer", required=True, help="folder written by tokenizer.py")
     parser.add_argument("--out", required=True, help="model folder to write")
     args = parser.parse_args()

@@ -5,9 +5,10 @@ The schedule runs on wall time, not on steps: a slow or paused machine still end
 
 import math
 import time
+from bisect import bisect_right
 
 WARMUP_STEPS = 60
-STAGE_SWITCH = 0.45  # fraction of the time after which conversations prevail
+STAGE_STARTS = (0.45, 0.8)  # fractions of the time at which the second stage begins, and the third
 _FLOOR = 0.02  # last learning rate as a fraction of the peak
 
 
@@ -18,7 +19,7 @@ def progress(start, deadline):
 
 def stage(fraction):
     """Returns the index of the data mixture at `fraction` of the time."""
-    return int(fraction >= STAGE_SWITCH)
+    return bisect_right(STAGE_STARTS, fraction)
 
 
 def rate(peak, fraction, step):

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 CHECKPOINT_SECONDS = 300
 LOG_STEPS = 10
+KEPT = (0.64, 0.73, 0.82)  # fractions of the time whose checkpoints are kept, for the export to average
 
 
 def training_batches(data, tokenizer, size):
@@ -61,6 +62,10 @@ class Run:
         self.batches.restore(state["batches"])
         self.start, self.step, self.tokens, self.busy = state["counters"]
 
+    def begin_round(self):
+        """Starts the schedule anew, warmup first; weights, data position and token count stay."""
+        self.start, self.step = time.time(), 0
+
     def advance(self):
         """Makes one step; returns its loss in nats per token."""
         began = time.time()
@@ -82,8 +87,10 @@ class Run:
 
 
 def train(run, checkpoint):
-    """Steps until the deadline or SIGTERM, prints progress and writes `checkpoint` now and then."""
+    """Steps until the deadline or SIGTERM, prints progress and writes `checkpoint` now and then, at the times of KEPT to
+    files of their own."""
     losses, mark, saved, stops = [], (run.tokens, run.busy), time.time(), []
+    to_keep = [fraction for fraction in KEPT if fraction > schedule.progress(run.start, run.deadline)]
     signal.signal(signal.SIGTERM, lambda *_: stops.append(True))
     while time.time() < run.deadline and not stops:
         losses.append(run.advance())
@@ -96,6 +103,8 @@ def train(run, checkpoint):
                 flush=True,
             )
             losses, mark = [], (run.tokens, run.busy)
+        if to_keep and schedule.progress(run.start, run.deadline) >= to_keep[0]:
+            run.save(checkpoint.with_stem(f"{checkpoint.stem}-{100 * to_keep.pop(0):.0f}"))
         if time.time() - saved > CHECKPOINT_SECONDS:
             run.save(checkpoint)
             saved = time.time()
@@ -110,6 +119,7 @@ def main():
     parser.add_argument("--tokenizer", required=True, help="folder with tokenizer.json")
     parser.add_argument("--run", required=True, help="folder for the checkpoint")
     parser.add_argument("--until", required=True, help="end of the training, ISO time with zone")
+    parser.add_argument("--from", dest="earlier", help="checkpoint of an earlier run to begin a new round from")
     parser.add_argument("--batch", type=int, default=5120, help="tokens in a step")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.1)
@@ -124,6 +134,9 @@ def main():
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
         run.load(checkpoint)
+    elif args.earlier:
+        run.load(args.earlier)
+        run.begin_round()
     train(run, checkpoint)
 
 
