@@ -45,18 +45,22 @@ class AsyncLLM:
 
     @property
     def name(self) -> str:
+        """As LLM.name."""
         return self._llm.name
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """As LLM.tokenizer."""
         return self._llm.tokenizer
 
     @property
     def max_model_len(self) -> int:
+        """As LLM.max_model_len."""
         return self._llm.max_model_len
 
     @property
     def vocab_size(self) -> int:
+        """As LLM.vocab_size."""
         return self._llm.vocab_size
 
     async def generate(self, prompts: str | Sequence[Any], params: Params = None) -> list[RequestOutput]:

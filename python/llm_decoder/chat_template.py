@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["ALLOWED_KWARGS", "ChatTemplate", "Message", "read_chat_template"]
 
 Message = Mapping[str, Any]
+Shield = Callable[[str], str]
 
 # What a request may hand to a template beside its messages. Anything else could shadow what the template relies on.
 ALLOWED_KWARGS = frozenset(
@@ -33,6 +35,8 @@ ALLOWED_KWARGS = frozenset(
     ]
 )
 ROLES_SHOWN = "system, user or assistant"
+# Templates write roles between the signs of their special tokens.
+_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 _CONTINUE_MARK = "\ufdd0continue\ufdd0"  # noncharacters: no text that people exchange holds them
 _MAX_MESSAGES = 100_000
 MAX_TEMPLATE_BYTES = 1 << 22
@@ -56,6 +60,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Message],
+        shield: Shield = str,
         /,
         *,
         add_generation_prompt: bool = True,
@@ -64,17 +69,24 @@ class ChatTemplate:
     ) -> str:
         """The text of a chat. With `continue_final_message` it ends inside the last message, for the model to go on.
 
-        Raises InvalidRequestError for messages or keywords that it cannot take, and when the template itself refuses
-        them, fails, or asks for too much time or memory; MalformedFileError when the template does not compile.
+        `shield` is laid around every text of messages and keywords, at any depth: the template sees what it returns.
+        Only roles go without; they are plain words. Raises InvalidRequestError for messages or keywords that it cannot
+        take, and when the template itself refuses them, fails, or asks for too much time or memory; MalformedFileError
+        when the template does not compile.
         """
-        plain = [_plain_message(index, message) for index, message in enumerate(_checked_list(messages))]
+        plain = [_plain_message(index, message, shield) for index, message in enumerate(_checked_list(messages))]
         if self.system and plain[0]["role"] != "system":
-            plain.insert(0, {"role": "system", "content": self.system})
+            plain.insert(0, {"role": "system", "content": shield(self.system)})
         if continue_final_message:
             add_generation_prompt = False
             plain[-1]["content"] += _CONTINUE_MARK
-        text = self._run(plain, {"add_generation_prompt": add_generation_prompt, **_checked_kwargs(kwargs)})
+        text = self._run(plain, {"add_generation_prompt": add_generation_prompt, **_checked_kwargs(kwargs, shield)})
         return _cut_at_mark(text) if continue_final_message else text
+
+    def check(self) -> None:
+        """Raises MalformedFileError when the template, or one of those by name, does not compile."""
+        for source in (self.source, *self.named.values()):
+            _compiled(source)
 
     def _run(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
         from llm_decoder.template_sandbox import render  # Jinja, which a model that never chats does without
@@ -85,11 +97,13 @@ class ChatTemplate:
         try:
             return render(template, variables)
         except RecursionError:
-            raise _refused("it calls itself without end") from None
+            reason = "it is nested too deeply, or calls itself without end"
         except MemoryError:
-            raise _refused("it ran out of memory") from None
-        except Exception as error:  # a template's operations may raise anything
-            raise _refused(f"{str(error)[:500] or type(error).__name__}") from error
+            reason = "it ran out of memory"
+        except Exception as error:  # noqa: BLE001 - a template's operations may raise anything
+            reason = str(error)[:500] or type(error).__name__
+        # Raised here, without a cause, whose traceback would hold all that the template has made.
+        raise _refused(reason)
 
 
 def read_chat_template(
@@ -165,15 +179,26 @@ def _checked_list(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
 
 
-def _plain_message(index: int, message: Message) -> dict[str, Any]:
+def _plain_message(index: int, message: Message, shield: Shield) -> dict[str, Any]:
     """A copy in plain types, content as one text."""
     place = f"messages[{index}]"
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InvalidRequestError(
             f"[{place}] need an object with role ({ROLES_SHOWN}) and content, got {str(message)[:80]}", param="messages"
         )
-    plain = {str(key): _plain(value, f"{place}.{key}") for key, value in message.items() if key != "content"}
-    return plain | {"content": _text_of(message.get("content"), place)}
+    role = str(message["role"])
+    if not _ROLE.fullmatch(role):
+        raise InvalidRequestError(
+            f"[{place}.role] need a plain word such as {ROLES_SHOWN}, got {role!r:.80}", param="messages"
+        )
+    plain: dict[str, Any] = {"role": role}
+    for key, value in message.items():
+        if key not in ("role", "content"):
+            plain[shield(str(key))] = _plain(value, f"{place}.{key}", shield)
+    # An answer may consist of calls of tools alone.
+    if message.get("content") is None and role != "assistant" and not message.get("tool_calls"):
+        raise InvalidRequestError(f"[{place}.content] need a text in a {role} message, got none", param="messages")
+    return plain | {"content": shield(_text_of(message.get("content"), place))}
 
 
 def _text_of(content: Any, place: str) -> str:
@@ -191,23 +216,28 @@ def _text_of(content: Any, place: str) -> str:
     return "".join(part["text"] for part in content)
 
 
-def _checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_kwargs(kwargs: Mapping[str, Any], shield: Shield) -> dict[str, Any]:
     for name in kwargs.keys() - ALLOWED_KWARGS:
         raise InvalidRequestError(
             f"[chat_template_kwargs: {name}] need one of {', '.join(sorted(ALLOWED_KWARGS))}",
             param="chat_template_kwargs",
         )
-    return {name: _plain(value, f"chat_template_kwargs.{name}") for name, value in kwargs.items()}
+    return {name: _plain(value, f"chat_template_kwargs.{name}", shield) for name, value in kwargs.items()}
 
 
-def _plain(value: Any, place: str, depth: int = 0) -> Any:
+def _plain(value: Any, place: str, shield: Shield, depth: int = 0) -> Any:
     """JSON's types alone: a template never gets an object with methods of ours."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return shield(str(value))
+    for number in (int, float):
+        if isinstance(value, number):
+            return number(value)
     if depth < 64 and isinstance(value, Mapping):
-        return {str(key): _plain(item, place, depth + 1) for key, item in value.items()}
+        return {shield(str(key)): _plain(item, place, shield, depth + 1) for key, item in value.items()}
     if depth < 64 and isinstance(value, list | tuple):
-        return [_plain(item, place, depth + 1) for item in value]
+        return [_plain(item, place, shield, depth + 1) for item in value]
     raise InvalidRequestError(f"[{place}] need plain JSON data, got {type(value).__name__}", param="messages")
 
 

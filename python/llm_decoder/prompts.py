@@ -13,6 +13,7 @@ from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError
 from llm_decoder.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from llm_decoder.no_tokenizer import NoTokenizer
     from llm_decoder.tokenizer import Tokenizer
 
 __all__ = ["Prompt", "TokenizedPrompt", "as_prompts", "checked_messages", "is_chat", "tokenize_prompt"]
@@ -48,9 +49,14 @@ def as_prompts(prompts: str | Sequence[Any]) -> list[Prompt]:
 
 
 def tokenize_prompt(
-    prompt: Prompt, tokenizer: Tokenizer, max_model_len: int, params: SamplingParams, **template_options: Any
+    prompt: Prompt,
+    tokenizer: Tokenizer | NoTokenizer,
+    max_model_len: int,
+    params: SamplingParams,
+    **template_options: Any,
 ) -> TokenizedPrompt:
-    """The token ids of a prompt. Raises InvalidRequestError when it is empty, no valid text, or of another form."""
+    """The token ids of a prompt. Raises InvalidRequestError when it is empty, no valid text, or of another form, and
+    for texts and chats where there is no tokenizer."""
     if isinstance(prompt, str):
         _check_text(prompt, max_model_len)
         return TokenizedPrompt(tokenizer.encode(prompt), prompt)

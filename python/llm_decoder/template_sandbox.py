@@ -1,136 +1,189 @@
-"""Running a chat template that a stranger wrote: it sees plain data, and its time and memory are bounded.
+"""Compiling and running a chat template that a stranger wrote, with bounded time and memory.
 
-Jinja's immutable sandbox keeps it away from Python. Against loops and bombs: the CPU time of its own lines is counted
-(a trace function that fires on lines of template code alone), ranges are short (the sandbox's rule), and every
-operation that can make something large out of something small (`*`, `+`, `~`, `**`, `%`, padding, replace, join) is
-looked at first.
+Jinja's immutable sandbox keeps the template away from Python and from changing what it is given. Against loops and
+bombs stands a budget of CPU time and of characters (template_budget.py): each turn of a loop and each operation pays
+before it is done. Filters, tests, functions and methods are those that template_operations.py lists, with a price
+each; all others are refused. What Jinja would compile to plain Python (`~`, comparisons, slices, lists and dicts)
+becomes a call of template_operators.py here, and nothing is computed while compiling.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-import re
-import sys
-import time
-from collections.abc import Callable, Mapping
-from functools import wraps
-from types import FrameType
-from typing import Any, NoReturn
+import io
+from collections.abc import Mapping
+from typing import Any
 
-import jinja2
+import jinja2.sandbox
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-__all__ = ["MAX_OUTPUT_CHARS", "MAX_SECONDS", "MAX_SOURCE_CHARS", "TemplateLimitError", "compile_template", "render"]
+from llm_decoder import template_operations, template_operators
+from llm_decoder.template_budget import ELEMENT_CHARS, MAX_OUTPUT_CHARS, Budget, TemplateLimitError, budget
 
-MAX_SOURCE_CHARS = 1 << 20
-MAX_OUTPUT_CHARS = 1 << 23
-MAX_SECONDS = 2.0  # of this thread's CPU
-MAX_ELEMENTS = 1 << 18  # of a container, nested ones counted
-MAX_WIDTH = 10_000  # of padding, indentation and the like
-MAX_POWER_BITS = 4096
+__all__ = ["MAX_SOURCE_CHARS", "compile_template", "render"]
 
-_FILE_NAME = "<template>"  # what Jinja compiles a template from a string under
-_WIDE_FORMAT = re.compile(r"\d{4,}|\*")
-
-
-class TemplateLimitError(jinja2.TemplateError):
-    """A template asked for more time or memory than it may have."""
+MAX_SOURCE_CHARS = 1 << 16
 
 
 def compile_template(source: str) -> jinja2.Template:
-    """The template, compiled. Raises jinja2.TemplateError for a syntax error, TemplateLimitError when it is too
-    long."""
+    """The template, compiled. Raises jinja2.TemplateError for a syntax error, a statement that chat templates do not
+    have, or too long a text."""
     if len(source) > MAX_SOURCE_CHARS:
         raise TemplateLimitError(f"need a template of at most {MAX_SOURCE_CHARS:,} characters, got {len(source):,}")
     try:
         return _environment().from_string(source)
-    except RecursionError:
+    except jinja2.TemplateError:
+        raise
+    except (RecursionError, MemoryError):
         raise TemplateLimitError("the template is nested too deeply") from None
+    except Exception as error:  # of Python's own compiler, which has the last word on Jinja's
+        raise TemplateLimitError(f"{type(error).__name__}: {error!s:.200}") from error
 
 
 def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
     """The text. Raises jinja2.TemplateError or whatever the template's own operations raise."""
-    pieces: list[str] = []
+    text = io.StringIO()
     n_chars = 0
-    with _Deadline(MAX_SECONDS):
+    before = budget.set(Budget())
+    try:
         for piece in template.generate(**variables):
             n_chars += len(piece)
             if n_chars > MAX_OUTPUT_CHARS:
                 raise TemplateLimitError(f"the template wrote more than {MAX_OUTPUT_CHARS:,} characters")
-            pieces.append(piece)
-    return "".join(pieces)
+            text.write(piece)
+    finally:
+        budget.reset(before)
+    return text.getvalue()
 
 
-class _Deadline:
-    """Ends template code that ran for too long. Puts the thread's own trace function back afterwards."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end_s = time.thread_time() + seconds
-
-    def __enter__(self) -> None:
-        self._before = sys.gettrace()
-        sys.settrace(self._on_call)
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self._before)
-
-    def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        return self._on_line if frame.f_code.co_filename == _FILE_NAME else None
-
-    def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if time.thread_time() > self._end_s:
-            raise TemplateLimitError(f"the template ran for more than {MAX_SECONDS:g} seconds")
-        return self._on_line
-
-
-class _ConcatAsAdd(NodeTransformer):
-    """`a ~ b` becomes `a|string + b|string`, which the environment looks at like every other sum."""
+class _Checked(NodeTransformer):
+    """The template with its expressions and loops as calls of template_operators.OPERATORS."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
-        parts = [nodes.Filter(part, "string", [], [], None, None, lineno=node.lineno) for part in node.nodes]
-        total: nodes.Expr = parts[0]
-        for part in parts[1:]:
-            total = nodes.Add(total, part, lineno=node.lineno)
-        return total
+        return _operation("<concatenated>", node, *node.nodes)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Expr:
+        self.generic_visit(node)
+        others: list[nodes.Expr] = []
+        for operand in node.ops:
+            others += [nodes.Const(operand.op), operand.expr]
+        return _operation("<compared>", node, node.expr, *others)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        bounds = [bound or nodes.Const(None) for bound in (node.arg.start, node.arg.stop, node.arg.step)]
+        return _operation("<sliced>", node, node.node, *bounds)
+
+    def visit_List(self, node: nodes.List) -> nodes.Expr:
+        self.generic_visit(node)
+        return _operation("<list>", node, nodes.Const(None), *node.items)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return _operation("<tuple>", node, nodes.Const(None), *node.items) if node.ctx == "load" else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
+        self.generic_visit(node)
+        keys_and_values = [part for pair in node.items for part in (pair.key, pair.value)]
+        return _operation("<dict>", node, nodes.Const(None), *keys_and_values)
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        node.iter = _operation("<loop over>", node, node.iter)
+        if node.test is not None:
+            node.test = _operation("<turn>", node, node.test)
+        node.body.insert(0, nodes.ExprStmt(_operation("<turn>", node, nodes.Const(None)), lineno=node.lineno))
+        return node
+
+
+def _operation(name: str, place: nodes.Node, first: Any, *others: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(first, name, list(others), [], None, None, lineno=place.lineno)
+
+
+# What reaches for other templates, or switches the escaping of HTML on.
+_REFUSED_STATEMENTS = {
+    nodes.Include: "include",
+    nodes.Import: "import",
+    nodes.FromImport: "from",
+    nodes.Extends: "extends",
+    nodes.Block: "block",
+    nodes.ScopedEvalContextModifier: "autoescape",
+}
+
+
+def _refuse_statements(tree: nodes.Template) -> None:
+    for statement in tree.find_all(tuple(_REFUSED_STATEMENTS)):
+        word = _REFUSED_STATEMENTS[type(statement)]
+        raise jinja2.TemplateSyntaxError(f"{word!r} is not available to chat templates", statement.lineno)
+
+
+def _refuse_kept_loops(tree: nodes.Template) -> None:
+    """`loop` can be asked for its fields; put into a list it would hold all that it goes through."""
+    asked: set[int] = set()
+    for asker in tree.find_all((nodes.Getattr, nodes.Getitem, nodes.Call, nodes.Test)):
+        asked.update(id(child) for child in asker.iter_child_nodes(only=["node"]))
+    for name in tree.find_all(nodes.Name):
+        if name.name == "loop" and id(name) not in asked:
+            raise jinja2.TemplateSyntaxError("'loop' can be asked for its fields only", name.lineno)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
+    concat = staticmethod(template_operators.joined)  # type: ignore[assignment]
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        _ConcatAsAdd().visit(tree)
+        _refuse_statements(tree)
+        _refuse_kept_loops(tree)
+        _Checked().visit(tree)
+        tree.set_environment(self)
         return tree
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return super().is_safe_attribute(obj, attr, value) and template_operations.is_allowed_attribute(obj, attr)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        reason = f"{attribute!r} of a {type(obj).__name__} is not available to chat templates"
+        return self.undefined(reason, name=attribute, obj=obj, exc=jinja2.sandbox.SecurityError)
+
+    def wrap_str_format(self, value: Any) -> None:
+        """str.format is a method like the others, see template_operations."""
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        budget.get().work(ELEMENT_CHARS)
+        budget.get().size(argument)  # it is hashed
+        return super().getitem(obj, argument)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        _CHECKS[operator](left, right)
+        template_operators.check_arithmetic(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # the sandbox wraps str.format
-        if isinstance(owner, str | bytes | list | tuple):
-            _check_method(owner, getattr(__obj, "__name__", ""), args)
-        for value in (*args, *kwargs.values()):
-            _check_size(value)
-        return super().call(__context, __obj, *args, **kwargs)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return super(_Environment, __self).call(__context, *args, **kwargs)
+
+        for name in ("_loop_vars", "_block_vars"):  # which Jinja adds for functions that want its context
+            kwargs.pop(name, None)
+        return template_operations.call(run, __obj, args, kwargs)
 
 
 def _environment() -> _Environment:
     environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], finalize=_checked
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[loopcontrols, _Generation],
+        finalize=template_operators.written,
+        optimized=False,  # it computes constant expressions while compiling
     )
-    for name, function in environment.filters.items():
-        environment.filters[name] = _guarded(name, function)
-    environment.filters["tojson"] = _guarded("tojson", _tojson)
-    environment.globals.pop("lipsum")
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.filters = {**template_operations.FILTERS, **template_operators.OPERATORS}
+    environment.tests = dict(template_operations.TESTS)
+    environment.globals = dict(template_operations.FUNCTIONS)
     return environment
 
 
@@ -142,131 +195,3 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    # Jinja's own escapes HTML characters, which the models have not seen in training.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: Any) -> NoReturn:
-    raise jinja2.TemplateError(str(message)[:1000])
-
-
-def _strftime_now(pattern: str) -> str:
-    if len(pattern) > 100 or _WIDE_FORMAT.search(pattern):
-        raise TemplateLimitError("strftime_now: need a short pattern without widths")
-    return datetime.datetime.now().strftime(pattern)
-
-
-def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)  # carries over what Jinja notes on functions that want its context
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, int) and not isinstance(value, bool) and name not in _NUMBER_FILTERS:
-                _check_width(value)
-            _check_size(value)
-        if name == "replace" and len(args) >= 3:
-            _check_replace(*(str(value) for value in args[-3:]))
-        if name in ("format", "xmlattr", "urlize"):
-            raise TemplateLimitError(f"the filter {name!r} is not available to chat templates")
-        return _checked(function(*args, **kwargs))
-
-    return checked
-
-
-_NUMBER_FILTERS = frozenset(["abs", "int", "float", "round", "string", "tojson", "default", "d", "filesizeformat"])
-
-
-def _check_method(owner: Any, name: str, args: tuple[Any, ...]) -> None:
-    if name in ("ljust", "rjust", "center", "zfill", "expandtabs"):
-        for value in args:
-            if isinstance(value, int):
-                _check_width(value)
-    elif name == "replace" and len(args) >= 2 and all(isinstance(value, type(owner)) for value in args[:2]):
-        _check_replace(owner, args[0], args[1])
-    elif name in ("format", "format_map") and _WIDE_FORMAT.search(str(owner)):
-        raise TemplateLimitError("format: need widths under 1000")
-    elif name == "join" and args and isinstance(args[0], list | tuple):
-        _check_chars(len(owner) * len(args[0]) + sum(len(item) for item in args[0] if isinstance(item, str)))
-    elif name == "translate":
-        raise TemplateLimitError("translate is not available to chat templates")
-
-
-def _check_replace(text: Any, old: Any, new: Any) -> None:
-    n_found = text.count(old) if len(old) else len(text) + 1
-    _check_chars(len(text) + n_found * len(new))
-
-
-def _check_add(left: Any, right: Any) -> None:
-    if isinstance(left, str | bytes) and isinstance(right, str | bytes):
-        _check_chars(len(left) + len(right))
-    elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        _check_elements(len(left) + len(right))
-
-
-def _check_multiply(left: Any, right: Any) -> None:
-    for sized, times in ((left, right), (right, left)):
-        if isinstance(sized, str | bytes | list | tuple) and isinstance(times, int):
-            (_check_chars if isinstance(sized, str | bytes) else _check_elements)(len(sized) * max(times, 0))
-    if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > MAX_POWER_BITS:
-        raise TemplateLimitError("a product grew too large")
-
-
-def _check_power(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int) and left.bit_length() * abs(right) > MAX_POWER_BITS:
-        raise TemplateLimitError("a power grew too large")
-
-
-def _check_percent(left: Any, right: Any) -> None:
-    if isinstance(left, str | bytes) and _WIDE_FORMAT.search(str(left)):
-        raise TemplateLimitError("%: need widths under 1000")
-
-
-_CHECKS: dict[str, Callable[[Any, Any], None]] = {
-    "+": _check_add,
-    "*": _check_multiply,
-    "**": _check_power,
-    "%": _check_percent,
-}
-
-
-def _check_width(value: int) -> None:
-    if value > MAX_WIDTH:
-        raise TemplateLimitError(f"need a width or count of at most {MAX_WIDTH:,}, got more")
-
-
-def _check_chars(n_chars: int) -> None:
-    if n_chars > MAX_OUTPUT_CHARS:
-        raise TemplateLimitError(f"a text grew past {MAX_OUTPUT_CHARS:,} characters")
-
-
-def _check_elements(n_elements: int) -> None:
-    if n_elements > MAX_ELEMENTS:
-        raise TemplateLimitError(f"a list grew past {MAX_ELEMENTS:,} elements")
-
-
-def _checked(value: Any) -> Any:
-    _check_size(value)
-    return value
-
-
-def _check_size(value: Any) -> None:
-    """A container that shares its parts can be exponentially larger when it is written out than it is in memory."""
-    if isinstance(value, str | bytes):
-        _check_chars(len(value))
-    if not isinstance(value, list | tuple | dict):
-        return
-    waiting: list[Any] = [value]
-    n_elements = n_chars = 0
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            n_chars += len(item)
-            _check_chars(n_chars)
-        elif isinstance(item, list | tuple | dict):
-            n_elements += len(item)
-            _check_elements(n_elements)
-            waiting.extend([*item, *item.values()] if isinstance(item, dict) else item)

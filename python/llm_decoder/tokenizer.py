@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from llm_decoder.chat_template import ChatTemplate, Message, read_chat_template
 from llm_decoder.errors import InvalidRequestError, MalformedFileError, ModelNotFoundError, UnsupportedModelError
 from llm_decoder.json_file import read_bounded, read_json_object
+from llm_decoder.no_tokenizer import TOKENIZER_FILES
 
 __all__ = ["Tokenizer", "load_tokenizer"]
 
@@ -21,7 +22,6 @@ MAX_TOKENIZER_BYTES = 512 * 2**20
 MAX_TEXT_CHARS = 1 << 26  # before tokenising; far above any context
 
 _TOKEN_FIELDS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-_OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 _UNSEEN_MARK = "\ufdd1"  # a noncharacter that breaks special tokens typed by a user while a template runs
 _Result = TypeVar("_Result")
 
@@ -30,7 +30,8 @@ class Tokenizer:
     """A tokenizer and the chat template beside it. Safe to use from several threads.
 
     Text that a user typed never becomes special tokens: `encode` reads "<|end|>" as characters unless
-    `allow_special_tokens` is set, and `apply_chat_template` does so for what stands inside messages.
+    `allow_special_tokens` is set, and `apply_chat_template` does so for every text in messages and keywords. Special
+    tokens of a chat are those that its template writes.
     """
 
     def __init__(
@@ -98,21 +99,21 @@ class Tokenizer:
         """Token ids of a chat: [{"role": ..., "content": ...}, ...] through the model's template.
 
         `kwargs` are handed to the template when they are in `chat_template.ALLOWED_KWARGS`. Raises
-        InvalidRequestError when the model has no template or the template refuses the messages.
+        InvalidRequestError when the model has no template, and as ChatTemplate.render.
         """
         if self.chat_template is None:
             raise InvalidRequestError(
                 "[messages] this model has no chat template; give a prompt, or a template in chat_template.json",
                 param="messages",
             )
-        shielded, n_found = _shield(messages, self._special_pattern)
         text = self.chat_template.render(
-            shielded,
+            messages,
+            self._shield,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             **kwargs,
         )
-        if n_found == 0:
+        if _UNSEEN_MARK not in text:
             return self.encode(text, add_special_tokens=False, allow_special_tokens=True)
         return self._encode_shielded(text)
 
@@ -148,16 +149,14 @@ class Tokenizer:
         return decoder is not None and b"ByteLevel" in decoder.__getstate__()
 
     @functools.cached_property
-    def _special_pattern(self) -> re.Pattern[str] | None:
-        texts = sorted({self._added[id_] for id_ in self._special if self._added[id_]}, key=len, reverse=True)
-        return re.compile("|".join(re.escape(text) for text in texts)) if texts else None
+    def _shield(self) -> _Shield:
+        return _Shield([self._added[id_] for id_ in self._special if self._added[id_]])
 
     def _encode_shielded(self, text: str) -> list[int]:
-        """Special tokens of the template become ids; those that a user typed were shielded and become characters."""
-        pattern = self._special_pattern
+        """Special tokens of the template become ids; those that a user typed were broken and become characters."""
         ids: list[int] = []
         position = 0
-        for match in pattern.finditer(text) if pattern else ():
+        for match in self._shield.whole.finditer(text):
             ids += self._encode_plain(text[position : match.start()])
             ids.append(self._id_of("chat template", match.group()))
             position = match.end()
@@ -212,7 +211,7 @@ def _special_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]
 
 
 def _through_transformers(folder: Path) -> RustTokenizer:
-    found = [name for name in _OTHER_FORMATS if (folder / name).exists()]
+    found = [name for name in TOKENIZER_FILES[1:] if (folder / name).exists()]
     if not found:
         raise ModelNotFoundError(f"[{folder / 'tokenizer.json'}] need this file, got none; is the download complete?")
     try:
@@ -232,25 +231,41 @@ def _through_transformers(folder: Path) -> RustTokenizer:
     return backend
 
 
-def _shield(messages: Sequence[Message], pattern: re.Pattern[str] | None) -> tuple[Sequence[Message], int]:
-    """The messages with special tokens in their texts broken by a mark, and how many there were."""
-    n_found = 0
+class _Shield:
+    """Puts a mark, which is taken out again before text becomes tokens, where a user's text holds a special token, and
+    where it ends like the beginning of one or begins like the end of one: what stands beside it could complete it."""
 
-    def shield(value: Any, depth: int = 0) -> Any:
-        nonlocal n_found
-        if isinstance(value, str) and pattern is not None:
-            if _UNSEEN_MARK in value:
-                value = value.replace(_UNSEEN_MARK, "")
-            value, n = pattern.subn(lambda match: match.group()[0] + _UNSEEN_MARK + match.group()[1:], value)
-            n_found += n
-        elif depth < 64 and isinstance(value, Mapping):
-            value = {key: item if key == "role" else shield(item, depth + 1) for key, item in value.items()}
-        elif depth < 64 and isinstance(value, list | tuple):
-            value = [shield(item, depth + 1) for item in value]
-        return value
+    def __init__(self, tokens: list[str]) -> None:
+        self._tokens = tokens
+        self._longest = max(map(len, tokens), default=0)
+        self._heads = {token[:n] for token in tokens for n in range(1, len(token)) if _has_sign(token[:n])}
+        self._tails = {token[n:] for token in tokens for n in range(1, len(token)) if _has_sign(token[n:])}
+        longest_first = sorted(tokens, key=len, reverse=True)
+        # A token of one character has no inside: its mark stands before it.
+        parts = [("" if len(token) > 1 else f"(?<!{_UNSEEN_MARK})") + re.escape(token) for token in longest_first]
+        self.whole = re.compile("|".join(parts) or r"(?!)")
 
-    shielded = shield(messages) if isinstance(messages, list | tuple) else messages
-    return shielded, n_found
+    def __call__(self, text: str) -> str:
+        text = self.whole.sub(_broken, text.replace(_UNSEEN_MARK, ""))
+        lengths = range(1, min(self._longest, len(text) + 1))
+        if self._is_inside_of_one(text) or any(text[:n] in self._tails for n in lengths):
+            text = _UNSEEN_MARK + text
+        if any(text[-n:] in self._heads for n in lengths):
+            text += _UNSEEN_MARK
+        return text
+
+    def _is_inside_of_one(self, text: str) -> bool:
+        return len(text) < self._longest and _has_sign(text) and any(text in token for token in self._tokens)
+
+
+def _broken(match: re.Match[str]) -> str:
+    token = match.group()
+    return token[0] + _UNSEEN_MARK + token[1:] if len(token) > 1 else _UNSEEN_MARK + token
+
+
+def _has_sign(text: str) -> bool:
+    """Whether it has more than letters and digits: words alone, such as `user` and `text`, are no sign of anything."""
+    return re.search(r"[^\w\s]", text) is not None
 
 
 def _guarded(call: Callable[[], _Result], place: str) -> _Result:

@@ -2,9 +2,10 @@ import asyncio
 
 import pytest
 from fakes import ByteTokenizer, FakeBackend, alone, make_engine
+from models_factory import make_checkpoint
 
 from llm_decoder.async_llm import AsyncLLM
-from llm_decoder.errors import EngineClosedError, InvalidRequestError, RequestFailedError
+from llm_decoder.errors import EngineClosedError, InvalidRequestError, ModelNotFoundError, RequestFailedError
 from llm_decoder.llm import LLM
 from llm_decoder.sampling import SamplingParams
 
@@ -132,5 +133,24 @@ def test_the_other_verbs_are_there_too(llm):
             assert "".join(texts) == output.outputs[0].text
         with pytest.raises(EngineClosedError):
             await llm.generate("x", GREEDY)
+
+    asyncio.run(main())
+
+
+def test_a_model_without_a_tokenizer_takes_token_ids_and_refuses_text(tmp_path):
+    async def main():
+        folder = make_checkpoint(tmp_path, tokenizer=False)
+        async with AsyncLLM(folder, threads=1, kv_cache_bytes=1 << 20) as llm:
+            (output,) = await llm.generate([5, 6, 7], GREEDY)
+            streamed = [event async for event in llm.stream([5, 6, 7], GREEDY)][-1].output
+            assert streamed.outputs[0].token_ids == output.outputs[0].token_ids
+            assert output.outputs[0].text == ""
+            assert (await llm.logits([5, 6])).shape == (2, 331)
+            assert (await llm.score([5, 6])).shape == (1,)
+            for refused in (llm.generate("text"), llm.chat([{"role": "user", "content": "x"}]), llm.score("text")):
+                with pytest.raises(InvalidRequestError, match="the model has no tokenizer"):
+                    await refused
+            with pytest.raises(ModelNotFoundError, match="the model has no tokenizer"):
+                _ = llm.tokenizer
 
     asyncio.run(main())

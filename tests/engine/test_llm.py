@@ -1,8 +1,18 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from fakes import ByteTokenizer, FakeBackend, alone, fake_logits, make_engine
+from models_factory import make_checkpoint
 
-from llm_decoder.errors import ConfigError, ContextLengthExceededError, InvalidRequestError, RequestFailedError
+from llm_decoder.errors import (
+    ConfigError,
+    ContextLengthExceededError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    RequestFailedError,
+)
 from llm_decoder.llm import LLM
 from llm_decoder.sampling import SamplingParams
 
@@ -197,3 +207,75 @@ def test_a_chat_of_anything_but_messages_is_refused_rather_than_taken_as_a_promp
     for verb in (llm.chat, llm.stream_chat):
         with pytest.raises(InvalidRequestError, match=r"^\[messages\] need a list such as"):
             verb(messages)
+
+
+@pytest.fixture(scope="module")
+def folder_without_tokenizer(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("ids_only"), tokenizer=False)
+
+
+@pytest.fixture(scope="module")
+def ids_only(folder_without_tokenizer):
+    with LLM(folder_without_tokenizer, threads=1, kv_cache_bytes=1 << 20) as llm:
+        yield llm
+
+
+def test_a_model_without_a_tokenizer_answers_token_ids_with_the_ids_it_gives_with_one(tmp_path, ids_only):
+    with LLM(make_checkpoint(tmp_path), threads=1, kv_cache_bytes=1 << 20) as llm:
+        expected = llm.generate([5, 6, 7], GREEDY)[0].outputs[0]
+    answer = ids_only.generate([5, 6, 7], GREEDY)[0].outputs[0]
+    assert answer.token_ids == expected.token_ids
+    assert (answer.text, bool(expected.text)) == ("", True)
+    events = list(ids_only.stream([5, 6, 7], GREEDY))
+    assert events[-1].output.outputs[0].token_ids == expected.token_ids
+    assert "".join(event.text for event in events) == ""
+
+
+def test_a_model_without_a_tokenizer_gives_numbers_of_token_ids(ids_only):
+    assert ids_only.logits([5, 6, 7]).shape == (3, 331)
+    assert ids_only.score([5, 6, 7]).shape == (2,)
+    assert ids_only.embed([[5, 6, 7]]).shape == (1, 64)
+    stopped = ids_only.generate([5, 6, 7], SamplingParams(temperature=0, stop_token_ids=range(331)))
+    assert stopped[0].outputs[0].finish_reason == "stop"
+
+
+MESSAGES = [{"role": "user", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("param", "ask"),
+    [
+        ("prompt", lambda llm: llm.generate("a text")),
+        ("prompt", lambda llm: llm.generate([[5], "a text"])),
+        ("prompt", lambda llm: llm.stream("a text")),
+        ("prompt", lambda llm: llm.score("a text")),
+        ("prompt", lambda llm: llm.embed("a text")),
+        ("messages", lambda llm: llm.chat(MESSAGES)),
+        ("messages", lambda llm: llm.stream_chat(MESSAGES)),
+        ("stop", lambda llm: llm.generate([5], SamplingParams(stop="x"))),
+        ("bad_words", lambda llm: llm.generate(np.array([5]), SamplingParams(bad_words=["x"]))),
+    ],
+)
+def test_what_is_asked_for_in_text_of_a_model_without_a_tokenizer_is_refused_by_the_files_it_lacks(
+    ids_only, folder_without_tokenizer, param, ask
+):
+    with pytest.raises(
+        InvalidRequestError, match=rf"^\[{param}\] need (token ids|stop_token_ids|bad_token_ids), got text"
+    ) as caught:
+        ask(ids_only)
+    assert caught.value.param == param
+    assert f"{folder_without_tokenizer} holds none of tokenizer.json, tokenizer.model" in str(caught.value)
+    assert ids_only.stats()["n_requests"] == 0
+
+
+def test_the_tokenizer_of_a_model_without_one_is_an_error_that_says_what_works(ids_only):
+    with pytest.raises(ModelNotFoundError, match=r"none of tokenizer\.json.*work with token ids"):
+        _ = ids_only.tokenizer
+
+
+@pytest.mark.parametrize("verb", [["generate", "a text"], ["stream", "a text"]], ids=lambda verb: verb[0])
+def test_the_command_line_says_so_too_when_a_model_has_no_tokenizer(folder_without_tokenizer, verb):
+    command = [sys.executable, "-m", "llm_decoder", *verb, "--model", str(folder_without_tokenizer), "--threads", "1"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: [prompt] need token ids, got text, and the model has no tokenizer")

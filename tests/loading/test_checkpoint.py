@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models_factory import hf_config, make_checkpoint, random_weights, write_json, write_shards
+from models_factory import hf_config, make_checkpoint, make_tokenizer, random_weights, write_json, write_shards
 
 from llm_decoder.errors import (
     ConfigError,
@@ -222,3 +222,37 @@ def test_a_name_longer_than_the_system_takes_is_refused() -> None:
 def test_a_text_that_is_none_is_refused_by_its_option(tmp_path: Path, option: str) -> None:
     with pytest.raises(ConfigError, match=rf"^\[{option}\] must be a text, got int"):
         load_model(make_checkpoint(tmp_path / "model"), **{option: 5})  # type: ignore[arg-type]
+
+
+def test_a_folder_without_tokenizer_files_loads_for_token_ids(tmp_path: Path) -> None:
+    loaded = load_model(make_checkpoint(tmp_path, tokenizer=False))
+    assert loaded.config.vocab_size == 331
+    assert loaded.tokenizer.decode([5, 6]) == ""
+    assert loaded.eos_token_ids == {1}, "config.json still says how an answer ends"
+    assert loaded.chat_template is None
+
+
+def test_a_folder_that_lacks_the_tokenizer_its_settings_are_of_is_refused(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"tokenizer\.json"):
+        load_model(folder)
+
+
+def test_a_tokenizer_folder_that_was_named_must_hold_one(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", tokenizer=False)
+    with pytest.raises(ModelNotFoundError, match=r"tokenizer\.json"):
+        load_model(folder, tokenizer=tmp_path)
+    with_one = load_model(folder, tokenizer=make_tokenizer(tmp_path / "tokenizer"))
+    assert with_one.tokenizer.encode("a dog")
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ ", "{{ x | no_such_filter }}", "{% include 'x' %}"])
+def test_a_chat_template_that_does_not_compile_is_refused_before_a_model_is_looked_for(source: str) -> None:
+    with pytest.raises(ConfigError, match=r"^\[chat_template\] it does not compile: "):
+        load_model("/no/such/model", chat_template=source)
+
+
+def test_a_chat_template_needs_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^\[chat_template\] needs a tokenizer, got none.*tokenizer\.json"):
+        load_model(make_checkpoint(tmp_path, tokenizer=False), chat_template="x")

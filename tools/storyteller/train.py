@@ -87,8 +87,10 @@ class Run:
 
 
 def train(run, checkpoint):
-    """Steps until the deadline or SIGTERM, prints progress and writes `checkpoint` now and then, at the times of KEPT to
-    files of their own."""
+    """Steps until the deadline or SIGTERM and prints progress; writes `checkpoint` now and then.
+
+    At the times of KEPT it is also written to a file of its own.
+    """
     losses, mark, saved, stops = [], (run.tokens, run.busy), time.time(), []
     to_keep = [fraction for fraction in KEPT if fraction > schedule.progress(run.start, run.deadline)]
     signal.signal(signal.SIGTERM, lambda *_: stops.append(True))
