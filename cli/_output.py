@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from llm_decoder.outputs import RequestOutput
 
+STDOUT = "stdout"  # the place of an error that its writing met
 # Control characters that a model may have learnt but a terminal must not obey; newline and tab stay.
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -61,7 +62,7 @@ def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        error.filename = "stdout"
+        error.filename = STDOUT
         raise
 
 

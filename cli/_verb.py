@@ -55,7 +55,7 @@ def _call(function: Callable[..., int | None], values: dict[str, Any], flags: se
 
 def run(function: Callable[[], int | None], *, debug: bool = False) -> int:
     """Calls `function` and turns how it ended into an exit code. Usage errors (typer's) pass through."""
-    from llm_decoder.cli._output import complain
+    from llm_decoder.cli._output import STDOUT, complain
     from llm_decoder.errors import LLMDecoderError
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -71,6 +71,8 @@ def run(function: Callable[[], int | None], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except (LLMDecoderError, OSError, UnicodeError, MemoryError) as error:
+        if isinstance(error, OSError) and error.filename == STDOUT:
+            forget_stdout()  # what is left in its buffer would fail, and be complained of, once more
         if debug:
             raise
         complain("error", words(error))
@@ -85,7 +87,7 @@ def words(error: Exception) -> str:
 
 
 def forget_stdout() -> None:
-    """Points standard output at nothing, so that Python's last flush does not meet the closed pipe again."""
+    """Points standard output at nothing, so that Python's last flush does not meet the same error again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

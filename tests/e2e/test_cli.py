@@ -33,7 +33,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A user without settings of his own; quantised weights are kept for the whole session."""
     home = tmp_path_factory.mktemp("home")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("LLM_DECODER_", "XDG_", "HF_"))}
-    clean.pop("NO_COLOR", None)
+    for name in ("NO_COLOR", "PYTHONUNBUFFERED"):
+        clean.pop(name, None)
     return clean | {
         "HOME": str(home),
         "LLM_DECODER_CACHE_DIR": str(home / "weights"),
