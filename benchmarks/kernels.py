@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 import numpy as np
-from against_llama_cpp import build_limits, probe
+from machine import probe_limits
 
 from llm_decoder import _core
 
@@ -82,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
 
     isa = _core.isas()[0] if args.isa == "auto" else args.isa
-    read_gb_s, int8_gops = probe(build_limits(), args.threads)
+    read_gb_s, int8_gops = probe_limits(args.threads)
     print(f"{isa}, {args.layout}, {args.threads} threads; limits: read {read_gb_s:.1f} GB/s, int8 {int8_gops:.0f} GOPS")
     results = []
     for k, n in SHAPES:
