@@ -93,15 +93,26 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A model's numbers: weights of the layers' matrices, and of the output layer, which only sampled rows need."""
+
+    name: str
+    vocab_size: int
+    n_layer_weights: int
+    n_output_weights: int
+
+
 @dataclass
 class Participant:
     """One [[peer]] table of the peers file; {shape} in its texts is the shape that is measured."""
 
     name: str
     driver: str
-    bits: int
+    bits: int  # peers of the same bits are compared
     model: str
     python: str = sys.executable
+    stored_bits: float = 0.0  # a weight's, with its share of the scales; 0 = `bits`
     options: dict[str, Any] = field(default_factory=dict)  # flags of the driver
     env: dict[str, str] = field(default_factory=dict)
     also: list[str] = field(default_factory=list)  # columns measured on request
@@ -122,6 +133,7 @@ class Participant:
 @dataclass
 class Sample:
     value: float
+    took_s: float  # with whatever of a prompt had to be computed first
     foreign_cores: float
     stolen_cores: float
     read_gb_s: float = 0.0
@@ -132,8 +144,9 @@ class Sample:
 def sample_of(
     value: float, before: CpuTime, after: CpuTime, own_s: float, anonymous_mib: float | None = None
 ) -> Sample:
-    stolen = (after.stolen_s - before.stolen_s) / (after.wall_s - before.wall_s)
-    return Sample(value, foreign_cores(before, after, own_s), stolen, anonymous_mib=anonymous_mib)
+    took_s = after.wall_s - before.wall_s
+    stolen = (after.stolen_s - before.stolen_s) / took_s
+    return Sample(value, took_s, foreign_cores(before, after, own_s), stolen, anonymous_mib=anonymous_mib)
 
 
 def main() -> None:
@@ -148,13 +161,13 @@ def main() -> None:
     parser.add_argument("--slow-s", type=float, default=60.0, help="who takes longer for a sample gives only one")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    vocab_size, participants = read_peers(args.peers.read_text(), args.shape)
+    shape, participants = read_peers(args.peers.read_text(), args.shape)
     if args.only:
         participants = [p for p in participants if p.name in args.only.split(",")]
     if args.quantization:
         participants = [p for p in participants if p.driver != "ours" or p.options["quantization"] == args.quantization]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    suite = Suite(participants, args.shape, vocab_size, args.threads, args.repeat, args.slow_s)
+    suite = Suite(participants, shape, args.threads, args.repeat, args.slow_s)
     try:
         suite.load()
         for name in args.columns.split(","):
@@ -165,21 +178,19 @@ def main() -> None:
         suite.close()
 
 
-def read_peers(text: str, shape: str) -> tuple[int, list[Participant]]:
-    """(vocabulary size, participants) of a shape."""
-    table = tomllib.loads(text)
-    peers = json.loads(json.dumps(table["peer"]).replace("{shape}", shape))
-    return table["shapes"][shape]["vocab_size"], [Participant(**peer) for peer in peers]
+def read_peers(text: str, name: str) -> tuple[Shape, list[Participant]]:
+    """The shape of that name, and the participants with it in place of {shape}."""
+    tables = tomllib.loads(text)
+    peers = json.loads(json.dumps(tables["peer"]).replace("{shape}", name))
+    return Shape(name, **tables["shapes"][name]), [Participant(**peer) for peer in peers]
 
 
 class Suite:
     """All participants, and what was measured of them so far: results[column][participant]."""
 
-    def __init__(
-        self, participants: list[Participant], shape: str, vocab_size: int, threads: int, repeat: int, slow_s: float
-    ) -> None:
+    def __init__(self, participants: list[Participant], shape: Shape, threads: int, repeat: int, slow_s: float) -> None:
         self._participants = participants
-        self._shape, self._vocab_size, self._threads = shape, vocab_size, threads
+        self._shape, self._threads = shape, threads
         self._repeat, self._slow_s = repeat, slow_s
         self._workers: dict[str, PeerWorker] = {}
         self._absent: dict[str, str] = {}  # participants that are out, and why
@@ -190,7 +201,7 @@ class Suite:
 
     def load(self) -> None:
         for who in self._participants:
-            command = who.command(self._vocab_size, self._threads)
+            command = who.command(self._shape.vocab_size, self._threads)
             try:
                 worker = PeerWorker(command, self._env(who), self._logs / f"{who.name.replace(' ', '_')}.log")
                 worker.ask(Column("prefill", 64, n_generate=4).request(next(self._seeds)))
@@ -212,7 +223,7 @@ class Suite:
         results: dict[str, dict[str, Any]] = {}
         samples: dict[str, list[Sample]] = {}
         for who in self._participants:
-            why = self._absent.get(who.name) or who.why_not(name, self._shape)
+            why = self._absent.get(who.name) or who.why_not(name, self._shape.name)
             if why is None:
                 samples[who.name] = []
             elif why != "not asked for":
@@ -224,11 +235,10 @@ class Suite:
                 if who.name in done or (step < 0 and column.value == "start"):
                     continue
                 try:
-                    begin = time.perf_counter()
                     sample = self._sample(who, column, record=step >= 0)
                     if step >= 0:
                         samples[who.name].append(sample)
-                        if time.perf_counter() - begin > self._slow_s:
+                        if sample.took_s > self._slow_s:
                             done.add(who.name)
                 except WorkerFailedError as error:
                     done.add(who.name)
@@ -265,7 +275,7 @@ class Suite:
         return sample_of(column.pick(answer), before, cpu_time(), worker.cpu_s() - own)
 
     def _start(self, who: Participant) -> Sample:
-        command = who.start_command or who.command(self._vocab_size, self._threads)
+        command = who.start_command or who.command(self._shape.vocab_size, self._threads)
         request = None if who.start_command else COLUMNS["start"].request(next(self._seeds))
         before, own = cpu_time(), process_cpu_s(os.getpid())
         seconds, n_bytes = time_start(command, self._env(who), request)
@@ -280,15 +290,16 @@ class Suite:
             "date": time.strftime("%Y-%m-%d"),
             "machine": describe(),
             "threads": self._threads,
-            "shape": self._shape,
+            "shape": asdict(self._shape),
             "command": scrubbed(" ".join(["python", *sys.argv])),
             "commit": commit(),
             "columns": {name: asdict(COLUMNS[name]) for name in self._results},
             "participants": {
                 who.name: {
                     "bits": who.bits,
+                    "stored_bits": who.stored_bits or who.bits,
                     "ours": who.driver == "ours",
-                    "command": scrubbed(" ".join(who.command(self._vocab_size, self._threads))),
+                    "command": scrubbed(" ".join(who.command(self._shape.vocab_size, self._threads))),
                     "start_command": scrubbed(" ".join(who.start_command)),
                     **self._facts.get(who.name, {}),
                 }

@@ -44,34 +44,30 @@ def markdown(report: dict[str, Any]) -> str:
     """Three tables of one result file: ratios, every engine's figures, what was measured how."""
     machine = report["machine"]
     head = (
-        f"### {report['shape']}\n\n{machine['cpu']}, {report['threads']} threads, {report['date']}, "
+        f"### {report['shape']['name']}\n\n{machine['cpu']}, {report['threads']} threads, {report['date']}, "
         f"commit {report['commit']}. tokens/s unless a column says seconds; medians."
     )
     return "\n\n".join([head, ratio_table(report), engine_table(report), facts_table(report)])
 
 
 def ratio_table(report: dict[str, Any]) -> str:
-    """A row a column: ours beside the best peer of the same weight bits, and beside the best of any."""
-    rows = [
-        ["column", "ours", "", "best peer of these bits", "", "ratio", "best peer of any", "", "ratio", "GB/s", "GOPS"]
-    ]
+    """A row a column: ours beside the best peer of the same weight bits, the best of any, and the machine."""
+    same, any_bits = ["best peer, same bits", "its", "ratio"], ["best peer of all", "its", "ratio"]
+    rows = [["column", "engine", "ours", *same, *any_bits, "share of the limit"]]
     for column in report["results"]:
         for name in ours(report):
             result = report["results"][column].get(name, {})
             if "median" not in result:
                 continue
             bits = report["participants"][name]["bits"]
-            same = best_peer(report, column, bits)
-            any_bits = best_peer(report, column, None)
             rows.append(
                 [
                     LABELS[column],
                     name,
                     figure(result["median"]),
-                    *beside(report, column, result["median"], same),
-                    *beside(report, column, result["median"], any_bits),
-                    figure(middle(result, "read_gb_s")),
-                    figure(middle(result, "int8_gops")),
+                    *beside(report, column, result["median"], best_peer(report, column, bits)),
+                    *beside(report, column, result["median"], best_peer(report, column, None)),
+                    share_of_limit(report, column, name),
                 ]
             )
     return table(rows, left=(0, 1, 3, 6))
@@ -118,8 +114,9 @@ def best_peer(report: dict[str, Any], column: str, bits: int | None) -> str | No
         and not report["participants"][name]["ours"]
         and bits in (None, report["participants"][name]["bits"])
     }
-    pick = min if lower_is_better(report, column) else max
-    return pick(medians, key=lambda name: medians[name]) if medians else None
+    if not medians:
+        return None
+    return (min if lower_is_better(report, column) else max)(medians, key=lambda name: medians[name])
 
 
 def ratio(report: dict[str, Any], column: str, value: float, other: float) -> float:
@@ -143,6 +140,28 @@ def middle(result: dict[str, Any], key: str) -> float:
     """Median of one of a result's probes."""
     values = sorted(sample[key] for sample in result["samples"] if key in sample)
     return values[len(values) // 2] if values else math.nan
+
+
+def share_of_limit(report: dict[str, Any], column: str, name: str) -> str:
+    """What the products alone reach of the limits probed beside the samples: "81 % of 27 GB/s", or "of 1480 GOPS".
+
+    Each step reads every weight once and computes two operations a weight and row; keys and values are not counted.
+    The greater of the two shares is told.
+    """
+    facts, shape, result = report["columns"][column], report["shape"], report["results"][column][name]
+    if facts["value"] == "start":
+        return "-"
+    n_weights, rows_s = shape["n_layer_weights"], result["median"]
+    if facts["value"] == "decode":
+        n_weights += shape["n_output_weights"]
+        steps_s = rows_s / facts["n_sequences"]
+    else:
+        rows_s = facts["n_prompt"] / rows_s if facts["value"] == "first_token" else rows_s
+        steps_s = rows_s / facts["n_prompt"]
+    read_gb_s, int8_gops = middle(result, "read_gb_s"), middle(result, "int8_gops")
+    read = steps_s * n_weights * report["participants"][name]["stored_bits"] / 8e9 / read_gb_s
+    computed = rows_s * n_weights * 2e-9 / int8_gops
+    return f"{read:.0%} of {read_gb_s:.0f} GB/s" if read > computed else f"{computed:.0%} of {int8_gops:.0f} GOPS"
 
 
 def spread(result: dict[str, Any]) -> str:
@@ -187,7 +206,7 @@ def plot(reports: list[dict[str, Any]], path: Path) -> None:
         panel.axvline(1.0, color="0.5", linewidth=1, zorder=1)
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        panel.set_title(f"{report['shape']}, {report['threads']} threads", fontsize=10)
+        panel.set_title(f"{report['shape']['name']}, {report['threads']} threads", fontsize=10)
         panel.set_xlabel("speed, best peer of the row = 1", fontsize=9)
         panel.grid(color="0.92", zorder=0)
         panel.tick_params(labelsize=8)

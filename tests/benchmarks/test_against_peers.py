@@ -7,13 +7,13 @@ from typing import Any
 import against_peers
 import machine
 import pytest
-from against_peers import COLUMNS, Column, Participant, Suite, read_peers, rotated, scrubbed
+from against_peers import COLUMNS, Column, Participant, Shape, Suite, read_peers, rotated, scrubbed
 from peer_worker import WorkerFailedError
 from worker import decode_rate, random_prompts
 
 PEERS = """
 [shapes]
-small = { vocab_size = 1000 }
+small = { vocab_size = 1000, n_layer_weights = 900, n_output_weights = 100 }
 
 [[peer]]
 name = "ours int8"
@@ -37,7 +37,9 @@ skip = { "small batch64" = "does not fit", batch8 = "never" }
 def test_the_decode_rate_counts_only_while_every_sequence_decodes() -> None:
     alone = [0.0, 1.0, 2.0, 3.0]
     assert decode_rate([alone]) == 1.0
-    assert decode_rate([alone, [2.0, 3.0, 4.0, 5.0]]) == 2.0
+    faster_alone = [0.0, 0.5, 1.0, 2.0, 3.0]
+    slower_at_last = [1.0, 2.0, 3.0, 9.0]
+    assert decode_rate([faster_alone, slower_at_last]) == 2.0
 
 
 def test_tokens_of_one_step_that_arrive_a_little_apart_change_nothing() -> None:
@@ -73,11 +75,11 @@ def test_a_column_picks_its_own_figure() -> None:
 
 
 def test_a_peers_file_names_the_shape_once() -> None:
-    vocab_size, (mine, other) = read_peers(PEERS, "small")
-    assert vocab_size == 1000
+    shape, (mine, other) = read_peers(PEERS, "small")
+    assert shape == Shape("small", 1000, 900, 100)
     assert mine.model == "/models/small"
     assert other.start_command == ["bench", "small"]
-    words = other.command(vocab_size, threads=2)
+    words = other.command(shape.vocab_size, threads=2)
     assert words[0] == "/venvs/other/bin/python"
     assert words[1].endswith("benchmarks/peers/drive_other.py")
     assert words[2:] == ["--model", "/models/small.gguf", "--vocab-size", "1000", "--threads", "2"]
@@ -131,7 +133,7 @@ def quiet_suite(monkeypatch: pytest.MonkeyPatch, **workers: FakeWorker) -> Suite
     monkeypatch.setattr(against_peers, "foreign_cores", lambda *_: 0.0)
     monkeypatch.setattr(against_peers, "probe_limits", lambda threads: (30.0, 1500.0))
     participants = [Participant(name, "fake", 8, "model") for name in ("a", "b", "c")]
-    suite = Suite(participants, "small", 1000, threads=2, repeat=3, slow_s=60.0)
+    suite = Suite(participants, Shape("small", 1000, 900, 100), threads=2, repeat=3, slow_s=60.0)
     suite._workers = workers  # type: ignore[assignment]
     return suite
 
