@@ -20,6 +20,8 @@ namespace {
 #include "gemm-inl.h"
 #include "gemm_avx2-inl.h"
 #include "embed-inl.h"
+#include "peak_avx2-inl.h"
+#include "read_memory-inl.h"
 // clang-format on
 
 constexpr const char* kName = "avx2";

@@ -20,6 +20,8 @@ namespace {
 #include "gemm-inl.h"
 #include "gemm_avx512-inl.h"
 #include "embed-inl.h"
+#include "peak_avx512-inl.h"
+#include "read_memory-inl.h"
 // clang-format on
 
 constexpr const char* kName = "avx512vnni";

@@ -17,6 +17,8 @@ namespace {
 #include "paged_attention-inl.h"
 #include "gemm_generic-inl.h"
 #include "embed-inl.h"
+#include "peak_generic-inl.h"
+#include "read_memory-inl.h"
 // clang-format on
 
 constexpr const char* kName = "generic";

@@ -87,12 +87,17 @@ void INT8Decoder::finalize(std::int32_t max_tokens_per_step) {
 
 std::int32_t INT8Decoder::step(const KvCache& cache, const StepBatch& batch) {
   check_arg(is_final_, "INT8Decoder.step", "needs finalize first");
+  if (profile_ != nullptr) {
+    profile_->begin_step(static_cast<std::int32_t>(batch.tokens.size), static_cast<std::int32_t>(batch.seq_ids.size));
+  }
   plan_.make(config_, cache, batch, workspace_.max_tokens, pool_.n_threads());
   workspace_.ensure_logits_rows(config_, static_cast<std::int32_t>(plan_.logits_tokens.size()));
   workspace_.ensure_attention_scratch(kernels_.attention_scratch_bytes(cache.layer(0), config_.n_heads));
   n_logits_rows_ = 0;
+  spent(StepPart::plan);
 
   embed();
+  spent(StepPart::embed);
   for (std::int32_t i = 0; i < config_.n_layers; ++i) run_layer(i, cache);
   compute_logits();
   return n_logits_rows_;
@@ -137,10 +142,14 @@ void INT8Decoder::run_layer(std::int32_t index, const KvCache& cache) {
   const bool is_last = index == config_.n_layers - 1;
 
   multiply_rows(layer.attn_qkv, normed_operand(layer.ln1), into_wide());
+  spent(StepPart::attn_qkv);
   store_kv(layer, kv, group.token_pages.data());
+  spent(StepPart::store_kv);
   attend(is_last ? group.last_attention : group.attention, kv, window);
+  spent(StepPart::attention);
   if (is_last) keep_wanted_rows();
   multiply_rows(layer.attn_o, attention_operand(layer.attn_o.k), into_residual());
+  spent(StepPart::attn_o);
   run_mlp(layer);
 }
 
@@ -201,7 +210,9 @@ void INT8Decoder::keep_wanted_rows() {
 
 void INT8Decoder::run_mlp(const LayerWeights& layer) {
   multiply_rows(layer.mlp_gate_up, normed_operand(layer.ln2), into_wide());
+  spent(StepPart::mlp_gate_up);
   multiply_rows(layer.mlp_down, gated_operand(), into_residual());
+  spent(StepPart::mlp_down);
 }
 
 void INT8Decoder::compute_logits() {
@@ -214,8 +225,10 @@ void INT8Decoder::compute_logits() {
                       weights_.final_norm, config_.norm_eps, 1, n_cols, out, n_cols);
     if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
+  spent(StepPart::rows);
   multiply_rows(weights_.lm_head, {workspace_.hidden(), n_cols, quantized},
                 {workspace_.logits(), config_.vocab_size, false});
+  spent(StepPart::lm_head);
 }
 
 // RMS norm of the residual, quantised row by row while it is in the cache.
@@ -228,6 +241,7 @@ Operand INT8Decoder::normed_operand(const float* weight) {
                       config_.norm_eps, 1, n_cols, out, n_cols);
     if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
+  spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
@@ -239,6 +253,7 @@ Operand INT8Decoder::attention_operand(std::int32_t k) {
                              row_of(quantized, row));
     });
   }
+  spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
@@ -251,6 +266,7 @@ Operand INT8Decoder::gated_operand() {
     kernels_.silu_mul(workspace_.wide + row * workspace_.wide_stride, workspace_.wide_stride, 1, n_cols, out, n_cols);
     if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
+  spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
@@ -259,11 +275,20 @@ void INT8Decoder::multiply_rows(const Matrix& w, const Operand& in, const Output
 }
 
 void INT8Decoder::sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result) {
+  spent(StepPart::outside);
   sampler_.sample(logits(), params, n_top, kernels_, pool_, result);
+  spent(StepPart::sample);
 }
 
 void INT8Decoder::log_probs(Span<const std::int32_t> targets, std::int32_t n_top, const SampleResult& result) {
   sampler_.log_probs(logits(), targets, n_top, kernels_, pool_, result);
+}
+
+std::vector<StepRecord> INT8Decoder::stop_profile() {
+  check_arg(profile_ != nullptr, "INT8Decoder.stop_profile", "needs start_profile first");
+  std::vector<StepRecord> steps = std::move(profile_->steps);
+  profile_.reset();
+  return steps;
 }
 
 }  // namespace llm_decoder

@@ -115,6 +115,13 @@ struct CpuKernels {
   // log(sum(exp(x))) in a fixed order; *max receives the largest value, *is_finite false if any is NaN or +inf.
   float (*log_sum_exp)(const float* x, std::int32_t n, float* max, bool* is_finite);
   std::int32_t (*argmax)(const float* x, std::int32_t n);  // the lowest index on ties
+
+  // What this machine can do at most with these instructions; decoder/machine_limits.h times them.
+  // n_rounds rounds of multiply-adds on registers alone. Returns how many operations that were, two a multiply-add.
+  std::int64_t (*peak_int8)(std::int64_t n_rounds);
+  std::int64_t (*peak_f32)(std::int64_t n_rounds);
+  // Reads n_floats, a multiple of 64, of any finite values, and does nothing with them. Returns a number to be ignored.
+  std::int32_t (*read_memory)(const float* memory, std::int64_t n_floats);
 };
 
 // The tables this machine can run, best first. "generic" is always last.
