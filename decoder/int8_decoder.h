@@ -52,7 +52,7 @@ class INT8Decoder {
   void embed();
   void run_layer(std::int32_t index, const KvCache& cache);
   void store_kv(const LayerWeights& layer, const PagedKvView& kv, const std::int32_t* pages);  // pages: [n_rows]
-  void attend(const StepPlan::Attention& attention, const PagedKvView& kv, std::int32_t window);
+  void attend(const AttentionPlan& plan, const PagedKvView& kv, std::int32_t window);
   void keep_wanted_rows();
   void run_mlp(const LayerWeights& layer);
   void compute_logits();
@@ -66,6 +66,9 @@ class INT8Decoder {
 
   template <class Fn>
   void for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& fn);
+
+  template <class Fn>
+  void for_items(std::size_t n_items, bool is_parallel, const Fn& fn);
 
   bool is_w8() const { return weights_.layout == WeightView::Layout::w8; }
 
