@@ -88,7 +88,8 @@ inline void for_vectors(const SpanTile& tile, const TilePage& page, std::int32_t
   for (; i < end; i += kLanes) Step<kRows, 1>::run(tile, page, i);
 }
 
-// ---- s8 pages. Score: q . k * scale for slots [slot, slot + 16 * kVectors) of the page, whether seen or not.
+// ---- s8 pages. Score: q . k for slots [slot, slot + 16 * kVectors) of the page, whether seen or not; the row's q_scale
+// is left to exp.
 
 template <int kRows, int kVectors>
 struct ScoreS8 {
@@ -122,13 +123,9 @@ struct ScoreS8 {
     const float* k_scale = tile.kv.k_scales(page.id, tile.kv_head) + slot;
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row) {
-      const F32 q_scale = splat(tile.scratch.q_scale[tile.first_row + row]);
       float* scores = tile.scores(row) + page.first_slot + slot;
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) {
-        const F32 scale = mul(load(k_scale + j * kLanes), q_scale);
-        store(scores + j * kLanes, mul(to_f32(acc[row][j]), scale));
-      }
+      for (int j = 0; j < kVectors; ++j) store(scores + j * kLanes, mul(to_f32(acc[row][j]), load(k_scale + j * kLanes)));
     }
   }
 };
@@ -326,46 +323,57 @@ inline F32 weigh_floats(const SpanTile& tile, std::int32_t row, F32 row_max, See
   return sum;
 }
 
+inline float float_of_bits(std::int32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
 // A page's weights p * v_scale as bytes, against the largest of the page, so that a long flat tail keeps its eight bits
 // page by page. Returns `sum` with the page's p added.
 template <class Seen>
-inline F32 weigh_page_s8(const SpanTile& tile, const TilePage& page, std::int32_t row, F32 row_max, F32 sum,
-                         Seen seen) {
+inline F32 weigh_page_s8(const SpanTile& tile, const TilePage& page, std::int32_t row, F32 row_max, F32 sixteenths,
+                         F32 sum, Seen seen) {
   const F32 zero = splat(0.0f);
   const float* v_scale = tile.kv.v_scales(page.id, tile.kv_head);
   float* scores = tile.scores(row) + page.first_slot;
   std::uint8_t* weights = tile.weights(row) + page.first_slot;
-  F32 largest_weights = zero;
+  I32 largest_bits = as_i32(zero);
   for (std::int32_t slot = page.slot_begin; slot < page.slot_end; slot += kLanes) {
     const std::int32_t span_slot = page.first_slot + slot;
-    const F32 p = seen.keep(exp_lut(sub(load(scores + slot), row_max)), span_slot, zero);
+    const F32 p = seen.keep(exp_lut_scaled(sub(load(scores + slot), row_max), sixteenths), span_slot, zero);
     const F32 weight = seen.keep(mul(p, load(v_scale + slot)), span_slot, zero);
     store(scores + slot, weight);
-    sum = add(sum, fma(weight, zero, p));  // a NaN scale of V shows in the sum, and so in the result
-    largest_weights = max(weight, largest_weights);
+    sum = add(sum, p);
+    largest_bits = max_bits(as_i32(weight), largest_bits);  // a NaN wins, and shows in weight_scale
   }
-  const float largest = reduce_max(largest_weights);
+  const float largest = float_of_bits(reduce_max_bits(largest_bits));
   const bool is_nothing = largest < kSmallestWeight;
-  const F32 bytes_per_weight = splat(is_nothing ? 0.0f : 255.0f / largest);
   tile.weight_scales(row)[page.number] = is_nothing ? 0.0f : largest * (1.0f / 255.0f);
+  const F32 bytes_per_weight = splat(is_nothing ? 0.0f : 255.0f / largest), round = splat(kRoundToInteger);
   for (std::int32_t slot = page.slot_begin; slot < page.slot_end; slot += kLanes) {
-    store_bytes(weights + slot, to_i32(mul(load(scores + slot), bytes_per_weight)));
+    store_low_bytes(weights + slot, as_i32(fma(load(scores + slot), bytes_per_weight, round)));
   }
   return sum;
 }
 
 template <class Seen>
 inline void weigh(const SpanTile& tile, std::int32_t row, Seen seen) {
+  const State& state = tile.state[row];
+  clear_state(state);
   const F32 row_max = largest_score(tile, row, seen);
+  const float max = reduce_max(row_max);
   F32 sum = splat(0.0f);
   if (tile.kv.dtype == Dtype::s8) {
-    for_pages(tile, [&](const TilePage& page) { sum = weigh_page_s8(tile, page, row, row_max, sum, seen); });
+    const float q_scale = tile.scratch.q_scale[tile.first_row + row], scaled_max = max * q_scale;
+    const F32 sixteenths = splat(q_scale * kSixteenthsPerUnit);
+    for_pages(tile, [&](const TilePage& page) { sum = weigh_page_s8(tile, page, row, row_max, sixteenths, sum, seen); });
+    state.max() = scaled_max > kNoMaximum ? scaled_max : kNoMaximum;
   } else {
     sum = weigh_floats(tile, row, row_max, seen);
+    state.max() = max;
   }
-  clear_state(tile.state[row]);
-  tile.state[row].max() = reduce_max(row_max);
-  tile.state[row].sum() = reduce_add(sum);
+  state.sum() = reduce_add(sum);
 }
 
 inline void weigh_rows(const SpanTile& tile, std::int32_t n_rows) {
