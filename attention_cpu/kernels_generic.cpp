@@ -16,6 +16,8 @@ namespace {
 #include "append_kv-inl.h"
 #include "paged_attention-inl.h"
 #include "gemm_generic-inl.h"
+#include "gemm_w4-inl.h"
+#include "gemm_w4_generic-inl.h"
 #include "embed-inl.h"
 // clang-format on
 

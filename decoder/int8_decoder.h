@@ -1,4 +1,4 @@
-// The decoder of the CPU: one loop over the layers that reads ModelConfig, with int8 or float32 matrices.
+// The decoder of the CPU: one loop over the layers that reads ModelConfig, with quantised (w8, w4) or float32 matrices.
 #pragma once
 
 #include <cstdint>
@@ -67,7 +67,7 @@ class INT8Decoder {
   template <class Fn>
   void for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& fn);
 
-  bool is_w8() const { return weights_.layout == WeightView::Layout::w8; }
+  bool is_quantized() const { return weights_.is_quantized; }
 
   ModelConfig config_;
   const CpuKernels& kernels_;

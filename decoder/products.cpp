@@ -38,10 +38,21 @@ Split split_rows_and_panels(std::int64_t m, std::int64_t n, std::int64_t row_byt
   return split;
 }
 
-Split split_product(const Matrix& w, WeightView::Layout layout, std::int64_t m, int n_threads) {
-  const std::int64_t element_bytes = layout == WeightView::Layout::w8 ? 1 : 4;
-  if (m > kFewRows) return split_rows_and_panels(m, w.n, w.k * element_bytes, n_threads);
-  const std::int64_t n_streams = std::int64_t{w.n} * w.k * element_bytes / kStreamedBytes;
+std::int64_t packed_bytes(const Matrix& w) {
+  switch (w.layout) {
+    case WeightView::Layout::w4:
+      return packed_w4_bytes(w.n, w.k);
+    case WeightView::Layout::w8:
+      return packed_w8_bytes(w.n, w.k);
+    default:
+      return packed_f32_bytes(w.n, w.k);
+  }
+}
+
+Split split_product(const Matrix& w, std::int64_t m, int n_threads) {
+  const std::int64_t operand_bytes = is_quantized(w.layout) ? 1 : 4;
+  if (m > kFewRows) return split_rows_and_panels(m, w.n, w.k * operand_bytes, n_threads);
+  const std::int64_t n_streams = packed_bytes(w) / kStreamedBytes;
   return split_panels(m, w.n, n_threads == 1 ? 1 : std::max(n_streams, kMinItemsPerThread * n_threads));
 }
 
@@ -90,30 +101,44 @@ GemmW8Args rows_from(GemmW8Args args, std::int64_t row) {
   return args;
 }
 
-// Items of one row block follow each other, so that its rows stay in the cache.
-template <class Args>
-void run_items(ThreadPool& pool, const Split& split, std::int32_t m, const Args& args,
-               void (*kernel)(const Args&, std::int32_t, std::int32_t)) {
+// Items of one row block follow each other, so that its rows stay in the cache. kernel(args, panel_begin, panel_end,
+// thread).
+template <class Args, class Kernel>
+void run_items(ThreadPool& pool, const Split& split, std::int32_t m, const Args& args, const Kernel& kernel) {
   const std::int64_t panels = n_panels(args.n);
-  pool.parallel_for(split.n_row_blocks * split.n_panel_blocks, [&](std::int64_t item, int) {
+  pool.parallel_for(split.n_row_blocks * split.n_panel_blocks, [&](std::int64_t item, int thread) {
     const std::int64_t row = item / split.n_panel_blocks * split.rows_of_item;
     const std::int64_t panel = item % split.n_panel_blocks * split.panels_of_item;
     Args mine = rows_from(args, row);
     mine.m = static_cast<std::int32_t>(std::min<std::int64_t>(split.rows_of_item, m - row));
     kernel(mine, static_cast<std::int32_t>(panel),
-           static_cast<std::int32_t>(std::min(panel + split.panels_of_item, panels)));
+           static_cast<std::int32_t>(std::min(panel + split.panels_of_item, panels)), thread);
   });
 }
 
 }  // namespace
 
-void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout layout, const Matrix& w,
-              const Operand& in, std::int32_t m, const Output& out) {
-  const Split split = split_product(w, layout, m, pool.n_threads());
-  if (layout == WeightView::Layout::w8) {
-    run_items(pool, split, m, w8_args(w, in, out), kernels.gemm_w8);
+std::size_t product_scratch_bytes(const CpuKernels& kernels, const Matrix& w) {
+  return w.layout == WeightView::Layout::w4 ? kernels.gemm_w4_scratch_bytes(w.k) : 0;
+}
+
+void multiply(const CpuKernels& kernels, ThreadPool& pool, const Matrix& w, const Operand& in, std::int32_t m,
+              const Output& out, const ProductScratch& scratch) {
+  const Split split = split_product(w, m, pool.n_threads());
+  if (w.layout == WeightView::Layout::f32) {
+    run_items(pool, split, m, f32_args(w, in, out),
+              [&](const GemmF32Args& args, std::int32_t begin, std::int32_t end, int) {
+                kernels.gemm_f32(args, begin, end);
+              });
+  } else if (w.layout == WeightView::Layout::w8) {
+    run_items(
+        pool, split, m, w8_args(w, in, out),
+        [&](const GemmW8Args& args, std::int32_t begin, std::int32_t end, int) { kernels.gemm_w8(args, begin, end); });
   } else {
-    run_items(pool, split, m, f32_args(w, in, out), kernels.gemm_f32);
+    run_items(pool, split, m, w8_args(w, in, out),
+              [&](const GemmW8Args& args, std::int32_t begin, std::int32_t end, int thread) {
+                kernels.gemm_w4(args, begin, end, scratch.of(thread));
+              });
   }
 }
 
