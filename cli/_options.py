@@ -43,7 +43,7 @@ class ModelOptions:
     system: Annotated[str | None, _flag("TEXT", "What the model is told at the beginning of a chat.")] = None
     cache_dir: Annotated[str | None, _flag("DIR", "Where quantised weights are kept.")] = None
     device: Annotated[str | None, _flag("NAME", "auto, cpu or cuda.")] = None
-    quantization: Annotated[str | None, _flag("NAME", "auto, none or int8.")] = None
+    quantization: Annotated[str | None, _flag("NAME", "auto, none, int8 or int4.")] = None
     dtype: Annotated[str | None, _flag("NAME", "auto or float32, the reference precision.")] = None
     kv_cache_dtype: Annotated[str | None, _flag("NAME", "auto, float32 or int8.")] = None
     kv_cache_bytes: Annotated[str | None, _flag("SIZE", "Memory of the KV cache: 512MiB, 2G.")] = None

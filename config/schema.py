@@ -48,7 +48,7 @@ class RuntimeSettings:
     """runtime_config.yaml: how a model runs, and how it is sampled when a request does not say."""
 
     device: str | None = _choice("auto", "cpu", "cuda")
-    quantization: str | None = _choice("auto", "none", "int8")
+    quantization: str | None = _choice("auto", "none", "int8", "int4")
     dtype: str | None = _choice("auto", "float32")
     kv_cache_dtype: str | None = _choice("auto", "float32", "int8")
     kv_cache_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1, "high": 2**50})

@@ -14,7 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_decoder._core import INT8Decoder as CoreDecoder
-from llm_decoder._core import KvCache, isas, pack_f32, pack_w8, quantize_weight_rows, unpack_w8
+from llm_decoder._core import (
+    KvCache,
+    expand_w4,
+    isas,
+    pack_f32,
+    pack_w4,
+    pack_w8,
+    quantize_weight_groups,
+    quantize_weight_rows,
+    unpack_w8,
+)
 from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
 from llm_decoder.fit import available_memory_bytes
 from llm_decoder.kv_pool import KvPool, divide_pool
@@ -37,8 +47,11 @@ __all__ = [
     "create_decoder",
     "default_threads",
     "devices",
+    "expand_w4",
     "pack_f32",
+    "pack_w4",
     "pack_w8",
+    "quantize_weight_groups",
     "quantize_weight_rows",
     "unpack_w8",
 ]
@@ -300,7 +313,7 @@ class CpuBackend:
 
 
 def _kv_dtype(model: Model, options: BackendOptions) -> str:
-    is_float = all(weight.layout != "w8" for weight in model.weights.values())
+    is_float = all(weight.layout not in ("w8", "w4") for weight in model.weights.values())
     if options.kv_cache_dtype == "auto":
         return "float32" if is_float else "int8"
     return options.kv_cache_dtype
