@@ -112,7 +112,8 @@ class Participant:
     bits: int  # peers of the same bits are compared
     model: str
     python: str = sys.executable
-    stored_bits: float = 0.0  # a weight's, with its share of the scales; 0 = `bits`
+    layer_bits: float = 0.0  # stored for a weight of a layer, with its share of the scales; 0 = `bits`
+    output_bits: float = 0.0  # the same of the output layer
     options: dict[str, Any] = field(default_factory=dict)  # flags of the driver
     env: dict[str, str] = field(default_factory=dict)
     also: list[str] = field(default_factory=list)  # columns measured on request
@@ -297,7 +298,8 @@ class Suite:
             "participants": {
                 who.name: {
                     "bits": who.bits,
-                    "stored_bits": who.stored_bits or who.bits,
+                    "layer_bits": who.layer_bits or who.bits,
+                    "output_bits": who.output_bits or who.bits,
                     "ours": who.driver == "ours",
                     "command": scrubbed(" ".join(who.command(self._shape.vocab_size, self._threads))),
                     "start_command": scrubbed(" ".join(who.start_command)),

@@ -151,15 +151,21 @@ def share_of_limit(report: dict[str, Any], column: str, name: str) -> str:
     facts, shape, result = report["columns"][column], report["shape"], report["results"][column][name]
     if facts["value"] == "start":
         return "-"
-    n_weights, rows_s = shape["n_layer_weights"], result["median"]
+    bits = report["participants"][name]
+    n_weights, n_bits, rows_s = (
+        shape["n_layer_weights"],
+        shape["n_layer_weights"] * bits["layer_bits"],
+        result["median"],
+    )
     if facts["value"] == "decode":
         n_weights += shape["n_output_weights"]
+        n_bits += shape["n_output_weights"] * bits["output_bits"]
         steps_s = rows_s / facts["n_sequences"]
     else:
         rows_s = facts["n_prompt"] / rows_s if facts["value"] == "first_token" else rows_s
         steps_s = rows_s / facts["n_prompt"]
     read_gb_s, int8_gops = middle(result, "read_gb_s"), middle(result, "int8_gops")
-    read = steps_s * n_weights * report["participants"][name]["stored_bits"] / 8e9 / read_gb_s
+    read = steps_s * n_bits / 8e9 / read_gb_s
     computed = rows_s * n_weights * 2e-9 / int8_gops
     return f"{read:.0%} of {read_gb_s:.0f} GB/s" if read > computed else f"{computed:.0%} of {int8_gops:.0f} GOPS"
 

@@ -13,7 +13,14 @@ def report() -> dict[str, Any]:
         return {"median": sorted(values)[len(values) // 2], "samples": samples}
 
     def facts(bits: int, ours: bool = False) -> dict[str, Any]:
-        return {"bits": bits, "stored_bits": bits, "ours": ours, "versions": "1", "config": "as it comes"}
+        return {
+            "bits": bits,
+            "layer_bits": bits,
+            "output_bits": bits,
+            "ours": ours,
+            "versions": "1",
+            "config": "as it comes",
+        }
 
     return {
         "date": "2026-01-01",
