@@ -155,6 +155,12 @@ def test_the_table_tells_speeds_limits_and_parts(cli: Program) -> None:
     assert cells["engine"] == ["engine", "20.0%", "20.0%"]
 
 
+def test_more_than_all_is_explained_where_it_happens(cli: Program, probe: list[Limits]) -> None:
+    assert "cache" not in cli("bench", "--columns", "decode8").err
+    probe[:] = [Limits(1e5, 1e11, 1e10)]
+    assert "more than 100% is no mistake" in cli("bench", "--columns", "decode8").err
+
+
 def test_default_columns_that_the_context_does_not_hold_are_left_out_and_named(cli: Program) -> None:
     cli.llm.max_model_len = 600
     ran = cli("bench", "--json")
