@@ -16,6 +16,8 @@ namespace {
 #include "softmax_lut-inl.h"
 #include "rows-inl.h"
 #include "append_kv-inl.h"
+#include "attention_rows-inl.h"
+#include "attention_span-inl.h"
 #include "paged_attention-inl.h"
 #include "gemm-inl.h"
 #include "gemm_avx512-inl.h"

@@ -92,7 +92,9 @@ std::int32_t INT8Decoder::step(const KvCache& cache, const StepBatch& batch) {
   }
   plan_.make(config_, cache, batch, workspace_.max_tokens, pool_.n_threads());
   workspace_.ensure_logits_rows(config_, static_cast<std::int32_t>(plan_.logits_tokens.size()));
-  workspace_.ensure_attention_scratch(kernels_.attention_scratch_bytes(cache.layer(0), config_.n_heads));
+  const PagedKvView kv = cache.layer(0);
+  workspace_.ensure_attention(kernels_.attention_scratch_bytes(kv, config_.n_heads),
+                              plan_.n_states() * config_.n_heads * state_floats(kv.head_dim_padded));
   n_logits_rows_ = 0;
   spent(StepPart::plan);
 
@@ -115,6 +117,17 @@ void INT8Decoder::for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& f
     const std::int64_t end = n_rows * (item + 1) / n_items;
     for (std::int64_t row = n_rows * item / n_items; row < end; ++row) fn(static_cast<std::int32_t>(row), thread);
   });
+}
+
+// Calls fn(item, thread) for each item, on the calling thread alone where the work is too little to share.
+template <class Fn>
+void INT8Decoder::for_items(std::size_t n_items, bool is_parallel, const Fn& fn) {
+  if (!is_parallel) {
+    for (std::size_t item = 0; item < n_items; ++item) fn(item, 0);
+    return;
+  }
+  pool_.parallel_for(static_cast<std::int64_t>(n_items),
+                     [&](std::int64_t item, int thread) { fn(static_cast<std::size_t>(item), thread); });
 }
 
 void INT8Decoder::embed() {
@@ -173,7 +186,7 @@ void INT8Decoder::store_kv(const LayerWeights& layer, const PagedKvView& kv, con
   });
 }
 
-void INT8Decoder::attend(const StepPlan::Attention& attention, const PagedKvView& kv, std::int32_t window) {
+void INT8Decoder::attend(const AttentionPlan& plan, const PagedKvView& kv, std::int32_t window) {
   AttentionArgs args;
   args.kv = kv;
   args.q = workspace_.wide;
@@ -183,14 +196,13 @@ void INT8Decoder::attend(const StepPlan::Attention& attention, const PagedKvView
   args.n_heads = config_.n_heads;
   args.scale = config_.attention_scale;
   args.window = window;
-  if (attention.n_pairs <= kInlinePairs) {
-    for (const AttentionItem& item : attention.items)
-      kernels_.paged_attention(args, item, workspace_.attention_scratch(0));
-    return;
-  }
-  pool_.parallel_for(static_cast<std::int64_t>(attention.items.size()), [&](std::int64_t item, int thread) {
-    kernels_.paged_attention(args, attention.items[static_cast<std::size_t>(item)],
-                             workspace_.attention_scratch(thread));
+  args.runs = plan.runs.data();
+  args.states = workspace_.attention_states();
+  for_items(plan.items.size(), plan.n_pairs > kInlinePairs, [&](std::size_t i, int thread) {
+    kernels_.paged_attention(args, plan.items[i], workspace_.attention_scratch(thread));
+  });
+  for_items(plan.merges.size(), plan.merges.size() > 1, [&](std::size_t i, int thread) {
+    kernels_.merge_states(args, plan.merges[i], workspace_.attention_scratch(thread));
   });
 }
 

@@ -59,7 +59,7 @@ class INT8Decoder {
   void embed();
   void run_layer(std::int32_t index, const KvCache& cache);
   void store_kv(const LayerWeights& layer, const PagedKvView& kv, const std::int32_t* pages);  // pages: [n_rows]
-  void attend(const StepPlan::Attention& attention, const PagedKvView& kv, std::int32_t window);
+  void attend(const AttentionPlan& plan, const PagedKvView& kv, std::int32_t window);
   void keep_wanted_rows();
   void run_mlp(const LayerWeights& layer);
   void compute_logits();
@@ -77,6 +77,10 @@ class INT8Decoder {
   void spent(StepPart part) {
     if (profile_ != nullptr) profile_->spent(part);
   }
+
+  template <class Fn>
+  void for_items(std::size_t n_items, bool is_parallel, const Fn& fn);
+
   bool is_w8() const { return weights_.layout == WeightView::Layout::w8; }
 
   ModelConfig config_;
