@@ -49,7 +49,7 @@ class ModelOptions:
     kv_cache_bytes: Annotated[str | None, _flag("SIZE", "Memory of the KV cache: 512MiB, 2G.")] = None
     max_model_len: Annotated[int | None, _flag("N", "Context length in tokens, at most the model's.")] = None
     page_size: Annotated[int | None, _flag("N", "Tokens a page of the KV cache; a multiple of 16.")] = None
-    threads: Annotated[int | None, _flag("N", "Threads that compute. Default: one a core.")] = None
+    threads: Annotated[int | None, _flag("N", "Threads that compute. Default: one a physical core.")] = None
     isa: Annotated[
         str | None,
         typer.Option(
