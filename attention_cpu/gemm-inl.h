@@ -17,12 +17,10 @@ constexpr std::int64_t kLineBytes = 64;
 constexpr std::int64_t kChunkBytes = 16 << 10;
 constexpr int kMaxChunkSteps = 512;
 constexpr std::int64_t kGroupBytes = 768 << 10;
+constexpr std::int32_t kMinGroupPanels = 4;
 constexpr std::int32_t kMaxGroupPanels = 12;
-// A core gets its share of the memory's bandwidth only from several streams at once: lines of this many panels are
-// asked for in turn. Also the smallest group.
-constexpr std::int32_t kStreams = 4;
-// Far enough ahead to hide the L2 cache, and most of DRAM where nobody asked before; near enough to stay in the L1
-// cache.
+// Far enough ahead to hide the L2 cache, and DRAM where several panels at once are read for the first time; near enough
+// to stay in the L1 cache.
 constexpr std::int64_t kNearBytes = 1024;
 
 template <class Product, int kRows>
@@ -44,7 +42,7 @@ struct PackTo : PackTo<n - 1, n - 1, kIndex...> {};
 template <int... kIndex>
 struct PackTo<0, kIndex...> : Pack<kIndex...> {};
 
-// What is asked of the memory during a chunk: a line of each stream every `interval` steps, the streams a panel apart.
+// What is asked of the memory during a chunk: a line for each panel of the tile every `interval` steps.
 struct Ahead {
   const std::uint8_t* lines;
   std::int64_t interval;
@@ -52,15 +50,14 @@ struct Ahead {
 
 // sums[p][r] += chunk of row r . chunk of panel p. `lines` is the chunk's first line in the first panel; kSum counts
 // the sums of the tile row by row. Not inlined: in a larger function GCC 12 stores the sums at every step.
-template <class Product, int kRows, int kPanels, int... kSum, int... kPanel, int... kStream>
-__attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kPanel...>, Pack<kStream...>,
-                                         const TileRows<Product, kRows>& rows, const std::uint8_t* lines,
-                                         std::int64_t panel_bytes, std::int64_t n_steps, Ahead ahead,
-                                         typename Product::Sums (*sums)[kRows]) {
+template <class Product, int kRows, int kPanels, int... kSum, int... kPanel>
+__attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kPanel...>, const TileRows<Product, kRows>& rows,
+                                         const std::uint8_t* lines, std::int64_t panel_bytes, std::int64_t n_steps,
+                                         Ahead ahead, typename Product::Sums (*sums)[kRows]) {
   constexpr int kStride = TileRows<Product, kRows>::kStride;
   typename Product::Sums acc[] = {sums[kSum % kPanels][kSum / kPanels]...};
   for (std::int64_t step = 0; step < n_steps;) {
-    (__builtin_prefetch(ahead.lines + kStream * panel_bytes, 0, 2), ...);
+    (__builtin_prefetch(ahead.lines + kPanel * panel_bytes, 0, 2), ...);
     ahead.lines += kLineBytes;
     const std::int64_t end = n_steps - step < ahead.interval ? n_steps : step + ahead.interval;
     do {
@@ -86,35 +83,45 @@ struct Chunk {
   const std::uint8_t* lines;  // of the group's first panel
   std::int64_t panel_bytes;
   std::int64_t n_steps;
-  std::int64_t ahead_bytes;  // from here to the lines that are needed next but are not in the L2 cache
+  bool is_last;
 };
 
-// A lone tile needs its next chunk; all others have seen it in the first tile and need the next group's.
-inline Chunk chunk_at(const TilePlace& place, const std::uint8_t* panel, std::int64_t step, std::int64_t max_steps,
-                      std::int64_t n_steps) {
-  const std::int64_t panel_bytes = n_steps * kLineBytes;
+inline Chunk chunk_at(const std::uint8_t* panel, std::int64_t step, std::int64_t max_steps, std::int64_t n_steps) {
   const std::int64_t n_left = n_steps - step;
-  const std::int64_t group_bytes = place.n_group * panel_bytes;
-  std::int64_t ahead_bytes = group_bytes;
-  if (place.n_tiles == 1) ahead_bytes = n_left > max_steps ? max_steps * kLineBytes : group_bytes - step * kLineBytes;
-  return {panel + step * kLineBytes, panel_bytes, n_left < max_steps ? n_left : max_steps, ahead_bytes};
+  const bool is_last = n_left <= max_steps;
+  return {panel + step * kLineBytes, n_steps * kLineBytes, is_last ? n_left : max_steps, is_last};
 }
 
-// Adds the chunk of panels [first, ...) of the group, kPanels at a time, and returns the first panel that is left.
-// While it passes them, each of the tiles asks for its share of the lines ahead.
+// Each tile asks for its share of the next group. A lone tile reads every line from memory itself: it asks for nothing,
+// and its panels are streams enough.
+inline Ahead ahead_of(const TilePlace& place, const Chunk& chunk, const std::uint8_t* lines) {
+  if (place.n_tiles == 1) return {lines, chunk.n_steps};
+  const std::int64_t share = chunk.n_steps * place.tile / place.n_tiles;
+  return {lines + place.n_group * chunk.panel_bytes + share * kLineBytes, place.n_tiles};
+}
+
+// Asks for the lines of `out` that a panel's sums will go to, so that they are there, and ours to write, by then.
+template <class Args>
+void expect_out(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel) {
+  const float* out = args.out + row * args.out_stride + static_cast<std::int64_t>(panel) * kPanelWidth;
+  for (std::int32_t r = 0; r < n_rows; ++r) __builtin_prefetch(out + r * args.out_stride, 1);
+}
+
+// Adds the chunk of panels [first, ...) of the group, kPanels at a time, finishes those whose last chunk it was, and
+// returns the first panel that is left.
 template <class Product, int kRows, int kPanels>
-std::int32_t add_panels(const TilePlace& place, const TileRows<Product, kRows>& rows, const Chunk& chunk,
-                        std::int32_t first, typename Product::Sums (*sums)[kRows]) {
-  constexpr std::int32_t kTurns = kStreams / kPanels;
+std::int32_t add_panels(const typename Product::Args& args, const TilePlace& place,
+                        const TileRows<Product, kRows>& rows, const Chunk& chunk, std::int32_t first,
+                        typename Product::Sums (*sums)[kRows]) {
   std::int32_t p = first;
   for (; p + kPanels <= place.n_group; p += kPanels) {
-    const std::int64_t turn = place.tile * kTurns + p % kStreams / kPanels;
-    const std::int64_t share = chunk.n_steps * turn / (place.n_tiles * kTurns);
-    const std::uint8_t* streams = chunk.lines + p / kStreams * kStreams * chunk.panel_bytes;
-    const Ahead ahead{streams + chunk.ahead_bytes + share * kLineBytes, place.n_tiles * kTurns};
-    add_chunk<Product, kRows, kPanels>(PackTo<kRows * kPanels>(), PackTo<kPanels>(), PackTo<kStreams>(), rows,
-                                       chunk.lines + p * chunk.panel_bytes, chunk.panel_bytes, chunk.n_steps, ahead,
-                                       sums + p);
+    const std::uint8_t* lines = chunk.lines + p * chunk.panel_bytes;
+    for (int i = 0; chunk.is_last && i < kPanels; ++i) expect_out(args, place.row, kRows, place.panel + p + i);
+    add_chunk<Product, kRows, kPanels>(PackTo<kRows * kPanels>(), PackTo<kPanels>(), rows, lines, chunk.panel_bytes,
+                                       chunk.n_steps, ahead_of(place, chunk, lines), sums + p);
+    for (int i = 0; chunk.is_last && i < kPanels; ++i) {
+      Product::finish(args, place.row, kRows, place.panel + p + i, sums[p + i]);
+    }
   }
   return p;
 }
@@ -130,14 +137,13 @@ void multiply_tile(const typename Product::Args& args, const TilePlace& place) {
   }
 
   for (std::int64_t step = 0; step < n_steps; step += kSteps) {
-    const Chunk chunk = chunk_at(place, Product::panel(args, place.panel), step, kSteps, n_steps);
+    const Chunk chunk = chunk_at(Product::panel(args, place.panel), step, kSteps, n_steps);
     for (int r = 0; r < kRows; ++r) {
       Product::copy_row(args, place.row + r, step, chunk.n_steps, rows.units + r * TileRows<Product, kRows>::kStride);
     }
-    const std::int32_t p = add_panels<Product, kRows, Product::tile_panels(kRows)>(place, rows, chunk, 0, sums);
-    add_panels<Product, kRows, 1>(place, rows, chunk, p, sums);
+    const std::int32_t p = add_panels<Product, kRows, Product::tile_panels(kRows)>(args, place, rows, chunk, 0, sums);
+    add_panels<Product, kRows, 1>(args, place, rows, chunk, p, sums);
   }
-  for (std::int32_t p = 0; p < place.n_group; ++p) Product::finish(args, place.row, kRows, place.panel + p, sums[p]);
 }
 
 // place.n_rows as a constant.
@@ -151,10 +157,11 @@ void multiply_tile_of(const typename Product::Args& args, const TilePlace& place
 }
 
 template <class Product>
-std::int32_t group_panels(const typename Product::Args& args, std::int64_t n_tiles) {
-  const std::int64_t n_fit = kGroupBytes / (Product::n_steps(args) * kLineBytes + 1) / kStreams * kStreams;
-  if (n_tiles == 1 || n_fit < kStreams) return kStreams;
-  return n_fit < kMaxGroupPanels ? static_cast<std::int32_t>(n_fit) : kMaxGroupPanels;
+std::int32_t group_panels(const typename Product::Args& args) {
+  const std::int64_t n_fit = kGroupBytes / (Product::n_steps(args) * kLineBytes + 1);
+  if (n_fit < kMinGroupPanels) return kMinGroupPanels;
+  return n_fit < kMaxGroupPanels ? static_cast<std::int32_t>(n_fit) / kMinGroupPanels * kMinGroupPanels
+                                 : kMaxGroupPanels;
 }
 
 template <class Product>
@@ -162,7 +169,7 @@ void multiply(const typename Product::Args& args, std::int32_t panel_begin, std:
   constexpr std::int32_t kMaxRows = Product::kMaxLoneTileRows;
   const std::int64_t m = args.m;
   const std::int64_t n_tiles = m <= kMaxRows ? 1 : ceil_div(m, Product::kMaxTileRows);
-  const std::int32_t group = group_panels<Product>(args, n_tiles);
+  const std::int32_t group = group_panels<Product>(args);
   TilePlace place{0, 0, panel_begin, 0, 0, n_tiles};
   for (; place.panel < panel_end; place.panel += group) {
     place.n_group = panel_end - place.panel < group ? panel_end - place.panel : group;

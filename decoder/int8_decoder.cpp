@@ -87,12 +87,19 @@ void INT8Decoder::finalize(std::int32_t max_tokens_per_step) {
 
 std::int32_t INT8Decoder::step(const KvCache& cache, const StepBatch& batch) {
   check_arg(is_final_, "INT8Decoder.step", "needs finalize first");
+  if (profile_ != nullptr) {
+    profile_->begin_step(static_cast<std::int32_t>(batch.tokens.size), static_cast<std::int32_t>(batch.seq_ids.size));
+  }
   plan_.make(config_, cache, batch, workspace_.max_tokens, pool_.n_threads());
   workspace_.ensure_logits_rows(config_, static_cast<std::int32_t>(plan_.logits_tokens.size()));
-  workspace_.ensure_attention_scratch(kernels_.attention_scratch_bytes(cache.layer(0), config_.n_heads));
+  const PagedKvView kv = cache.layer(0);
+  workspace_.ensure_attention(kernels_.attention_scratch_bytes(kv, config_.n_heads),
+                              plan_.n_states() * config_.n_heads * state_floats(kv.head_dim_padded));
   n_logits_rows_ = 0;
+  spent(StepPart::plan);
 
   embed();
+  spent(StepPart::embed);
   for (std::int32_t i = 0; i < config_.n_layers; ++i) run_layer(i, cache);
   compute_logits();
   return n_logits_rows_;
@@ -110,6 +117,17 @@ void INT8Decoder::for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& f
     const std::int64_t end = n_rows * (item + 1) / n_items;
     for (std::int64_t row = n_rows * item / n_items; row < end; ++row) fn(static_cast<std::int32_t>(row), thread);
   });
+}
+
+// Calls fn(item, thread) for each item, on the calling thread alone where the work is too little to share.
+template <class Fn>
+void INT8Decoder::for_items(std::size_t n_items, bool is_parallel, const Fn& fn) {
+  if (!is_parallel) {
+    for (std::size_t item = 0; item < n_items; ++item) fn(item, 0);
+    return;
+  }
+  pool_.parallel_for(static_cast<std::int64_t>(n_items),
+                     [&](std::int64_t item, int thread) { fn(static_cast<std::size_t>(item), thread); });
 }
 
 void INT8Decoder::embed() {
@@ -137,10 +155,14 @@ void INT8Decoder::run_layer(std::int32_t index, const KvCache& cache) {
   const bool is_last = index == config_.n_layers - 1;
 
   multiply_rows(layer.attn_qkv, normed_operand(layer.ln1), into_wide());
+  spent(StepPart::attn_qkv);
   store_kv(layer, kv, group.token_pages.data());
+  spent(StepPart::store_kv);
   attend(is_last ? group.last_attention : group.attention, kv, window);
+  spent(StepPart::attention);
   if (is_last) keep_wanted_rows();
   multiply_rows(layer.attn_o, attention_operand(layer.attn_o.k), into_residual());
+  spent(StepPart::attn_o);
   run_mlp(layer);
 }
 
@@ -164,7 +186,7 @@ void INT8Decoder::store_kv(const LayerWeights& layer, const PagedKvView& kv, con
   });
 }
 
-void INT8Decoder::attend(const StepPlan::Attention& attention, const PagedKvView& kv, std::int32_t window) {
+void INT8Decoder::attend(const AttentionPlan& plan, const PagedKvView& kv, std::int32_t window) {
   AttentionArgs args;
   args.kv = kv;
   args.q = workspace_.wide;
@@ -174,14 +196,13 @@ void INT8Decoder::attend(const StepPlan::Attention& attention, const PagedKvView
   args.n_heads = config_.n_heads;
   args.scale = config_.attention_scale;
   args.window = window;
-  if (attention.n_pairs <= kInlinePairs) {
-    for (const AttentionItem& item : attention.items)
-      kernels_.paged_attention(args, item, workspace_.attention_scratch(0));
-    return;
-  }
-  pool_.parallel_for(static_cast<std::int64_t>(attention.items.size()), [&](std::int64_t item, int thread) {
-    kernels_.paged_attention(args, attention.items[static_cast<std::size_t>(item)],
-                             workspace_.attention_scratch(thread));
+  args.runs = plan.runs.data();
+  args.states = workspace_.attention_states();
+  for_items(plan.items.size(), plan.n_pairs > kInlinePairs, [&](std::size_t i, int thread) {
+    kernels_.paged_attention(args, plan.items[i], workspace_.attention_scratch(thread));
+  });
+  for_items(plan.merges.size(), plan.merges.size() > 1, [&](std::size_t i, int thread) {
+    kernels_.merge_states(args, plan.merges[i], workspace_.attention_scratch(thread));
   });
 }
 
@@ -201,7 +222,9 @@ void INT8Decoder::keep_wanted_rows() {
 
 void INT8Decoder::run_mlp(const LayerWeights& layer) {
   multiply_rows(layer.mlp_gate_up, normed_operand(layer.ln2), into_wide());
+  spent(StepPart::mlp_gate_up);
   multiply_rows(layer.mlp_down, gated_operand(), into_residual());
+  spent(StepPart::mlp_down);
 }
 
 void INT8Decoder::compute_logits() {
@@ -214,8 +237,10 @@ void INT8Decoder::compute_logits() {
                       weights_.final_norm, config_.norm_eps, 1, n_cols, out, n_cols);
     if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
+  spent(StepPart::rows);
   multiply_rows(weights_.lm_head, {workspace_.hidden(), n_cols, quantized},
                 {workspace_.logits(), config_.vocab_size, false});
+  spent(StepPart::lm_head);
 }
 
 // RMS norm of the residual, quantised row by row while it is in the cache.
@@ -228,6 +253,7 @@ Operand INT8Decoder::normed_operand(const float* weight) {
                       config_.norm_eps, 1, n_cols, out, n_cols);
     if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
+  spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
@@ -239,6 +265,7 @@ Operand INT8Decoder::attention_operand(std::int32_t k) {
                              row_of(quantized, row));
     });
   }
+  spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
@@ -251,6 +278,7 @@ Operand INT8Decoder::gated_operand() {
     kernels_.silu_mul(workspace_.wide + row * workspace_.wide_stride, workspace_.wide_stride, 1, n_cols, out, n_cols);
     if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
+  spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
@@ -259,11 +287,20 @@ void INT8Decoder::multiply_rows(const Matrix& w, const Operand& in, const Output
 }
 
 void INT8Decoder::sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result) {
+  spent(StepPart::outside);
   sampler_.sample(logits(), params, n_top, kernels_, pool_, result);
+  spent(StepPart::sample);
 }
 
 void INT8Decoder::log_probs(Span<const std::int32_t> targets, std::int32_t n_top, const SampleResult& result) {
   sampler_.log_probs(logits(), targets, n_top, kernels_, pool_, result);
+}
+
+std::vector<StepRecord> INT8Decoder::stop_profile() {
+  check_arg(profile_ != nullptr, "INT8Decoder.stop_profile", "needs start_profile first");
+  std::vector<StepRecord> steps = std::move(profile_->steps);
+  profile_.reset();
+  return steps;
 }
 
 }  // namespace llm_decoder

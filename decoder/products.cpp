@@ -5,44 +5,41 @@
 namespace llm_decoder {
 namespace {
 
-// With few rows a product is a walk over the weights: items of this many bytes are long enough to stream and short
-// enough that no thread waits long for the last one.
-constexpr std::int64_t kFewRows = 8;
-constexpr std::int64_t kStreamedBytes = 96 << 10;
-constexpr std::int64_t kMinItemsPerThread = 4;
-// With many rows, rows and panels of an item stay in the L2 cache together.
-constexpr std::int64_t kManyRowsItemPanels = 12;
-constexpr std::int64_t kOperandBytes = 1 << 20;
+// The rows of an item stay in the L2 cache while its panels pass, so do panels of this size while the rows pass.
+constexpr std::int64_t kOperandBytes = 512 << 10;
+constexpr std::int64_t kItemBytes = 384 << 10;
+// Enough items that a thread which the machine has held up finds its work done by the others.
+constexpr std::int64_t kMinItemsPerThread = 2;
 // The kernels take this many panels at a time; an item of another number of them leaves some to be taken alone.
-constexpr std::int64_t kPanelsAtOnce = 4;
+constexpr std::int64_t kFewRows = 7;
+constexpr std::int64_t kPanelsAtOnceOfFewRows = 4;
+constexpr std::int64_t kPanelsAtOnce = 2;
 
+// Items in the order of the weights in memory, and again for the next rows.
 struct Split {
-  std::int32_t rows_of_item, panels_of_item;
+  std::int64_t n_rows, n_panels;
   std::int64_t n_row_blocks, n_panel_blocks;
+  std::int64_t panels_at_once;
+
+  std::int64_t n_items() const { return n_row_blocks * n_panel_blocks; }
+  std::int64_t row(std::int64_t block) const { return n_rows * block / n_row_blocks; }
+  std::int64_t panel(std::int64_t block) const {
+    const std::int64_t n_units = ceil_div(n_panels, panels_at_once);
+    return std::min(n_units * block / n_panel_blocks * panels_at_once, n_panels);
+  }
 };
 
-std::int64_t evenly(std::int64_t n, std::int64_t n_parts) { return ceil_div(n, std::max<std::int64_t>(1, n_parts)); }
-
-Split split_panels(std::int64_t m, std::int64_t n, std::int64_t n_items) {
-  const std::int64_t panels = n_panels(n);
-  std::int64_t per_item = evenly(panels, std::clamp<std::int64_t>(n_items, 1, panels));
-  if (per_item > kPanelsAtOnce) per_item = per_item / kPanelsAtOnce * kPanelsAtOnce;
-  return {static_cast<std::int32_t>(m), static_cast<std::int32_t>(per_item), 1, ceil_div(panels, per_item)};
-}
-
-Split split_rows_and_panels(std::int64_t m, std::int64_t n, std::int64_t row_bytes, int n_threads) {
-  const std::int64_t rows = evenly(m, ceil_div(m * row_bytes, kOperandBytes));
-  const std::int64_t n_items = std::max(ceil_div(n_panels(n), kManyRowsItemPanels), kMinItemsPerThread * n_threads);
-  Split split = split_panels(rows, n, n_items);
-  split.n_row_blocks = ceil_div(m, rows);
-  return split;
-}
-
 Split split_product(const Matrix& w, WeightView::Layout layout, std::int64_t m, int n_threads) {
-  const std::int64_t element_bytes = layout == WeightView::Layout::w8 ? 1 : 4;
-  if (m > kFewRows) return split_rows_and_panels(m, w.n, w.k * element_bytes, n_threads);
-  const std::int64_t n_streams = std::int64_t{w.n} * w.k * element_bytes / kStreamedBytes;
-  return split_panels(m, w.n, n_threads == 1 ? 1 : std::max(n_streams, kMinItemsPerThread * n_threads));
+  const std::int64_t row_bytes = std::int64_t{w.k} * (layout == WeightView::Layout::w8 ? 1 : 4);
+  Split split;
+  split.n_rows = m;
+  split.n_panels = n_panels(w.n);
+  split.panels_at_once = m <= kFewRows ? kPanelsAtOnceOfFewRows : kPanelsAtOnce;
+  split.n_row_blocks = ceil_div(m * row_bytes, kOperandBytes);
+  const std::int64_t n_units = ceil_div(split.n_panels, split.panels_at_once);
+  const std::int64_t share = ceil_div(split.n_panels * kPanelWidth * row_bytes, n_threads);
+  split.n_panel_blocks = std::min(std::max(kMinItemsPerThread, ceil_div(share, kItemBytes)) * n_threads, n_units);
+  return split;
 }
 
 GemmF32Args f32_args(const Matrix& w, const Operand& in, const Output& out) {
@@ -90,18 +87,22 @@ GemmW8Args rows_from(GemmW8Args args, std::int64_t row) {
   return args;
 }
 
-// Items of one row block follow each other, so that its rows stay in the cache.
+// A thread's own items are neighbours in memory: what the kernel asks for behind one of them is the next of them.
+std::int64_t place_of(std::int64_t item, std::int64_t n_items, int n_threads) {
+  const std::int64_t thread = item % n_threads;
+  return n_items / n_threads * thread + std::min(n_items % n_threads, thread) + item / n_threads;
+}
+
 template <class Args>
-void run_items(ThreadPool& pool, const Split& split, std::int32_t m, const Args& args,
+void run_items(ThreadPool& pool, const Split& split, const Args& args,
                void (*kernel)(const Args&, std::int32_t, std::int32_t)) {
-  const std::int64_t panels = n_panels(args.n);
-  pool.parallel_for(split.n_row_blocks * split.n_panel_blocks, [&](std::int64_t item, int) {
-    const std::int64_t row = item / split.n_panel_blocks * split.rows_of_item;
-    const std::int64_t panel = item % split.n_panel_blocks * split.panels_of_item;
-    Args mine = rows_from(args, row);
-    mine.m = static_cast<std::int32_t>(std::min<std::int64_t>(split.rows_of_item, m - row));
-    kernel(mine, static_cast<std::int32_t>(panel),
-           static_cast<std::int32_t>(std::min(panel + split.panels_of_item, panels)));
+  pool.parallel_for(split.n_items(), [&](std::int64_t item, int) {
+    const std::int64_t place = place_of(item, split.n_items(), pool.n_threads());
+    const std::int64_t row_block = place / split.n_panel_blocks, panel_block = place % split.n_panel_blocks;
+    Args mine = rows_from(args, split.row(row_block));
+    mine.m = static_cast<std::int32_t>(split.row(row_block + 1) - split.row(row_block));
+    kernel(mine, static_cast<std::int32_t>(split.panel(panel_block)),
+           static_cast<std::int32_t>(split.panel(panel_block + 1)));
   });
 }
 
@@ -111,9 +112,9 @@ void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout la
               const Operand& in, std::int32_t m, const Output& out) {
   const Split split = split_product(w, layout, m, pool.n_threads());
   if (layout == WeightView::Layout::w8) {
-    run_items(pool, split, m, w8_args(w, in, out), kernels.gemm_w8);
+    run_items(pool, split, w8_args(w, in, out), kernels.gemm_w8);
   } else {
-    run_items(pool, split, m, f32_args(w, in, out), kernels.gemm_f32);
+    run_items(pool, split, f32_args(w, in, out), kernels.gemm_f32);
   }
 }
 

@@ -71,15 +71,20 @@ void Workspace::ensure_logits_rows(const ModelConfig& config, std::int32_t n_row
   n_logits_rows_ = n_rows;
 }
 
-void Workspace::ensure_attention_scratch(std::size_t n_bytes) {
-  const std::size_t stride = static_cast<std::size_t>(round_up(static_cast<std::int64_t>(n_bytes), kAlign));
-  if (stride <= attention_scratch_stride_) return;
-  attention_scratch_ = AlignedBuffer(stride * static_cast<std::size_t>(n_threads_));
-  attention_scratch_stride_ = stride;
+void Workspace::ensure_attention(std::size_t scratch_bytes, std::int64_t n_state_floats) {
+  const std::size_t stride = static_cast<std::size_t>(round_up(static_cast<std::int64_t>(scratch_bytes), kAlign));
+  if (stride > attention_scratch_stride_) {
+    attention_scratch_ = AlignedBuffer(stride * static_cast<std::size_t>(n_threads_));
+    attention_scratch_stride_ = stride;
+  }
+  // Contexts grow token by token; twice the need, so that the states move rarely.
+  const std::size_t state_bytes = static_cast<std::size_t>(n_state_floats) * sizeof(float);
+  if (state_bytes > attention_states_.n_bytes()) attention_states_ = AlignedBuffer(2 * state_bytes);
 }
 
 std::size_t Workspace::n_bytes() const {
-  std::size_t total = row_scratch_.n_bytes() + attention_scratch_.n_bytes() + hidden_.n_bytes() + logits_.n_bytes();
+  std::size_t total = row_scratch_.n_bytes() + attention_scratch_.n_bytes() + attention_states_.n_bytes() +
+                      hidden_.n_bytes() + logits_.n_bytes();
   for (const AlignedBuffer& buffer : buffers_) total += buffer.n_bytes();
   return total;
 }

@@ -1,5 +1,5 @@
-// All scratch of the layer loop, sized once. Only the logits (rows that steps ask for) and the attention scratch (page
-// geometry of the cache) may still grow at the door of a step; they never shrink.
+// All scratch of the layer loop, sized once. Only the logits (rows that steps ask for) and the attention scratch and
+// states (page geometry and contexts of the cache) may still grow at the door of a step; they never shrink.
 #pragma once
 
 #include <cstddef>
@@ -57,11 +57,13 @@ class Workspace {
     return attention_scratch_.as<std::byte>() + static_cast<std::size_t>(thread) * attention_scratch_stride_;
   }
 
+  float* attention_states() const { return attention_states_.as<float>(); }
+
   float* hidden() const { return hidden_.as<float>(); }  // [n_rows, hidden_size]
   float* logits() const { return logits_.as<float>(); }  // [n_rows, vocab_size]
 
   void ensure_logits_rows(const ModelConfig& config, std::int32_t n_rows);
-  void ensure_attention_scratch(std::size_t n_bytes);
+  void ensure_attention(std::size_t scratch_bytes, std::int64_t n_state_floats);
   std::size_t n_bytes() const;
 
  private:
@@ -72,7 +74,7 @@ class Workspace {
   std::int8_t* q_ = nullptr;
   float* q_scale_ = nullptr;
   std::int32_t* q_sum_ = nullptr;
-  AlignedBuffer row_scratch_, attention_scratch_, hidden_, logits_;
+  AlignedBuffer row_scratch_, attention_scratch_, attention_states_, hidden_, logits_;
   std::int64_t row_scratch_stride_ = 0;
   std::size_t attention_scratch_stride_ = 0;
   std::int32_t n_logits_rows_ = 0;

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <optional>
@@ -133,6 +134,26 @@ class PyDecoder {
     return arrays.without_tokens();
   }
 
+  void start_profile() {
+    const Use use(*this, "INT8Decoder.start_profile");
+    decoder_.start_profile();
+  }
+
+  py::tuple stop_profile() {
+    const Use use(*this, "INT8Decoder.stop_profile");
+    const std::vector<StepRecord> steps = decoder_.stop_profile();
+    const auto n_steps = static_cast<py::ssize_t>(steps.size());
+    py::array_t<std::int32_t> n_tokens(n_steps), n_sequences(n_steps);
+    py::array_t<double> seconds({n_steps, static_cast<py::ssize_t>(kStepParts)});
+    for (py::ssize_t i = 0; i < n_steps; ++i) {
+      const StepRecord& step = steps[static_cast<std::size_t>(i)];
+      n_tokens.mutable_at(i) = step.n_tokens;
+      n_sequences.mutable_at(i) = step.n_sequences;
+      std::copy(step.seconds.begin(), step.seconds.end(), seconds.mutable_data(i, 0));
+    }
+    return py::make_tuple(n_tokens, n_sequences, seconds);
+  }
+
   const char* isa() const { return decoder_.isa(); }
   int threads() const { return decoder_.n_threads(); }
   std::size_t workspace_bytes() const { return decoder_.workspace_bytes(); }
@@ -225,7 +246,15 @@ void register_decoder(py::module_& m) {
       .def("sample", &PyDecoder::sample, py::arg("rows"), py::arg("params"), py::arg("n_top"),
            "As _core.sample, on the logits of the last step.")
       .def("log_probs", &PyDecoder::log_probs, py::arg("targets"), py::arg("n_top"),
-           "As _core.log_probs, on the logits of the last step.");
+           "As _core.log_probs, on the logits of the last step.")
+      .def("start_profile", &PyDecoder::start_profile,
+           "From here on every step notes where its time goes; what was noted before is dropped.")
+      .def("stop_profile", &PyDecoder::stop_profile,
+           "Ends that. Returns (n_tokens, n_sequences, seconds) of each step since: int32 [n_steps], int32 [n_steps], "
+           "float64\n[n_steps, n_parts], parts in the order of STEP_PARTS. ValueError without start_profile.");
+  py::tuple parts(kStepParts);
+  for (std::size_t i = 0; i < kStepParts; ++i) parts[i] = kStepPartNames[i];
+  m.attr("STEP_PARTS") = parts;
 }
 
 }  // namespace llm_decoder

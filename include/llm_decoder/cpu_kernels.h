@@ -59,6 +59,28 @@ struct QuantizedRows {
   std::int32_t* sum = nullptr;  // [n_rows]
 };
 
+// Attention goes over a sequence in spans: a fixed run of positions each, whole pages. Every row has a state of its own
+// over each span that it sees, and these merge in ascending order; so nothing depends on where work is cut or shared.
+constexpr std::int32_t kSpanPositions = 256;
+
+constexpr std::int32_t pages_of_span(std::int32_t page_size) {
+  return page_size >= kSpanPositions ? 1 : kSpanPositions / page_size;
+}
+// Floats of a state: out [head_dim_padded], max, sum, and padding to a cache line.
+constexpr std::int64_t state_floats(std::int32_t head_dim_padded) { return head_dim_padded + 16; }
+
+// Consecutive tokens of one sequence that ask together.
+struct QueryRun {
+  std::int32_t token_begin = 0;  // row of q and out
+  std::int32_t n_tokens = 0;
+  std::int32_t position_begin = 0;  // of the first of these tokens in its sequence
+  // Where several items share the run's spans: states [span - first_span][n_tokens][n_heads] from state_begin * n_heads
+  // on, for merge_states. kNoStates where one item goes over all spans and finishes.
+  std::int64_t state_begin = -1;
+  std::int32_t first_span = 0;
+};
+constexpr std::int64_t kNoStates = -1;
+
 struct AttentionArgs {
   PagedKvView kv;
   const float* q = nullptr;   // [n_tokens, n_heads, head_dim], after rope
@@ -66,19 +88,20 @@ struct AttentionArgs {
   float* out = nullptr;       // [n_tokens, n_heads, head_dim]
   std::int64_t out_stride = 0;
   std::int32_t n_heads = 0;
-  float scale = 0.0f;       // multiplies q . k
-  std::int32_t window = 0;  // position p sees positions (p - window, p]; 0 = all up to p
+  float scale = 0.0f;              // multiplies q . k
+  std::int32_t window = 0;         // position p sees positions (p - window, p]; 0 = all up to p
+  const QueryRun* runs = nullptr;  // what items name
+  float* states = nullptr;         // 64-byte aligned
 };
 
-// One unit of attention: consecutive query tokens of one sequence against one KV head, for all query heads that share
-// it.
+// One unit of attention: runs of tokens against the same pages of one KV head, for all query heads that share it.
 struct AttentionItem {
-  const std::int32_t* block_table =
-      nullptr;  // the sequence's page ids; entries left of the window or past the end are dead
+  // Page ids of the sequence of any of the runs: they agree over the spans of the item. Entries that no run sees are
+  // dead.
+  const std::int32_t* block_table = nullptr;
   std::int32_t kv_head = 0;
-  std::int32_t token_begin = 0;  // row of q and out
-  std::int32_t n_tokens = 0;
-  std::int32_t position_begin = 0;  // position of the first of these tokens in its sequence
+  std::int32_t run_begin = 0, n_runs = 0;
+  std::int32_t span_begin = 0, span_end = 0;
 };
 
 struct CpuKernels {
@@ -109,12 +132,21 @@ struct CpuKernels {
   void (*append_kv)(const PagedKvView&, std::int32_t page, std::int32_t slot, const float* key, const float* value);
   // scratch: attention_scratch_bytes(view, n_heads) bytes of the calling thread, 64-byte aligned.
   void (*paged_attention)(const AttentionArgs&, const AttentionItem&, std::byte* scratch);
+  // Finishes a run that has states, after all items over its spans.
+  void (*merge_states)(const AttentionArgs&, const QueryRun&, std::byte* scratch);
   std::size_t (*attention_scratch_bytes)(const PagedKvView&, std::int32_t n_heads);
 
   // Reductions over one row of logits [n].
   // log(sum(exp(x))) in a fixed order; *max receives the largest value, *is_finite false if any is NaN or +inf.
   float (*log_sum_exp)(const float* x, std::int32_t n, float* max, bool* is_finite);
   std::int32_t (*argmax)(const float* x, std::int32_t n);  // the lowest index on ties
+
+  // What this machine can do at most with these instructions; decoder/machine_limits.h times them.
+  // n_rounds rounds of multiply-adds on registers alone. Returns how many operations that were, two a multiply-add.
+  std::int64_t (*peak_int8)(std::int64_t n_rounds);
+  std::int64_t (*peak_f32)(std::int64_t n_rounds);
+  // Reads n_floats, a multiple of 64, of any finite values, and does nothing with them. Returns a number to be ignored.
+  std::int32_t (*read_memory)(const float* memory, std::int64_t n_floats);
 };
 
 // The tables this machine can run, best first. "generic" is always last.

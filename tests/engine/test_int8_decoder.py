@@ -148,6 +148,34 @@ def test_forks_of_a_sequence_go_their_own_ways(layout: str, kv_dtype: str) -> No
     assert np.array_equal(np.concatenate(second.logits[-5:]), want[1])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("layout", "kv_dtype"), CUTS)
+def test_sequences_that_share_a_long_prefix_step_together_as_they_do_alone(
+    layout: str, kv_dtype: str, threads: int
+) -> None:
+    config = tiny_config(n_heads=4, n_kv_heads=2, windows=[0, 290])
+    weights, prefix = random_weights(config), tokens_of(config, 335)
+    prompts = [prefix[:n] + tokens_of(config, 14, seed=n) for n in (335, 330, 272, 100)]
+    alone = [
+        Runner(make_decoder(config, weights, layout, max_tokens=400), make_cache(config, kv_dtype)).run(p)[-12:]
+        for p in prompts
+    ]
+    runner = Runner(make_decoder(config, weights, layout, threads=threads), make_cache(config, kv_dtype, n_pages=200))
+    walks = [runner.admit(prompts[0])]
+    for walk, prompt in zip(walks, prompts, strict=False):
+        while walk.n_done < len(prompt) - 12:
+            runner.step([(walk, min(64, len(prompt) - 12 - walk.n_done))])
+        if len(walks) < len(prompts):
+            walks.append(runner.admit(prompts[len(walks)]))
+    pages = [runner.cache.page_table(walk.seq_id)[:16] for walk in walks[:3]]
+    assert np.array_equal(pages[0], pages[1])
+    assert np.array_equal(pages[0], pages[2])
+    for n in (1, 4, 1, 6):
+        runner.step([(walk, n) for walk in walks])
+    for walk, want in zip(walks, alone, strict=True):
+        assert np.array_equal(walk.all_logits()[-12:], want)
+
+
 def test_pages_left_of_the_window_are_not_needed() -> None:
     config = tiny_config(windows=[20, 9])
     weights, tokens = random_weights(config), tokens_of(config, 90)

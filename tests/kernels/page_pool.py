@@ -80,8 +80,10 @@ class PagePool:
         positions: list[int],
         scale: float,
         window: int = 0,
+        n_threads: int = 0,
     ) -> list[NDArray[np.float32]]:
-        """One call for all sequences; queries [n_tokens, n_heads, head_dim] each, from its position on."""
+        """One call for all sequences; queries [n_tokens, n_heads, head_dim] each, from its position on. n_threads > 0:
+        cut and shared as a decoder of so many threads does it, 0: one item for each sequence and KV head."""
         width = max(len(table) for table in tables)
         block_table = np.full((len(tables), width), DEAD_ENTRIES[0], np.int32)
         for row, table in zip(block_table, tables, strict=True):
@@ -99,6 +101,7 @@ class PagePool:
             np.array(positions, np.int32),
             scale,
             window,
+            n_threads,
         )
         return [out[begin:end] for begin, end in itertools.pairwise(begins)]
 
