@@ -53,7 +53,7 @@ DEFAULT_PAGE_SIZE = 32
 DEFAULT_POOL_SEQUENCES = 4
 DEFAULT_POOL_TOKENS = 32768
 DEFAULT_POOL_SHARE = 0.25
-_KV_DTYPES = {"float32": "f32", "int8": "s8"}
+_KV_DTYPES = {"float32": "f32", "bfloat16": "bf16", "int8": "s8"}
 
 
 class Model(Protocol):
@@ -123,9 +123,10 @@ class DeviceInfo:
 @dataclass(frozen=True)
 class BackendOptions:
     """device: "auto" or "cpu". kv_cache_dtype: "auto" (float32 with float weights, int8 with quantised ones),
-    "float32", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768 tokens if that
-    is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16. max_model_len: tokens of
-    a sequence; None = the model's, or what the pool holds if that is less. isa: a name of devices()[0].isas.
+    "float32", "bfloat16", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768
+    tokens if that is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16.
+    max_model_len: tokens of a sequence; None = the model's, or what the pool holds if that is less. isa: a name of
+    devices()[0].isas.
     deterministic: a sequence's results must not depend on what else is computed; CpuBackend keeps that in float32 and
     int8 alike, so there it changes nothing."""
 
@@ -144,7 +145,7 @@ class BackendOptions:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"[device] must be auto, cpu or cuda, got {self.device!r}")
         if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
-            raise ConfigError(f"[kv_cache_dtype] must be auto, float32 or int8, got {self.kv_cache_dtype!r}")
+            raise ConfigError(f"[kv_cache_dtype] must be auto, float32, bfloat16 or int8, got {self.kv_cache_dtype!r}")
         check_integer("threads", self.threads, 1, 1024)
         check_integer("kv_cache_bytes", self.kv_cache_bytes, 1)
         check_integer("page_size", self.page_size, 16, 4096)

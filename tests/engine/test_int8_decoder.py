@@ -83,7 +83,7 @@ def test_int8_logits_are_the_same_on_every_isa(isa: str) -> None:
     assert np.array_equal(got, want)
 
 
-CUTS = [("f32", "f32"), ("w8", "f32"), ("w8", "s8")]
+CUTS = [("f32", "f32"), ("w8", "f32"), ("w8", "bf16"), ("w8", "s8")]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
