@@ -39,8 +39,8 @@ class LLM:
 
     model: a Hugging Face folder, a `weights/` folder, or a hub id; None = the small story model in the package.
     device: "auto" or "cpu". quantization: "auto" (int8), "none", "int8", "int4". dtype: "auto", or "float32" for the
-    reference precision. kv_cache_dtype: "auto" (int8 with quantised weights), "float32", "int8". kv_cache_bytes: size
-    of the KV pool; None = four sequences of full length, or 32768 tokens if that is more, at most a quarter of the
+    reference precision. kv_cache_dtype: "auto" (int8 with quantised weights), "float32", "bfloat16", "int8".
+    kv_cache_bytes: size of the KV pool; None = four sequences of full length, or 32768 tokens if that is more, at most a quarter of the
     free memory.
     max_model_len: tokens of prompt and answer; None = the model's own, or what the pool holds if that is less.
     page_size: tokens a page, a multiple of 16. threads: None = LLM_DECODER_THREADS, else one a physical core that this
