@@ -61,6 +61,8 @@ class ModelOptions:
         ),
     ] = None
     max_num_seqs: Annotated[int | None, _flag("N", "Sequences computed together.")] = None
+    speculation: Annotated[str | None, _flag("NAME", "prompt-lookup, or none: tokens guessed ahead.")] = None
+    speculative_tokens: Annotated[int | None, _flag("N", "Tokens guessed ahead at most.")] = None
     max_tokens_per_step: Annotated[int | None, _flag("N", "Tokens a step computes; prompts are cut to it.")] = None
     max_requests: Annotated[int | None, _flag("N", "Open requests before one is refused. Default: no limit.")] = None
     deterministic: Annotated[

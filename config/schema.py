@@ -56,6 +56,8 @@ class RuntimeSettings:
     page_size: int | None = _integer(16, 4096, step=16)
     threads: int | None = _integer(1, 1024)
     max_num_seqs: int | None = _integer(1, 4096)
+    speculation: str | None = _choice("prompt-lookup", "none")
+    speculative_tokens: int | None = _integer(1, 64)
     max_tokens_per_step: int | None = _integer(1, 65536)
     max_tokens: int | None = _integer(1, 2**26)
     temperature: float | None = _number(0.0, 100.0)
@@ -71,7 +73,7 @@ class RuntimeSettings:
         """What is given of LLM's keyword arguments."""
         return self._given(
             *("device", "quantization", "dtype", "kv_cache_dtype", "kv_cache_bytes", "max_model_len", "page_size"),
-            *("threads", "max_num_seqs", "max_tokens_per_step", "seed"),
+            *("threads", "max_num_seqs", "speculation", "speculative_tokens", "max_tokens_per_step", "seed"),
         )
 
     def sampling_defaults(self) -> dict[str, Any]:
