@@ -54,15 +54,15 @@ constexpr std::int64_t kSearchLanes = 4;
 using Lanes = float __attribute__((vector_size(kSearchLanes * sizeof(float))));
 
 Lanes splat(float x) { return Lanes{} + x; }
-// A NaN gives `low`.
-Lanes clamp(Lanes x, Lanes low, Lanes high) {
-  x = x > low ? x : low;
-  return x < high ? x : high;
-}
 Lanes round_to_even(Lanes x) { return (x + kRounder) - kRounder; }
 Lanes round_up(Lanes x) {
   const Lanes rounded = round_to_even(x);
   return rounded < x ? rounded + 1.0f : rounded;
+}
+// A NaN gives `high`.
+Lanes clamp(Lanes x, Lanes low, Lanes high) {
+  x = x < low ? low : x;
+  return x < high ? x : high;
 }
 
 constexpr float kLargest = 127.0f;
@@ -73,37 +73,52 @@ constexpr float kLargestScale = 16.0f;  // 17 * 15 is wider than -127..127
 constexpr int kScalesTried = 4;
 constexpr float kShiftsTried[] = {-0.5f, -0.25f, 0.0f, 0.25f, 0.5f};
 
-struct Fit {
-  Lanes scale, minimum;
-  Lanes error;         // sum of squares
-  Lanes next_minimum;  // the best for the q that this fit chose
+// The values of a group in units of its scale.
+struct ScaledGroup {
+  Lanes values[kGroupWidth];
 };
 
-Lanes quantized(Lanes x, Lanes inverse_scale, Lanes minimum) {
-  return clamp(round_to_even((x - minimum) * inverse_scale), Lanes{}, splat(kLargestQ));
+ScaledGroup scaled_group(const Lanes (&x)[kGroupWidth], Lanes scale) {
+  const Lanes inverse_scale = 1.0f / scale;
+  ScaledGroup group;
+  for (std::int64_t i = 0; i < kGroupWidth; ++i) group.values[i] = x[i] * inverse_scale;
+  return group;
+}
+
+// q of a value for a minimum, both in units of the scale. Clamped before it is rounded: bounds that are no constants
+// compile to one instruction each.
+Lanes quantized(Lanes value, Lanes minimum) {
+  return round_to_even(clamp(value, minimum, minimum + kLargestQ) - minimum);
+}
+
+// Of the q that `minimum` leads to: the minimum that fits them best.
+Lanes mean_rest(const ScaledGroup& group, Lanes minimum) {
+  Lanes even{}, odd{};  // two sums, so that one does not wait for the other
+  for (std::int64_t i = 0; i < kGroupWidth; i += 2) {
+    even += group.values[i] - quantized(group.values[i], minimum);
+    odd += group.values[i + 1] - quantized(group.values[i + 1], minimum);
+  }
+  return (even + odd) / static_cast<float>(kGroupWidth);
+}
+
+Lanes squared_error(const ScaledGroup& group, Lanes minimum) {
+  Lanes even{}, odd{};
+  for (std::int64_t i = 0; i < kGroupWidth; i += 2) {
+    const Lanes one = group.values[i] - minimum - quantized(group.values[i], minimum);
+    const Lanes two = group.values[i + 1] - minimum - quantized(group.values[i + 1], minimum);
+    even += one * one;
+    odd += two * two;
+  }
+  return even + odd;
 }
 
 Lanes legal_minimum(Lanes minimum, Lanes scale) {
   return clamp(round_to_even(minimum), splat(-kLargest), kLargest - kLargestQ * scale);
 }
 
-Fit fit(const Lanes (&x)[kGroupWidth], Lanes scale, Lanes minimum) {
-  const Lanes inverse_scale = 1.0f / scale;
-  Lanes error{}, sum{};
-  for (const Lanes value : x) {
-    const Lanes rest = value - quantized(value, inverse_scale, minimum) * scale;
-    sum += rest;
-    error += (rest - minimum) * (rest - minimum);
-  }
-  return {scale, minimum, error, legal_minimum(sum / static_cast<float>(kGroupWidth), scale)};
-}
-
-void keep_better(Fit& best, const Fit& other) {
-  const auto is_better = other.error < best.error;
-  best.scale = is_better ? other.scale : best.scale;
-  best.minimum = is_better ? other.minimum : best.minimum;
-  best.error = is_better ? other.error : best.error;
-}
+struct Fit {
+  Lanes scale, minimum;
+};
 
 Fit search(const Lanes (&x)[kGroupWidth]) {
   Lanes low = x[0], high = x[0];
@@ -113,13 +128,19 @@ Fit search(const Lanes (&x)[kGroupWidth]) {
   }
   const Lanes middle = (low + high) * 0.5f;
   const Lanes covering = clamp(round_up((high - low) / kLargestQ), splat(1.0f), splat(kLargestScale));
-  Fit best{splat(1.0f), Lanes{}, splat(std::numeric_limits<float>::infinity()), Lanes{}};
+  Fit best{splat(1.0f), Lanes{}};
+  Lanes least = splat(std::numeric_limits<float>::infinity());
   for (int i = 0; i < kScalesTried; ++i) {
     const Lanes scale = clamp(covering - static_cast<float>(i), splat(1.0f), splat(kLargestScale));
+    const ScaledGroup group = scaled_group(x, scale);
     for (const float shift : kShiftsTried) {
-      const Fit first = fit(x, scale, legal_minimum(middle + (shift - 0.5f * kLargestQ) * scale, scale));
-      keep_better(best, first);
-      keep_better(best, fit(x, scale, first.next_minimum));
+      const Lanes start = middle / scale + (shift - 0.5f * kLargestQ);
+      const Lanes minimum = legal_minimum(mean_rest(group, start) * scale, scale);
+      const Lanes error = squared_error(group, minimum / scale) * (scale * scale);
+      const auto is_better = error < least;
+      least = is_better ? error : least;
+      best.scale = is_better ? scale : best.scale;
+      best.minimum = is_better ? minimum : best.minimum;
     }
   }
   return best;
@@ -144,13 +165,13 @@ void quantize_weight_groups(const float* w, std::int64_t n, std::int64_t k, std:
         for (std::int64_t i = 0; i < kGroupWidth; ++i) x[i][lane] = group[i % width] / divisor;
       }
       const Fit best = search(x);
-      const Lanes inverse_scale = 1.0f / best.scale;
-      for (Lanes& value : x) value = quantized(value, inverse_scale, best.minimum);
+      const ScaledGroup group = scaled_group(x, best.scale);
+      for (std::int64_t i = 0; i < kGroupWidth; ++i) x[i] = quantized(group.values[i], best.minimum / best.scale);
       for (std::int64_t lane = 0; lane < n_lanes; ++lane) {
-        const std::int64_t group = begin + lane;
-        group_scale[row * groups + group] = static_cast<std::uint8_t>(best.scale[lane]);
-        group_min[row * groups + group] = static_cast<std::int8_t>(best.minimum[lane]);
-        const std::int64_t first = group * kGroupWidth, end = std::min(k, first + kGroupWidth);
+        const std::int64_t number = begin + lane;
+        group_scale[row * groups + number] = static_cast<std::uint8_t>(best.scale[lane]);
+        group_min[row * groups + number] = static_cast<std::int8_t>(best.minimum[lane]);
+        const std::int64_t first = number * kGroupWidth, end = std::min(k, first + kGroupWidth);
         for (std::int64_t i = first; i < end; ++i) q[row * k + i] = static_cast<std::uint8_t>(x[i - first][lane]);
       }
     }

@@ -17,13 +17,13 @@ from statistics import median
 
 import numpy as np
 import numpy.typing as npt
-from machine import probe_limits
 
 from llm_decoder import _core
 
 SHAPES = ((2048, 8192), (8192, 2048), (576, 1536), (2048, 2048))  # n_in, n_out
 ROWS = (1, 2, 4, 8, 16, 64, 512)
 COLD_BYTES = 256 << 20
+LIMITS_BYTES = 1 << 30
 MIN_OPERATIONS = 2e10
 MAX_OUT_BYTES = 128 << 20
 BYTES_OF_WEIGHT = {"w4": 4.5 / 8, "w8": 1, "f32": 4}
@@ -94,7 +94,8 @@ def main() -> None:
     args = parser.parse_args()
 
     isa = _core.isas()[0] if args.isa == "auto" else args.isa
-    read_gb_s, int8_gops = probe_limits(args.threads)
+    machine = _core.MachineLimits(args.threads, LIMITS_BYTES, isa)
+    read_gb_s, int8_gops = machine.read_bytes_per_s(5) / 1e9, machine.int8_ops_per_s(5) / 1e9
     print(f"{isa}, {args.layout}, {args.threads} threads; limits: read {read_gb_s:.1f} GB/s, int8 {int8_gops:.0f} GOPS")
     results = []
     for k, n in SHAPES:

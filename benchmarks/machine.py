@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
+import sys
 import time
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 QUIET_CORES = 0.1  # others may use this much of a core during a sample
@@ -64,18 +63,15 @@ def anonymous_bytes(pid: int) -> int:
 
 
 def probe_limits(threads: int) -> tuple[float, float]:
-    """What the machine gives at this moment: (GB/s read from memory, int8 GOPS), with that many threads."""
-    done = subprocess.run([limits_program(), str(threads)], capture_output=True, text=True, check=True)
+    """What the machine gives at this moment: (GB/s read from memory, int8 GOPS), from a process of its own."""
+    code = (
+        "from llm_decoder.backends import open_limits; "
+        f"limits = open_limits({threads}, 'auto'); "
+        "print(limits.read_bytes_per_s(5) / 1e9, limits.int8_ops_per_s(5) / 1e9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     read_gb_s, int8_gops = done.stdout.split()
     return float(read_gb_s), float(int8_gops)
-
-
-@cache
-def limits_program() -> Path:
-    program = Path(tempfile.mkdtemp()) / "limits"
-    source = Path(__file__).parent / "limits.cpp"
-    subprocess.run(["g++", "-O3", "-march=native", "-pthread", source, "-o", program], check=True)
-    return program
 
 
 def describe() -> dict[str, object]:

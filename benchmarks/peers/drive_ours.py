@@ -20,6 +20,7 @@ class Ours:
             quantization=args.quantization,
             threads=args.threads,
             kv_cache_bytes=args.kv_cache_bytes,
+            speculation="none",  # a random model soon repeats itself: here every token is a step's
         )
         self.versions = f"llm_decoder {llm_decoder.__version__}"
         self.config = f"LLM(quantization={args.quantization}, kv_cache_bytes={args.kv_cache_bytes >> 20} MiB)"

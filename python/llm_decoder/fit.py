@@ -38,9 +38,10 @@ def packed_bytes(config: ModelConfig, layout: MatrixLayout) -> int:
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
-    """Bytes of one position's keys and values over all layers; `kv_dtype` is float32 or int8."""
+    """Bytes of one position's keys and values over all layers; `kv_dtype` is float32, bfloat16 or int8."""
     padded_dim = -(-config.head_dim // 16) * 16
-    per_head = padded_dim + 4 if kv_dtype == "int8" else 4 * padded_dim  # int8 has one float32 scale a head
+    scale_bytes = 4 if kv_dtype == "int8" else 0  # one float32 a head
+    per_head = {"float32": 4, "bfloat16": 2, "int8": 1}[kv_dtype] * padded_dim + scale_bytes
     return 2 * config.n_layers * config.n_kv_heads * per_head
 
 

@@ -45,12 +45,12 @@ def packed_chunks(checkpoint: Checkpoint, tensors: Iterable[CoreTensor], progres
 
     Raises MalformedFileError naming the weight when it holds a NaN or an infinity.
     """
-    from llm_decoder.backends import default_threads
+    from llm_decoder.cpu_topology import usable_cores
 
     tensors = list(tensors)
     n_total = sum(tensor.data_bytes for tensor in tensors)
     n_done = 0
-    n_threads = min(_MAX_THREADS, default_threads())
+    n_threads = min(_MAX_THREADS, usable_cores())
     with ThreadPoolExecutor(n_threads, thread_name_prefix="pack") as pool:
         ahead: deque[Future[Chunk]] = deque()
         try:

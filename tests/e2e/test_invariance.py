@@ -1,4 +1,4 @@
-"""A quantised model is bitwise reproducible: what a sequence gets depends neither on what happens to it nor around it."""
+"""A quantised model is bitwise reproducible: what a sequence gets never depends on what happens to it or around it."""
 
 from dataclasses import replace
 

@@ -95,7 +95,7 @@ def test_w4_logits_have_the_bits_of_the_w8_weights_that_they_stand_for(isa: str,
         np.testing.assert_array_equal(got.run(tokens, chunks), want)
 
 
-CUTS = [("f32", "f32"), ("w8", "f32"), ("w8", "s8"), ("w4", "s8")]
+CUTS = [("f32", "f32"), ("w8", "f32"), ("w8", "bf16"), ("w8", "s8"), ("w4", "s8")]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -42,7 +42,7 @@ def test_the_bytes_foreseen_are_the_bytes_packed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [16, 40, 64, 128])
-@pytest.mark.parametrize(("name", "dtype"), [("float32", "f32"), ("int8", "s8")])
+@pytest.mark.parametrize(("name", "dtype"), [("float32", "f32"), ("bfloat16", "bf16"), ("int8", "s8")])
 def test_kv_bytes_are_those_of_the_cache(head_dim: int, name: str, dtype: str) -> None:
     config = parse_config(hf_config("llama", head_dim=head_dim))
     cache = KvCache(n_pages=1, page_size=16, layers=2, n_kv_heads=2, head_dim=head_dim, dtype=dtype)
