@@ -58,7 +58,11 @@ struct ProductW8 {
     }
   }
 
-  static Sums zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  // Undoes the bias of the weights.
+  static Sums first_sums(const Args& args, std::int32_t row) {
+    const __m256i sums = _mm256_set1_epi32(-128 * args.a_sum[row]);
+    return {sums, sums};
+  }
   static Line load_line(const std::uint8_t* line) { return line; }
   static Factor broadcast(const Unit* unit) { return {_mm256_set1_epi32(unit->even), _mm256_set1_epi32(unit->odd)}; }
   static __m256i add_half(__m256i sums, const std::uint8_t* half, Factor factor) {
@@ -80,9 +84,7 @@ struct ProductW8 {
       const float* bias = args.bias ? args.bias + column : nullptr;
       const __m256 w_scale = _mm256_maskload_ps(args.w_scale + column, mask);
       for (std::int64_t i = row; i < row + n_rows; ++i) {
-        const __m256i offset = _mm256_slli_epi32(_mm256_set1_epi32(args.a_sum[i]), 7);
-        const __m256i of_half = half == 0 ? sums[i - row].low : sums[i - row].high;
-        const __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(of_half, offset));
+        const __m256 sum = _mm256_cvtepi32_ps(half == 0 ? sums[i - row].low : sums[i - row].high);
         const __m256 y = _mm256_mul_ps(sum, _mm256_mul_ps(_mm256_set1_ps(args.a_scale[i]), w_scale));
         store_columns(args.out + i * args.out_stride + column, y, bias, args.accumulate, mask);
       }
@@ -110,7 +112,7 @@ struct ProductF32 {
     std::memcpy(out, args.a + row * args.a_stride + step, static_cast<std::size_t>(n) * sizeof(Unit));
   }
 
-  static Sums zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static Sums first_sums(const Args&, std::int32_t) { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static Line load_line(const std::uint8_t* line) {
     const float* values = reinterpret_cast<const float*>(line);
     return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)};
