@@ -3,7 +3,7 @@
 
 constexpr int kMaxTileSums = 28;
 
-constexpr int panels_of_tile(int n_rows) { return n_rows <= 7 ? 4 : n_rows <= 14 ? 2 : 1; }
+constexpr int slices_of_tile(int n_rows) { return n_rows <= 7 ? 4 : n_rows <= 14 ? 2 : 1; }
 
 inline __mmask16 columns_of_panel(std::int32_t n, std::int32_t panel) {
   const std::int32_t n_left = n - panel * kPanelWidth;
@@ -35,7 +35,8 @@ struct ProductW8 {
   using Factor = __m512i;
   static constexpr int kMaxTileRows = kMaxTileSums / 2;
   static constexpr int kMaxLoneTileRows = kMaxTileSums;
-  static constexpr int tile_panels(int n_rows) { return panels_of_tile(n_rows); }
+  static constexpr int kSlices = 1;
+  static constexpr int tile_slices(int n_rows) { return slices_of_tile(n_rows); }
 
   static std::int64_t n_steps(const Args& args) { return ceil_div(args.k, kDotWidth); }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
@@ -76,7 +77,8 @@ struct ProductF32 {
   using Factor = __m512;
   static constexpr int kMaxTileRows = kMaxTileSums / 2;
   static constexpr int kMaxLoneTileRows = kMaxTileSums;
-  static constexpr int tile_panels(int n_rows) { return panels_of_tile(n_rows); }
+  static constexpr int kSlices = 1;
+  static constexpr int tile_slices(int n_rows) { return slices_of_tile(n_rows); }
 
   static std::int64_t n_steps(const Args& args) { return args.k; }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
