@@ -4,7 +4,7 @@
 #   make lint   formats, types, floors
 #   make asan   C++ and kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make judge  the live judges: HF transformers on torch
-#   make bench  speed here, as JSON on standard output
+#   make bench  speed here and its share of the limits, as JSON on standard output
 #   make wheel  dist/*.whl
 PYTHON ?= python3
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)

@@ -5,49 +5,47 @@
 #endif
 
 namespace llm_decoder {
-
-#ifdef LLM_DECODER_X86
 namespace {
 
-struct Leaf {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-};
+// Intel's Software Developer's Manual, volume 2, CPUID, and volume 1, section 13.3, XCR0.
+constexpr std::uint32_t bit(int i) { return std::uint32_t{1} << i; }
 
-// All zero when this CPU has no such leaf.
-Leaf cpuid(unsigned leaf) {
-  Leaf out;
-  if (__get_cpuid_count(leaf, 0, &out.eax, &out.ebx, &out.ecx, &out.edx) == 0) return {};
-  return out;
-}
+constexpr std::uint32_t kFma = bit(12), kOsxsave = bit(27), kAvx = bit(28), kF16c = bit(29);  // leaf 1, ecx
+constexpr std::uint32_t kAvx2 = bit(5);                                                       // leaf 7, ebx
+constexpr std::uint32_t kAvx512 = bit(16) /* F */ | bit(17) /* DQ */ | bit(30) /* BW */ | bit(31) /* VL */;
+constexpr std::uint32_t kVnni = bit(11);                                   // leaf 7, ecx
+constexpr std::uint32_t kYmmState = bit(1) | bit(2);                       // xmm, upper ymm
+constexpr std::uint32_t kZmmState = kYmmState | bit(5) | bit(6) | bit(7);  // opmasks, upper zmm 0-15, zmm 16-31
 
-bool has(unsigned flags, unsigned wanted) { return (flags & wanted) == wanted; }
-
-// XCR0 bits: xmm 1, ymm 2, opmask 5, upper halves of zmm 6, zmm 16-31 7. As an instruction, since the intrinsic wants
-// -mxsave.
-bool system_saves(unsigned state) {
-  if (!has(cpuid(1).ecx, bit_OSXSAVE)) return false;
-  unsigned low, high;
-  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return has(low, state);
-}
-
-constexpr unsigned kYmmState = 0x06;
-constexpr unsigned kZmmState = 0xe6;
+constexpr bool has(std::uint32_t flags, std::uint32_t wanted) { return (flags & wanted) == wanted; }
 
 }  // namespace
 
-bool cpu_has_avx2() {
-  return has(cpuid(1).ecx, bit_AVX | bit_FMA | bit_F16C) && has(cpuid(7).ebx, bit_AVX2) && system_saves(kYmmState);
+bool runs_avx2(const CpuReport& report) {
+  return has(report.leaf1_ecx, kOsxsave | kAvx | kFma | kF16c) && has(report.leaf7_ebx, kAvx2) &&
+         has(report.xcr0, kYmmState);
 }
 
-bool cpu_has_avx512vnni() {
-  const Leaf leaf = cpuid(7);
-  return cpu_has_avx2() && has(leaf.ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ) &&
-         has(leaf.ecx, bit_AVX512VNNI) && system_saves(kZmmState);
+bool runs_avx512vnni(const CpuReport& report) {
+  return runs_avx2(report) && has(report.leaf7_ebx, kAvx512) && has(report.leaf7_ecx, kVnni) &&
+         has(report.xcr0, kZmmState);
+}
+
+#ifdef LLM_DECODER_X86
+CpuReport read_cpu_report() {
+  CpuReport report;
+  std::uint32_t eax, ebx, ecx, edx;
+  if (__get_cpuid_count(1, 0, &eax, &ebx, &ecx, &edx) != 0) report.leaf1_ecx = ecx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0) {
+    report.leaf7_ebx = ebx;
+    report.leaf7_ecx = ecx;
+  }
+  // Without OSXSAVE the instruction faults. Written out, since the intrinsic wants -mxsave.
+  if (has(report.leaf1_ecx, kOsxsave)) __asm__("xgetbv" : "=a"(report.xcr0), "=d"(edx) : "c"(0));
+  return report;
 }
 #else
-bool cpu_has_avx2() { return false; }
-bool cpu_has_avx512vnni() { return false; }
+CpuReport read_cpu_report() { return {}; }
 #endif
 
 }  // namespace llm_decoder

@@ -13,8 +13,9 @@ const std::vector<const CpuKernels*>& cpu_kernels() {
   static const std::vector<const CpuKernels*> tables = [] {
     std::vector<const CpuKernels*> runnable;
 #ifdef LLM_DECODER_X86
-    if (cpu_has_avx512vnni()) runnable.push_back(kernels_avx512vnni());
-    if (cpu_has_avx2()) runnable.push_back(kernels_avx2());
+    const CpuReport report = read_cpu_report();
+    if (runs_avx512vnni(report)) runnable.push_back(kernels_avx512vnni());
+    if (runs_avx2(report)) runnable.push_back(kernels_avx2());
 #endif
     runnable.push_back(kernels_generic());
     return runnable;

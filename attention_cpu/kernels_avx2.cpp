@@ -16,10 +16,16 @@ namespace {
 #include "softmax_lut-inl.h"
 #include "rows-inl.h"
 #include "append_kv-inl.h"
+#include "attention_rows-inl.h"
+#include "attention_span-inl.h"
 #include "paged_attention-inl.h"
 #include "gemm-inl.h"
 #include "gemm_avx2-inl.h"
+#include "gemm_w4-inl.h"
+#include "gemm_w4_avx2-inl.h"
 #include "embed-inl.h"
+#include "peak_avx2-inl.h"
+#include "read_memory-inl.h"
 // clang-format on
 
 constexpr const char* kName = "avx2";

@@ -40,6 +40,11 @@ inline I32 first_lanes(std::int32_t n) {
 }
 
 inline F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline __m256 load_half(const Bf16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline F32 load(const Bf16* p) { return {load_half(p), load_half(p + 8)}; }
 inline F32 load_first(const float* p, std::int32_t n, float fill) {
   const I32 mask = first_lanes(n);
   const __m256 rest = _mm256_set1_ps(fill);
@@ -94,6 +99,11 @@ inline void store_bytes(std::uint8_t* p, I32 x) {
                    _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
+inline void store_low_bytes(std::uint8_t* p, I32 x) {
+  const __m256i low = _mm256_set1_epi32(0xff);
+  store_bytes(p, I32{_mm256_and_si256(x.lo, low), _mm256_and_si256(x.hi, low)});
+}
+
 inline F32 splat(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 inline I32 splat(std::int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
 
@@ -127,6 +137,7 @@ inline F32 select(Mask m, F32 a, F32 b) {
 
 inline I32 add(I32 a, I32 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 inline I32 bit_and(I32 a, I32 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+inline I32 max_bits(I32 a, I32 b) { return {_mm256_max_epu32(a.lo, b.lo), _mm256_max_epu32(a.hi, b.hi)}; }
 template <int kBits>
 inline I32 shift_left(I32 a) {
   return {_mm256_slli_epi32(a.lo, kBits), _mm256_slli_epi32(a.hi, kBits)};
@@ -170,6 +181,13 @@ inline std::int32_t reduce_add(I32 a) {
   const __m128i x4 = _mm_add_epi32(_mm256_castsi256_si128(x8), _mm256_extracti128_si256(x8, 1));
   const __m128i x2 = _mm_add_epi32(x4, _mm_unpackhi_epi64(x4, x4));
   return _mm_cvtsi128_si32(_mm_add_epi32(x2, _mm_shuffle_epi32(x2, 1)));
+}
+
+inline std::int32_t reduce_max_bits(I32 a) {
+  const __m256i x8 = _mm256_max_epu32(a.lo, a.hi);
+  const __m128i x4 = _mm_max_epu32(_mm256_castsi256_si128(x8), _mm256_extracti128_si256(x8, 1));
+  const __m128i x2 = _mm_max_epu32(x4, _mm_unpackhi_epi64(x4, x4));
+  return _mm_cvtsi128_si32(_mm_max_epu32(x2, _mm_shuffle_epi32(x2, 1)));
 }
 
 // Into the L2 cache: pages come in bursts that the few fill buffers of the L1 cache would hold up.

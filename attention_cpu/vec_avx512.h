@@ -37,6 +37,10 @@ constexpr __mmask16 kAllLanes = 0xffff;
 inline __mmask16 first_lanes(std::int32_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
 inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F32 load(const Bf16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(kAllLanes, _mm512_maskz_cvtepu16_epi32(kAllLanes, bits), 16))};
+}
 inline F32 load_first(const float* p, std::int32_t n, float fill) {
   return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(n), p)};
 }
@@ -57,6 +61,10 @@ inline void store_bytes(std::int8_t* p, I32 x) {
 inline void store_bytes(std::uint8_t* p, I32 x) {
   const __m512i positive = _mm512_maskz_max_epi32(kAllLanes, x.v, _mm512_setzero_si512());
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtusepi32_epi8(kAllLanes, positive));
+}
+
+inline void store_low_bytes(std::uint8_t* p, I32 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(kAllLanes, x.v));
 }
 
 inline F32 splat(float v) { return {_mm512_set1_ps(v)}; }
@@ -85,6 +93,7 @@ inline F32 select(Mask m, F32 a, F32 b) { return {_mm512_mask_blend_ps(m.v, b.v,
 
 inline I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I32 bit_and(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline I32 max_bits(I32 a, I32 b) { return {_mm512_maskz_max_epu32(kAllLanes, a.v, b.v)}; }
 template <int kBits>
 inline I32 shift_left(I32 a) {
   return {_mm512_maskz_slli_epi32(kAllLanes, a.v, kBits)};
@@ -96,8 +105,13 @@ inline I32 to_i32(F32 a) { return {_mm512_maskz_cvtps_epi32(kAllLanes, a.v)}; }
 
 inline F32 lookup(F32 table, I32 index) { return {_mm512_maskz_permutexvar_ps(kAllLanes, index.v, table.v)}; }
 
-inline I32 dot4(I32 acc, U8Quads a, S8Splat b) { return {_mm512_dpbusd_epi32(acc.v, a.v, b.v)}; }
-inline I32 dot4(I32 acc, U8Splat a, S8Quads b) { return {_mm512_dpbusd_epi32(acc.v, a.v, b.v)}; }
+// The intrinsic makes GCC 12 move and spill the sums.
+inline __m512i dot4_bits(__m512i acc, __m512i a, __m512i b) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+  return acc;
+}
+inline I32 dot4(I32 acc, U8Quads a, S8Splat b) { return {dot4_bits(acc.v, a.v, b.v)}; }
+inline I32 dot4(I32 acc, U8Splat a, S8Quads b) { return {dot4_bits(acc.v, a.v, b.v)}; }
 
 // Written out, since the compiler's own reductions promise no order.
 inline float reduce_add(F32 a) {
@@ -120,6 +134,14 @@ inline std::int32_t reduce_add(I32 a) {
   const __m128i x4 = _mm_add_epi32(_mm256_castsi256_si128(x8), _mm256_extracti128_si256(x8, 1));
   const __m128i x2 = _mm_add_epi32(x4, _mm_unpackhi_epi64(x4, x4));
   return _mm_cvtsi128_si32(_mm_add_epi32(x2, _mm_shuffle_epi32(x2, 1)));
+}
+
+inline std::int32_t reduce_max_bits(I32 a) {
+  const __m256i x8 =
+      _mm256_max_epu32(_mm512_maskz_extracti64x4_epi64(0xff, a.v, 0), _mm512_maskz_extracti64x4_epi64(0xff, a.v, 1));
+  const __m128i x4 = _mm_max_epu32(_mm256_castsi256_si128(x8), _mm256_extracti128_si256(x8, 1));
+  const __m128i x2 = _mm_max_epu32(x4, _mm_unpackhi_epi64(x4, x4));
+  return _mm_cvtsi128_si32(_mm_max_epu32(x2, _mm_shuffle_epi32(x2, 1)));
 }
 
 // Into the L2 cache: pages come in bursts that the few fill buffers of the L1 cache would hold up.

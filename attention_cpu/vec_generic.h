@@ -38,6 +38,14 @@ inline F32 load(const float* p) {
   __builtin_memcpy(x.lane, p, sizeof(x.lane));
   return x;
 }
+inline F32 load(const Bf16* p) {
+  F32 x;
+  for (std::int32_t i = 0; i < kLanes; ++i) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(p[i].bits) << 16;
+    __builtin_memcpy(&x.lane[i], &bits, sizeof(bits));
+  }
+  return x;
+}
 inline F32 load_first(const float* p, std::int32_t n, float fill) {
   F32 x;
   for (std::int32_t i = 0; i < kLanes; ++i) x.lane[i] = i < n ? p[i] : fill;
@@ -79,6 +87,11 @@ inline void store_bytes(std::uint8_t* p, I32 x) {
     const std::int32_t v = x.lane[i];
     p[i] = static_cast<std::uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
   }
+}
+
+// The lowest byte of each lane.
+inline void store_low_bytes(std::uint8_t* p, I32 x) {
+  for (std::int32_t i = 0; i < kLanes; ++i) p[i] = static_cast<std::uint8_t>(x.lane[i] & 0xff);
 }
 
 inline F32 splat(float v) {
@@ -172,6 +185,13 @@ inline I32 bit_and(I32 a, I32 b) {
   for (std::int32_t i = 0; i < kLanes; ++i) a.lane[i] &= b.lane[i];
   return a;
 }
+// Of the bits as unsigned integers, which order floats from 0 to infinity, and NaN above them.
+inline I32 max_bits(I32 a, I32 b) {
+  for (std::int32_t i = 0; i < kLanes; ++i) {
+    a.lane[i] = static_cast<std::uint32_t>(a.lane[i]) > static_cast<std::uint32_t>(b.lane[i]) ? a.lane[i] : b.lane[i];
+  }
+  return a;
+}
 template <int kBits>
 inline I32 shift_left(I32 a) {
   for (std::int32_t& lane : a.lane) lane = static_cast<std::int32_t>(static_cast<std::uint32_t>(lane) << kBits);
@@ -243,6 +263,14 @@ inline std::int32_t reduce_add(I32 a) {
   std::uint32_t sum = 0;
   for (std::int32_t lane : a.lane) sum += static_cast<std::uint32_t>(lane);
   return static_cast<std::int32_t>(sum);
+}
+
+inline std::int32_t reduce_max_bits(I32 a) {
+  for (std::int32_t i = 1; i < kLanes; ++i) {
+    const bool is_larger = static_cast<std::uint32_t>(a.lane[i]) > static_cast<std::uint32_t>(a.lane[0]);
+    a.lane[0] = is_larger ? a.lane[i] : a.lane[0];
+  }
+  return a.lane[0];
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }

@@ -70,9 +70,8 @@ def median_s(call: Callable[[], object], repeats: int) -> float:
 
 
 def read_bandwidth(repeats: int) -> float:
-    """GB/s of one core reading 512 MB."""
-    data = np.ones(1 << 26, np.uint64)
-    return data.nbytes / median_s(data.max, repeats) / 1e9
+    """GB/s of one core reading 1 GiB, the best of `repeats`."""
+    return _core.MachineLimits(1, 1 << 30).read_bytes_per_s(repeats) / 1e9
 
 
 def attention(args: argparse.Namespace, pool: Pool, tables: np.ndarray, n_tokens: int, context: int) -> float:

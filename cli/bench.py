@@ -1,100 +1,165 @@
-"""llm-decoder bench: how many tokens a second a model makes on this machine."""
+"""llm-decoder bench: what a model reaches of this machine's limits, and where the time of a step goes."""
 
 from __future__ import annotations
 
-import random
-import statistics
+import dataclasses
+import functools
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llm_decoder.cli import _open
+from llm_decoder.cli._columns import (
+    BATCH_CONTEXT,
+    DEFAULT_COLUMNS,
+    HINT,
+    Column,
+    ColumnResult,
+    check_columns,
+    columns_that_fit,
+    measure_columns,
+    parse_columns,
+)
 from llm_decoder.cli._options import JsonFlag, ModelOptions
-from llm_decoder.cli._output import emit_json, emit_table, progress
+from llm_decoder.cli._output import emit_json, note, progress, to_json
+from llm_decoder.cli._roofline_table import emit_report
+from llm_decoder.cpu_topology import cpu_name, last_cache_bytes, usable_cores
 
 if TYPE_CHECKING:
-    from llm_decoder.llm import LLM
-    from llm_decoder.outputs import RequestOutput
+    from llm_decoder.roofline import Limits
+
+LIMIT_ROUNDS = 5
 
 
 def bench(
     *,
-    prompt_len: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of a prompt.")] = 256,
-    gen_len: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens of an answer.")] = 128,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Requests at a time, for the batch row.")] = 8,
+    columns: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help=f"What to measure [{DEFAULT_COLUMNS}, what fits].")
+    ] = None,
+    prompt_len: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Columns prefillN, decodeN and a batch behind N tokens.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, metavar="B", help="The same with a batch of B [8].")] = None,
+    gen_len: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of a column that decodes.")] = 32,
     repeat: Annotated[int, typer.Option(min=1, metavar="N", help="Runs; the median counts. One more warms up.")] = 3,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as a picture, such as bench.png.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the JSON report to this file.")
+    ] = None,
     as_json: JsonFlag = False,
     model: ModelOptions,
 ) -> None:
-    """Measure tokens a second.
+    """Measure tokens a second, hold them against what this machine can do, show where the time goes.
 
-    prefill: prompt tokens until the first token of one request. decode: tokens of one answer after its first. batch:
-    tokens generated over all requests of a batch, prompts included in the time. Prompts are random tokens, new for each
-    run, so that no cached prefix helps.
+    The limits are memory bandwidth and the peak of multiply-adds with the same threads and kernels, measured beside
+    each column. Columns: prefillN computes a prompt of N tokens; decodeN generates behind N tokens; batchB generates B
+    answers together, behind 128 tokens or, as batchB@N, behind N.
     """
-    from llm_decoder.sampling import SamplingParams
+    wanted = _wanted_columns(columns, prompt_len, batch)
+    for name, file in (("--plot", plot), ("--output", output)):
+        if file is not None and not file.parent.is_dir():
+            raise typer.BadParameter(f"need a file in a folder that is there, got {file}", param_hint=name)
+    if plot is not None:
+        from llm_decoder.cli._roofline_plot import check_plot
 
+        check_plot(plot)
     started = time.perf_counter()
     with _open.open_llm(model) as llm:
         load_s = time.perf_counter() - started
-        params = SamplingParams(max_tokens=gen_len, temperature=0.0, ignore_eos=True)
-        draw = random.Random(0)
-        samples = Samples()
-        with progress("runs", repeat + 1) as bar:
-            for index in range(repeat + 1):
-                prompts = [_prompt(llm, draw, prompt_len) for _ in range(1 + batch)]
-                alone = llm.generate([prompts[0]], params)[0]
-                started = time.perf_counter()
-                together = llm.generate(prompts[1:], params)
-                wall_s = time.perf_counter() - started
-                if index:  # the first run warms up
-                    samples.add(alone, together, wall_s)
-                bar.advance(1, sum(output.metrics.n_generated_tokens for output in (alone, *together)))
-        report = {
-            "model": llm.name,
-            "prompt_len": prompt_len,
-            "gen_len": gen_len,
-            "batch": batch,
-            "repeat": repeat,
-            "load_s": load_s,
-            **samples.report(),
-            "engine": llm.stats()["backend"],
-            "machine": _machine(),
-        }
+        chosen = _choose(wanted, gen_len, llm.max_model_len)
+        backend = llm.stats()["backend"]
+        measure_limits = limits_probe(backend["threads"], backend["isa"])
+        with progress("runs", len(chosen) * (1 + repeat)) as bar:
+            results = list(
+                measure_columns(llm, chosen, gen_len=gen_len, repeat=repeat, measure_limits=measure_limits, bar=bar)
+            )
+        report = Report(
+            llm.name, gen_len, repeat, load_s, _best([result.limits for result in results]), results, backend
+        )
+    if output is not None:
+        output.write_text(to_json(report.record()) + "\n", encoding="utf-8")
+    if plot is not None:
+        from llm_decoder.cli._roofline_plot import write_plot
+
+        write_plot(plot, report.title, report.limits, results)
+    if any((part.limit_share or 0.0) > 1.0 for result in results for part in result.parts.values()):
+        note("more than 100% is no mistake: those weights or pages lie in a cache, which is faster than memory")
     if as_json:
-        emit_json(report)
+        emit_json(report.record())
     else:
-        rows = [
-            (name, f"{report[f'{name}_tokens_per_s']:.1f}", f"{min(values):.1f} to {max(values):.1f}")
-            for name, values in samples.tokens_per_s.items()
-        ]
-        emit_table(("", "TOKENS/S", "RANGE"), rows)
+        emit_report(report.title, report.limits, results)
 
 
-@dataclass
-class Samples:
-    """Tokens a second of each run, by what was measured."""
+@dataclass(frozen=True)
+class Report:
+    """What bench found. limits: the best that was measured beside any column."""
 
-    tokens_per_s: dict[str, list[float]] = field(default_factory=lambda: {"prefill": [], "decode": [], "batch": []})
-    first_token_s: list[float] = field(default_factory=list)
+    model: str
+    gen_len: int
+    repeat: int
+    load_s: float
+    limits: Limits
+    columns: list[ColumnResult]
+    engine: dict[str, Any]
 
-    def add(self, alone: RequestOutput, together: list[RequestOutput], wall_s: float) -> None:
-        metrics = alone.metrics
-        self.first_token_s.append(metrics.time_to_first_token_s)
-        self.tokens_per_s["prefill"].append(metrics.n_prompt_tokens / metrics.time_to_first_token_s)
-        decode_s = metrics.total_s - metrics.time_to_first_token_s
-        self.tokens_per_s["decode"].append((metrics.n_generated_tokens - 1) / decode_s)
-        self.tokens_per_s["batch"].append(sum(output.metrics.n_generated_tokens for output in together) / wall_s)
+    @property
+    def title(self) -> str:
+        engine = self.engine
+        threads = "1 thread" if engine["threads"] == 1 else f"{engine['threads']} threads"
+        name = Path(self.model).name if Path(self.model).is_absolute() else self.model
+        what = f"{name}, {engine['layout']} weights, {engine['kv_cache_dtype']} KV"
+        return f"{what}: {threads} of {cpu_name()}, {engine['isa']}"
 
-    def report(self) -> dict[str, Any]:
-        medians = {f"{name}_tokens_per_s": statistics.median(values) for name, values in self.tokens_per_s.items()}
-        return medians | {"time_to_first_token_s": statistics.median(self.first_token_s), "runs": self.tokens_per_s}
+    def record(self) -> dict[str, Any]:
+        """As JSON has it. Sizes in bytes, times in seconds, limits a second."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"machine": _machine()}
 
 
-def _prompt(llm: LLM, draw: random.Random, n_tokens: int) -> list[int]:
-    return [draw.randrange(llm.vocab_size) for _ in range(n_tokens)]
+def limits_probe(threads: int, isa: str) -> Callable[[], Limits]:
+    """Measures the machine's limits, each the best of a few short rounds, whenever it is called."""
+    from llm_decoder.backends import open_limits
+    from llm_decoder.roofline import Limits
+
+    machine = open_limits(threads, isa)
+    return lambda: Limits(
+        machine.read_bytes_per_s(LIMIT_ROUNDS),
+        machine.int8_ops_per_s(LIMIT_ROUNDS),
+        machine.f32_ops_per_s(LIMIT_ROUNDS),
+    )
+
+
+def _wanted_columns(columns: str | None, prompt_len: int | None, batch: int | None) -> list[Column] | None:
+    """What the flags ask for; None = the default ones. Raises typer.BadParameter."""
+    if columns is not None:
+        if prompt_len is not None or batch is not None:
+            raise typer.BadParameter("need either columns or --prompt-len and --batch, got both", param_hint=HINT)
+        return parse_columns(columns)
+    if prompt_len is None and batch is None:
+        return None
+    length = prompt_len or BATCH_CONTEXT
+    return parse_columns(f"prefill{length},decode{length},batch{batch or 8}@{length}")
+
+
+def _choose(wanted: list[Column] | None, gen_len: int, max_model_len: int) -> list[Column]:
+    """Raises typer.BadParameter when a column that was asked for, or every default one, is too long for the context."""
+    columns = parse_columns(DEFAULT_COLUMNS) if wanted is None else wanted
+    fitting = columns_that_fit(columns, gen_len, max_model_len)
+    if wanted is None and fitting:
+        left_out = [column.name for column in columns if column not in fitting]
+        if left_out:
+            note(f"left out {', '.join(left_out)}: longer than the context of {max_model_len} tokens")
+        return fitting
+    check_columns(columns, gen_len, max_model_len)
+    return columns
+
+
+def _best(limits: list[Limits]) -> Limits:
+    return functools.reduce(lambda one, other: one.best_of(other), limits)
 
 
 def _machine() -> dict[str, Any]:
@@ -102,4 +167,11 @@ def _machine() -> dict[str, Any]:
 
     import llm_decoder
 
-    return {"python": platform.python_version(), "system": platform.platform(), "llm_decoder": llm_decoder.__version__}
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "last_cache_bytes": last_cache_bytes(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "llm_decoder": llm_decoder.__version__,
+    }

@@ -29,9 +29,13 @@ def devices(*, as_json: JsonFlag = False) -> None:
             continue
         emit_line(f"{device.name}: {device.description}")
         emit_line(f"  kernels  {isa} (this machine runs {', '.join(device.isas)})")
-        emit_line(f"  threads  {device.threads}")
+        emit_line(f"  threads  {device.threads} (this process may use {_cores(device.cores)})")
         emit_line(f"  memory   {size(device.memory_bytes)} free")
 
 
 def _record(device: DeviceInfo, isa: str) -> dict[str, Any]:
     return plain(device) | ({"isa": isa} if isa else {}) | {"is_usable": device.is_usable}
+
+
+def _cores(n_cores: int) -> str:
+    return "1 physical core" if n_cores == 1 else f"{n_cores} physical cores"

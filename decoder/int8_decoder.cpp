@@ -70,7 +70,7 @@ void INT8Decoder::set_weight(const std::string& name, const WeightView& view) {
     check_arg(view.k > 0 && view.k <= std::numeric_limits<std::int32_t>::max(), kPlace, name,
               " has a wrong size: ", view.k);
     check_arg(reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0, kPlace, name,
-              " must be aligned to 64 bytes; pack_w8 and pack_f32 return such arrays");
+              " must be aligned to 64 bytes; pack_w8, pack_w4 and pack_f32 return such arrays");
   }
   named_weights_[name] = view;
 }
@@ -80,19 +80,33 @@ void INT8Decoder::finalize(std::int32_t max_tokens_per_step) {
   check_arg(max_tokens_per_step > 0, "INT8Decoder.finalize", "max_tokens_per_step must be positive, got ",
             max_tokens_per_step);
   weights_ = resolve_weights(config_, named_weights_);
-  workspace_ = Workspace(config_, weights_.layout, max_tokens_per_step, pool_.n_threads());
+  std::size_t scratch_bytes = 0;
+  for (const LayerWeights& layer : weights_.layers) {
+    for (const Matrix* w : {&layer.attn_qkv, &layer.attn_o, &layer.mlp_gate_up, &layer.mlp_down}) {
+      scratch_bytes = std::max(scratch_bytes, product_scratch_bytes(kernels_, *w));
+    }
+  }
+  scratch_bytes = std::max(scratch_bytes, product_scratch_bytes(kernels_, weights_.lm_head));
+  workspace_ = Workspace(config_, weights_.is_quantized, scratch_bytes, max_tokens_per_step, pool_.n_threads());
   plan_.reserve(max_tokens_per_step);
   is_final_ = true;
 }
 
 std::int32_t INT8Decoder::step(const KvCache& cache, const StepBatch& batch) {
   check_arg(is_final_, "INT8Decoder.step", "needs finalize first");
+  if (profile_ != nullptr) {
+    profile_->begin_step(static_cast<std::int32_t>(batch.tokens.size), static_cast<std::int32_t>(batch.seq_ids.size));
+  }
   plan_.make(config_, cache, batch, workspace_.max_tokens, pool_.n_threads());
   workspace_.ensure_logits_rows(config_, static_cast<std::int32_t>(plan_.logits_tokens.size()));
-  workspace_.ensure_attention_scratch(kernels_.attention_scratch_bytes(cache.layer(0), config_.n_heads));
+  const PagedKvView kv = cache.layer(0);
+  workspace_.ensure_attention(kernels_.attention_scratch_bytes(kv, config_.n_heads),
+                              plan_.n_states() * config_.n_heads * state_floats(kv.head_dim_padded));
   n_logits_rows_ = 0;
+  spent(StepPart::plan);
 
   embed();
+  spent(StepPart::embed);
   for (std::int32_t i = 0; i < config_.n_layers; ++i) run_layer(i, cache);
   compute_logits();
   return n_logits_rows_;
@@ -112,6 +126,17 @@ void INT8Decoder::for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& f
   });
 }
 
+// Calls fn(item, thread) for each item, on the calling thread alone where the work is too little to share.
+template <class Fn>
+void INT8Decoder::for_items(std::size_t n_items, bool is_parallel, const Fn& fn) {
+  if (!is_parallel) {
+    for (std::size_t item = 0; item < n_items; ++item) fn(item, 0);
+    return;
+  }
+  pool_.parallel_for(static_cast<std::int64_t>(n_items),
+                     [&](std::int64_t item, int thread) { fn(static_cast<std::size_t>(item), thread); });
+}
+
 void INT8Decoder::embed() {
   n_rows_ = static_cast<std::int32_t>(plan_.tokens.size());
   const std::int64_t half = static_cast<std::int64_t>(config_.rope_inv_freq.size());
@@ -119,7 +144,7 @@ void INT8Decoder::embed() {
   for_rows(n_rows_, config_.hidden_size, [&](std::int32_t row, int) {
     const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
     float* out = workspace_.residual + row * workspace_.residual_stride;
-    if (is_w8()) {
+    if (is_quantized()) {
       kernels_.embed_w8(static_cast<const std::uint8_t*>(table.data), table.scales, token.id, config_.hidden_size, out);
     } else {
       kernels_.embed_f32(static_cast<const float*>(table.data), token.id, config_.hidden_size, out);
@@ -137,10 +162,14 @@ void INT8Decoder::run_layer(std::int32_t index, const KvCache& cache) {
   const bool is_last = index == config_.n_layers - 1;
 
   multiply_rows(layer.attn_qkv, normed_operand(layer.ln1), into_wide());
+  spent(StepPart::attn_qkv);
   store_kv(layer, kv, group.token_pages.data());
+  spent(StepPart::store_kv);
   attend(is_last ? group.last_attention : group.attention, kv, window);
+  spent(StepPart::attention);
   if (is_last) keep_wanted_rows();
   multiply_rows(layer.attn_o, attention_operand(layer.attn_o.k), into_residual());
+  spent(StepPart::attn_o);
   run_mlp(layer);
 }
 
@@ -164,7 +193,7 @@ void INT8Decoder::store_kv(const LayerWeights& layer, const PagedKvView& kv, con
   });
 }
 
-void INT8Decoder::attend(const StepPlan::Attention& attention, const PagedKvView& kv, std::int32_t window) {
+void INT8Decoder::attend(const AttentionPlan& plan, const PagedKvView& kv, std::int32_t window) {
   AttentionArgs args;
   args.kv = kv;
   args.q = workspace_.wide;
@@ -174,14 +203,13 @@ void INT8Decoder::attend(const StepPlan::Attention& attention, const PagedKvView
   args.n_heads = config_.n_heads;
   args.scale = config_.attention_scale;
   args.window = window;
-  if (attention.n_pairs <= kInlinePairs) {
-    for (const AttentionItem& item : attention.items)
-      kernels_.paged_attention(args, item, workspace_.attention_scratch(0));
-    return;
-  }
-  pool_.parallel_for(static_cast<std::int64_t>(attention.items.size()), [&](std::int64_t item, int thread) {
-    kernels_.paged_attention(args, attention.items[static_cast<std::size_t>(item)],
-                             workspace_.attention_scratch(thread));
+  args.runs = plan.runs.data();
+  args.states = workspace_.attention_states();
+  for_items(plan.items.size(), plan.n_pairs > kInlinePairs, [&](std::size_t i, int thread) {
+    kernels_.paged_attention(args, plan.items[i], workspace_.attention_scratch(thread));
+  });
+  for_items(plan.merges.size(), plan.merges.size() > 1, [&](std::size_t i, int thread) {
+    kernels_.merge_states(args, plan.merges[i], workspace_.attention_scratch(thread));
   });
 }
 
@@ -201,7 +229,9 @@ void INT8Decoder::keep_wanted_rows() {
 
 void INT8Decoder::run_mlp(const LayerWeights& layer) {
   multiply_rows(layer.mlp_gate_up, normed_operand(layer.ln2), into_wide());
+  spent(StepPart::mlp_gate_up);
   multiply_rows(layer.mlp_down, gated_operand(), into_residual());
+  spent(StepPart::mlp_down);
 }
 
 void INT8Decoder::compute_logits() {
@@ -212,10 +242,12 @@ void INT8Decoder::compute_logits() {
     float* out = workspace_.hidden() + std::int64_t{row} * n_cols;
     kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride,
                       weights_.final_norm, config_.norm_eps, 1, n_cols, out, n_cols);
-    if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
+  spent(StepPart::rows);
   multiply_rows(weights_.lm_head, {workspace_.hidden(), n_cols, quantized},
                 {workspace_.logits(), config_.vocab_size, false});
+  spent(StepPart::lm_head);
 }
 
 // RMS norm of the residual, quantised row by row while it is in the cache.
@@ -223,22 +255,24 @@ Operand INT8Decoder::normed_operand(const float* weight) {
   const std::int32_t n_cols = config_.hidden_size;
   const QuantizedRows quantized = workspace_.quantized(n_cols);
   for_rows(n_rows_, n_cols, [&](std::int32_t row, int thread) {
-    float* out = is_w8() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
+    float* out = is_quantized() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
     kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride, weight,
                       config_.norm_eps, 1, n_cols, out, n_cols);
-    if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
+  spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
 Operand INT8Decoder::attention_operand(std::int32_t k) {
   const QuantizedRows quantized = workspace_.quantized(k);
-  if (is_w8()) {
+  if (is_quantized()) {
     for_rows(n_rows_, k, [&](std::int32_t row, int) {
       kernels_.quantize_rows(workspace_.operand + row * workspace_.operand_stride, workspace_.operand_stride, 1, k,
                              row_of(quantized, row));
     });
   }
+  spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
@@ -247,23 +281,33 @@ Operand INT8Decoder::gated_operand() {
   const std::int32_t n_cols = config_.intermediate_size;
   const QuantizedRows quantized = workspace_.quantized(n_cols);
   for_rows(n_rows_, n_cols, [&](std::int32_t row, int thread) {
-    float* out = is_w8() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
+    float* out = is_quantized() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
     kernels_.silu_mul(workspace_.wide + row * workspace_.wide_stride, workspace_.wide_stride, 1, n_cols, out, n_cols);
-    if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
+  spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
 void INT8Decoder::multiply_rows(const Matrix& w, const Operand& in, const Output& out) {
-  if (n_rows_ > 0) multiply(kernels_, pool_, weights_.layout, w, in, n_rows_, out);
+  if (n_rows_ > 0) multiply(kernels_, pool_, w, in, n_rows_, out, workspace_.product_scratch());
 }
 
 void INT8Decoder::sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result) {
+  spent(StepPart::outside);
   sampler_.sample(logits(), params, n_top, kernels_, pool_, result);
+  spent(StepPart::sample);
 }
 
 void INT8Decoder::log_probs(Span<const std::int32_t> targets, std::int32_t n_top, const SampleResult& result) {
   sampler_.log_probs(logits(), targets, n_top, kernels_, pool_, result);
+}
+
+std::vector<StepRecord> INT8Decoder::stop_profile() {
+  check_arg(profile_ != nullptr, "INT8Decoder.stop_profile", "needs start_profile first");
+  std::vector<StepRecord> steps = std::move(profile_->steps);
+  profile_.reset();
+  return steps;
 }
 
 }  // namespace llm_decoder

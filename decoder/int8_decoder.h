@@ -1,8 +1,10 @@
-// The decoder of the CPU: one loop over the layers that reads ModelConfig, with int8 or float32 matrices.
+// The decoder of the CPU: one loop over the layers that reads ModelConfig, with quantised (w8, w4) or float32 matrices.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "llm_decoder/cpu_kernels.h"
 #include "llm_decoder/decoder.h"
@@ -12,6 +14,7 @@
 #include "products.h"
 #include "sampler.h"
 #include "step_plan.h"
+#include "step_profile.h"
 #include "weights.h"
 #include "workspace.h"
 
@@ -43,6 +46,10 @@ class INT8Decoder {
   void sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result);
   void log_probs(Span<const std::int32_t> targets, std::int32_t n_top, const SampleResult& result);
 
+  // From here on steps note where their time goes, until stop_profile gives the notes. Off, they cost nothing.
+  void start_profile() { profile_ = std::make_unique<StepProfile>(); }
+  std::vector<StepRecord> stop_profile();
+
   const ModelConfig& config() const { return config_; }
   const char* isa() const { return kernels_.name; }
   int n_threads() const { return pool_.n_threads(); }
@@ -52,7 +59,7 @@ class INT8Decoder {
   void embed();
   void run_layer(std::int32_t index, const KvCache& cache);
   void store_kv(const LayerWeights& layer, const PagedKvView& kv, const std::int32_t* pages);  // pages: [n_rows]
-  void attend(const StepPlan::Attention& attention, const PagedKvView& kv, std::int32_t window);
+  void attend(const AttentionPlan& plan, const PagedKvView& kv, std::int32_t window);
   void keep_wanted_rows();
   void run_mlp(const LayerWeights& layer);
   void compute_logits();
@@ -67,7 +74,14 @@ class INT8Decoder {
   template <class Fn>
   void for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& fn);
 
-  bool is_w8() const { return weights_.layout == WeightView::Layout::w8; }
+  void spent(StepPart part) {
+    if (profile_ != nullptr) profile_->spent(part);
+  }
+
+  template <class Fn>
+  void for_items(std::size_t n_items, bool is_parallel, const Fn& fn);
+
+  bool is_quantized() const { return weights_.is_quantized; }
 
   ModelConfig config_;
   const CpuKernels& kernels_;
@@ -77,6 +91,7 @@ class INT8Decoder {
   Workspace workspace_;
   StepPlan plan_;
   Sampler sampler_;
+  std::unique_ptr<StepProfile> profile_;  // null: nobody wants to know
   std::int32_t n_rows_ = 0;         // of the residual, still carried; the last layer drops those that nobody reads
   std::int32_t n_logits_rows_ = 0;  // of the last step
   bool is_final_ = false;

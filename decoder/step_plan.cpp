@@ -8,12 +8,6 @@ namespace llm_decoder {
 namespace {
 
 constexpr char kPlace[] = "INT8Decoder.step";
-// The attention kernel reads keys and values once for this many rows (a query head of a token each), so a run of tokens
-// has no fewer; and not many more, so that every thread gets several items.
-constexpr std::int32_t kMinRunRows = 32;
-constexpr std::int32_t kMaxRunRows = 192;
-constexpr std::int64_t kItemsPerThread = 6;
-
 void check_cache(const ModelConfig& config, const KvCacheConfig& cache) {
   const auto n_layers = static_cast<std::int32_t>(cache.layer_groups.size());
   check_arg(n_layers == config.n_layers && cache.n_kv_heads == config.n_kv_heads && cache.head_dim == config.head_dim,
@@ -47,37 +41,6 @@ void check_sizes(const StepBatch& batch, std::int32_t max_tokens) {
             n_tokens);
 }
 
-// Query-position pairs of tokens at [begin, end) of a sequence that see everything before them.
-std::int64_t n_visible(std::int64_t begin, std::int64_t end) { return (end * (end + 1) - begin * (begin + 1)) / 2; }
-
-// Cuts tokens into runs, the dearest (latest) first, so that the cheap ones fill the gaps at the end.
-void add_items(StepPlan::Attention& attention, const ModelConfig& config, const AttentionItem& all,
-               std::int32_t max_run) {
-  for (std::int32_t head = 0; head < config.n_kv_heads; ++head) {
-    for (std::int32_t end = all.n_tokens; end > 0;) {
-      const std::int32_t begin = (end - 1) / max_run * max_run;
-      AttentionItem item = all;
-      item.kv_head = head;
-      item.token_begin += begin;
-      item.position_begin += begin;
-      item.n_tokens = end - begin;
-      attention.items.push_back(item);
-      end = begin;
-    }
-  }
-  const std::int64_t begin = all.position_begin;
-  attention.n_pairs += config.n_heads * n_visible(begin, begin + all.n_tokens);
-}
-
-// Tokens of an item.
-std::int32_t run_length(std::int64_t n_tokens, const ModelConfig& config, int n_threads) {
-  const std::int64_t group = config.n_heads / config.n_kv_heads;
-  const std::int64_t smallest = ceil_div(kMinRunRows, group);
-  const std::int64_t largest = std::max<std::int64_t>(smallest, kMaxRunRows / group);
-  const std::int64_t even = ceil_div(n_tokens * config.n_kv_heads, kItemsPerThread * n_threads);
-  return static_cast<std::int32_t>(std::clamp(round_up(even, smallest), smallest, largest));
-}
-
 }  // namespace
 
 void StepPlan::reserve(std::int32_t max_tokens) {
@@ -105,11 +68,8 @@ void StepPlan::make(const ModelConfig& config, const KvCache& cache, const StepB
 void StepPlan::make_group(const ModelConfig& config, const KvCache& cache, std::int32_t number, int n_threads) {
   Group& group = groups[static_cast<std::size_t>(number)];
   group.token_pages.clear();
-  group.attention.items.clear();
-  group.last_attention.items.clear();
-  group.attention.n_pairs = group.last_attention.n_pairs = 0;
-  const std::int32_t max_run = run_length(static_cast<std::int64_t>(tokens.size()), config, n_threads);
-  const std::int32_t last_run = run_length(static_cast<std::int64_t>(logits_tokens.size()), config, n_threads);
+  asking_.clear();
+  asking_last_.clear();
   for (const Sequence& s : sequences_) {
     const std::int32_t* pages = cache.page_table(s.id, number).data();
     for (std::int32_t position = s.position_begin; position < s.position_begin + s.n_tokens; ++position) {
@@ -117,13 +77,21 @@ void StepPlan::make_group(const ModelConfig& config, const KvCache& cache, std::
       check_arg(page >= 0, kPlace, "position ", position, " has no page; reserve before the step");
       group.token_pages.push_back(page);
     }
-    const AttentionItem all{pages, 0, s.token_begin, s.n_tokens, s.position_begin};
-    add_items(group.attention, config, all, max_run);
+    asking_.push_back({pages, s.token_begin, s.n_tokens, s.position_begin});
     if (s.want == LogitRows::none) continue;
     const std::int32_t skipped = s.want == LogitRows::last ? s.n_tokens - 1 : 0;
-    const AttentionItem wanted{pages, 0, s.token_begin + skipped, s.n_tokens - skipped, s.position_begin + skipped};
-    add_items(group.last_attention, config, wanted, last_run);
+    asking_last_.push_back({pages, s.token_begin + skipped, s.n_tokens - skipped, s.position_begin + skipped});
   }
+  const AttentionShape shape{config.n_heads, config.n_kv_heads, cache.config().page_size,
+                             cache.config().groups[static_cast<std::size_t>(number)].window, n_threads};
+  group.attention.make(shape, asking_);
+  group.last_attention.make(shape, asking_last_);
+}
+
+std::int64_t StepPlan::n_states() const {
+  std::int64_t most = 0;
+  for (const Group& group : groups) most = std::max({most, group.attention.n_states, group.last_attention.n_states});
+  return most;
 }
 
 void StepPlan::check_distinct(const StepBatch& batch) {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "llm_decoder/cpu_kernels.h"
+#include "attention_plan.h"
 #include "llm_decoder/decoder.h"
 #include "llm_decoder/kv_cache.h"
 #include "llm_decoder/model_config.h"
@@ -19,16 +19,11 @@ class StepPlan {
     std::int32_t position;  // in its sequence
     std::int32_t slot;      // in its page
   };
-  // Attention as items that any thread may run in any order.
-  struct Attention {
-    std::vector<AttentionItem> items;
-    std::int64_t n_pairs = 0;  // (query head, visible position) pairs of all items: how much work it is
-  };
   // What is different for the layers of one cache group: their pages.
   struct Group {
     std::vector<std::int32_t> token_pages;  // [n_tokens], where each token's KV goes
-    Attention attention;
-    Attention last_attention;  // of logits_tokens only: the last layer computes nothing that nobody reads
+    AttentionPlan attention;
+    AttentionPlan last_attention;  // of logits_tokens only: the last layer computes nothing that nobody reads
   };
 
   std::vector<Token> tokens;
@@ -41,6 +36,8 @@ class StepPlan {
   // Throws std::invalid_argument when the batch does not fit the model, the cache or its reservations.
   void make(const ModelConfig& config, const KvCache& cache, const StepBatch& batch, std::int32_t max_tokens,
             int n_threads);
+
+  std::int64_t n_states() const;  // that attention takes at most at a time
 
  private:
   struct Sequence {
@@ -57,6 +54,7 @@ class StepPlan {
 
   std::vector<Sequence> sequences_;
   std::vector<std::int64_t> sorted_ids_;
+  std::vector<QuerySequence> asking_, asking_last_;
 };
 
 }  // namespace llm_decoder

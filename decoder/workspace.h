@@ -1,5 +1,5 @@
-// All scratch of the layer loop, sized once. Only the logits (rows that steps ask for) and the attention scratch (page
-// geometry of the cache) may still grow at the door of a step; they never shrink.
+// All scratch of the layer loop, sized once. Only the logits (rows that steps ask for) and the attention scratch and
+// states (page geometry and contexts of the cache) may still grow at the door of a step; they never shrink.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,7 @@
 #include "llm_decoder/cpu_kernels.h"
 #include "llm_decoder/decoder.h"
 #include "llm_decoder/model_config.h"
+#include "products.h"
 
 namespace llm_decoder {
 
@@ -37,7 +38,9 @@ class AlignedBuffer {
 class Workspace {
  public:
   Workspace() = default;
-  Workspace(const ModelConfig& config, WeightView::Layout layout, std::int32_t max_tokens, int n_threads);
+  // product_scratch_bytes: of one thread, for the product that takes most.
+  Workspace(const ModelConfig& config, bool is_quantized, std::size_t product_scratch_bytes, std::int32_t max_tokens,
+            int n_threads);
 
   std::int32_t max_tokens = 0;
   // float32 [max_tokens, stride]
@@ -50,18 +53,21 @@ class Workspace {
   float* rope_cos = nullptr;  // [max_tokens, half]
   float* rope_sin = nullptr;
 
-  // The operand of a w8 product with k input channels.
+  // The operand of a product on quantised weights with k input channels.
   QuantizedRows quantized(std::int32_t k) const;
   float* row_scratch(int thread) const { return row_scratch_.as<float>() + thread * row_scratch_stride_; }
   std::byte* attention_scratch(int thread) const {
     return attention_scratch_.as<std::byte>() + static_cast<std::size_t>(thread) * attention_scratch_stride_;
   }
 
+  float* attention_states() const { return attention_states_.as<float>(); }
+  ProductScratch product_scratch() const { return {product_scratch_.as<std::byte>(), product_scratch_stride_}; }
+
   float* hidden() const { return hidden_.as<float>(); }  // [n_rows, hidden_size]
   float* logits() const { return logits_.as<float>(); }  // [n_rows, vocab_size]
 
   void ensure_logits_rows(const ModelConfig& config, std::int32_t n_rows);
-  void ensure_attention_scratch(std::size_t n_bytes);
+  void ensure_attention(std::size_t scratch_bytes, std::int64_t n_state_floats);
   std::size_t n_bytes() const;
 
  private:
@@ -72,8 +78,9 @@ class Workspace {
   std::int8_t* q_ = nullptr;
   float* q_scale_ = nullptr;
   std::int32_t* q_sum_ = nullptr;
-  AlignedBuffer row_scratch_, attention_scratch_, hidden_, logits_;
+  AlignedBuffer row_scratch_, product_scratch_, attention_scratch_, attention_states_, hidden_, logits_;
   std::int64_t row_scratch_stride_ = 0;
+  std::size_t product_scratch_stride_ = 0;
   std::size_t attention_scratch_stride_ = 0;
   std::int32_t n_logits_rows_ = 0;
   int n_threads_ = 1;

@@ -2,18 +2,22 @@
 //
 // A pool's arrays have the shapes of the tiles in paged_kv.h (P pages, H KV heads, S = page_size, D = head_dim_padded):
 //   f32   k float32 [P, H, D, S]           v float32 [P, H, S, D]          no scales
+//   bf16  k uint16 [P, H, D, S]            v uint16 [P, H, S, D]           no scales
 //   s8    k uint8 [P, H, D / 4, S, 4]      v int8 [P, H, S / 4, D, 4]      k_scale, v_scale float32 [P, H, S]
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
-#include <new>
-#include <optional>
+#include <limits>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "array_view.h"
+#include "attention_plan.h"
 #include "llm_decoder/cpu_kernels.h"
+#include "workspace.h"
 
 namespace py = pybind11;
 
@@ -89,9 +93,11 @@ std::int32_t argmax(const std::string& isa, Array x) {
 PagedKvView view_of(py::array& k, py::array& v, py::object& k_scale, py::object& v_scale, std::int32_t head_dim,
                     const char* place) {
   PagedKvView view;
-  view.dtype = py::isinstance<py::array_t<float>>(k) ? Dtype::f32 : Dtype::s8;
-  const bool is_f32 = view.dtype == Dtype::f32;
-  check_arg(k.ndim() == (is_f32 ? 4 : 5), place, "k must have shape ", is_f32 ? "[P, H, D, S]" : "[P, H, D / 4, S, 4]",
+  view.dtype = py::isinstance<py::array_t<float>>(k)           ? Dtype::f32
+               : py::isinstance<py::array_t<std::uint16_t>>(k) ? Dtype::bf16
+                                                               : Dtype::s8;
+  const bool is_s8 = view.dtype == Dtype::s8;
+  check_arg(k.ndim() == (is_s8 ? 5 : 4), place, "k must have shape ", is_s8 ? "[P, H, D / 4, S, 4]" : "[P, H, D, S]",
             ", got ", k.ndim(), " axes");
   const std::int32_t n_pages = size_of(k, 0);
   view.page_size = size_of(k, 3);
@@ -100,11 +106,17 @@ PagedKvView view_of(py::array& k, py::array& v, py::object& k_scale, py::object&
   view.head_dim_padded = static_cast<std::int32_t>(round_up(head_dim, kHeadDimAlign));
   const std::int32_t heads = view.n_kv_heads, hd = view.head_dim_padded, page_size = view.page_size;
   check_arg(page_size > 0 && page_size % 16 == 0, place, "page_size must be a multiple of 16, got ", page_size);
-  view.head_stride_bytes = static_cast<std::int64_t>(hd) * page_size * (is_f32 ? 4 : 1);
+  view.head_stride_bytes = static_cast<std::int64_t>(hd) * page_size * element_bytes(view.dtype);
   view.page_stride_bytes = view.head_stride_bytes * heads;
-  if (is_f32) {
-    view.k = reinterpret_cast<std::byte*>(write_array<float>(k, place, "k", {n_pages, heads, hd, page_size}).data);
-    view.v = reinterpret_cast<std::byte*>(write_array<float>(v, place, "v", {n_pages, heads, page_size, hd}).data);
+  const Shape k_shape = {n_pages, heads, hd, page_size}, v_shape = {n_pages, heads, page_size, hd};
+  if (view.dtype == Dtype::f32) {
+    view.k = reinterpret_cast<std::byte*>(write_array<float>(k, place, "k", k_shape).data);
+    view.v = reinterpret_cast<std::byte*>(write_array<float>(v, place, "v", v_shape).data);
+    return view;
+  }
+  if (view.dtype == Dtype::bf16) {
+    view.k = reinterpret_cast<std::byte*>(write_array<std::uint16_t>(k, place, "k", k_shape).data);
+    view.v = reinterpret_cast<std::byte*>(write_array<std::uint16_t>(v, place, "v", v_shape).data);
     return view;
   }
   py::array k_scales = py::cast<py::array>(k_scale), v_scales = py::cast<py::array>(v_scale);
@@ -136,12 +148,53 @@ void append_kv(const std::string& isa, py::array& k, py::array& v, py::object k_
   }
 }
 
+std::vector<QuerySequence> sequences_of(Array block_table, Array cu_seqlens_q, Array position_begin,
+                                        const char* place) {
+  const Span<const std::int32_t> positions = read_array<std::int32_t>(position_begin, place, "position_begin");
+  const py::ssize_t n = static_cast<py::ssize_t>(positions.size);
+  const std::int32_t* tables = read_array<std::int32_t>(block_table, place, "block_table", {n, kAny}).data;
+  const std::int32_t* begins = read_array<std::int32_t>(cu_seqlens_q, place, "cu_seqlens_q", {n + 1}).data;
+  std::vector<QuerySequence> sequences;
+  for (py::ssize_t i = 0; i < n; ++i) {
+    sequences.push_back({tables + i * block_table.shape(1), begins[i], begins[i + 1] - begins[i],
+                         positions[static_cast<std::size_t>(i)]});
+  }
+  return sequences;
+}
+
+// How the decoder cuts attention: [(kv_head, [(token_begin, n_tokens), ...], page ids), ...].
+py::list attention_items(Array block_table, Array cu_seqlens_q, Array position_begin, std::int32_t n_heads,
+                         std::int32_t n_kv_heads, std::int32_t page_size, std::int32_t window, int n_threads) {
+  const std::vector<QuerySequence> sequences =
+      sequences_of(block_table, cu_seqlens_q, position_begin, "kernels.attention_items");
+  AttentionPlan plan;
+  plan.make({n_heads, n_kv_heads, page_size, window, n_threads}, sequences);
+  py::list items;
+  for (const AttentionItem& item : plan.items) {
+    py::list runs, pages;
+    std::int32_t see_begin = std::numeric_limits<std::int32_t>::max(), see_end = 0;
+    for (std::int32_t i = item.run_begin; i < item.run_begin + item.n_runs; ++i) {
+      const QueryRun& run = plan.runs[static_cast<std::size_t>(i)];
+      runs.append(std::make_tuple(run.token_begin, run.n_tokens));
+      see_begin = std::min(see_begin, window > 0 ? std::max(run.position_begin - window + 1, 0) : 0);
+      see_end = std::max(see_end, run.position_begin + run.n_tokens);
+    }
+    const std::int32_t first = std::max(item.span_begin * pages_of_span(page_size), see_begin / page_size);
+    const std::int32_t end =
+        std::min(item.span_end * pages_of_span(page_size), static_cast<std::int32_t>(ceil_div(see_end, page_size)));
+    for (std::int32_t page = first; page < end; ++page) pages.append(item.block_table[page]);
+    items.append(std::make_tuple(item.kv_head, runs, pages));
+  }
+  return items;
+}
+
 // q: float32 [T, n_heads, head_dim], the tokens of B sequences one after the other, cu_seqlens_q int32 [B + 1] where
-// each begins, position_begin int32 [B] the position of its first token here, block_table int32 [B, M]. One item for
-// each sequence and KV head. Scratch and out begin as NaN.
+// each begins, position_begin int32 [B] the position of its first token here, block_table int32 [B, M]. Planned for
+// n_threads and run on one, sharing pages, or with n_threads = 0 one item for each sequence and KV head. Scratch,
+// states and out begin as NaN.
 FloatArray paged_attention(const std::string& isa, Array q, py::array& k, py::array& v, py::object k_scale,
                            py::object v_scale, Array block_table, Array cu_seqlens_q, Array position_begin, float scale,
-                           std::int32_t window) {
+                           std::int32_t window, int n_threads) {
   const char* place = "kernels.paged_attention";
   AttentionArgs args;
   args.q = read_array<float>(q, place, "q", {kAny, kAny, kAny}).data;
@@ -156,29 +209,31 @@ FloatArray paged_attention(const std::string& isa, Array q, py::array& k, py::ar
   args.out = out.mutable_data();
   std::memset(args.out, 0xff, static_cast<std::size_t>(out.nbytes()));
 
-  const Span<const std::int32_t> positions = read_array<std::int32_t>(position_begin, place, "position_begin");
-  const py::ssize_t n_sequences = static_cast<py::ssize_t>(positions.size);
-  const std::int32_t* tables = read_array<std::int32_t>(block_table, place, "block_table", {n_sequences, kAny}).data;
-  const std::int32_t* begins = read_array<std::int32_t>(cu_seqlens_q, place, "cu_seqlens_q", {n_sequences + 1}).data;
-  const std::int64_t table_stride = block_table.shape(1);
-
+  const AttentionShape shape{args.n_heads, args.kv.n_kv_heads, args.kv.page_size, window, std::max(n_threads, 1)};
+  const std::vector<QuerySequence> sequences = sequences_of(block_table, cu_seqlens_q, position_begin, place);
   const CpuKernels& kernels = select_cpu_kernels(isa.c_str());
-  const std::size_t scratch_bytes = kernels.attention_scratch_bytes(args.kv, args.n_heads);
   const py::gil_scoped_release release;
-  std::byte* scratch = static_cast<std::byte*>(::operator new(scratch_bytes, std::align_val_t{64}));
-  std::memset(scratch, 0xff, scratch_bytes);
-  for (py::ssize_t i = 0; i < n_sequences; ++i) {
-    for (std::int32_t head = 0; head < args.kv.n_kv_heads; ++head) {
-      AttentionItem item;
-      item.block_table = tables + i * table_stride;
-      item.kv_head = head;
-      item.token_begin = begins[i];
-      item.n_tokens = begins[i + 1] - begins[i];
-      item.position_begin = positions[static_cast<std::size_t>(i)];
-      kernels.paged_attention(args, item, scratch);
+  AlignedBuffer scratch(kernels.attention_scratch_bytes(args.kv, args.n_heads));
+  std::memset(scratch.as<std::byte>(), 0xff, scratch.n_bytes());
+  const auto run = [&](const AttentionPlan& plan) {
+    const std::int64_t n_floats = plan.n_states * args.n_heads * state_floats(args.kv.head_dim_padded);
+    AlignedBuffer states(static_cast<std::size_t>(n_floats) * sizeof(float));
+    std::memset(states.as<std::byte>(), 0xff, states.n_bytes());
+    args.runs = plan.runs.data();
+    args.states = states.as<float>();
+    for (const AttentionItem& item : plan.items) kernels.paged_attention(args, item, scratch.as<std::byte>());
+    for (const QueryRun& merge : plan.merges) kernels.merge_states(args, merge, scratch.as<std::byte>());
+  };
+  AttentionPlan plan;
+  if (n_threads > 0) {
+    plan.make(shape, sequences);
+    run(plan);
+  } else {
+    for (const QuerySequence& sequence : sequences) {
+      plan.make(shape, {sequence});
+      run(plan);
     }
   }
-  ::operator delete(scratch, std::align_val_t{64});
   return out;
 }
 
@@ -199,7 +254,9 @@ void register_row_kernels(py::module_& kernels) {
               arg("block_table"), arg("position"), arg("key"), arg("value"));
   kernels.def("paged_attention", &paged_attention, arg("isa"), arg("q"), arg("k"), arg("v"), arg("k_scale"),
               arg("v_scale"), arg("block_table"), arg("cu_seqlens_q"), arg("position_begin"), arg("scale"),
-              arg("window") = 0);
+              arg("window") = 0, arg("n_threads") = 0);
+  kernels.def("attention_items", &attention_items, arg("block_table"), arg("cu_seqlens_q"), arg("position_begin"),
+              arg("n_heads"), arg("n_kv_heads"), arg("page_size"), arg("window") = 0, arg("n_threads") = 1);
 }
 
 }  // namespace llm_decoder

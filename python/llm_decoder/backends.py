@@ -7,14 +7,26 @@ import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_decoder._core import (
+    STEP_PARTS,
+    KvCache,
+    MachineLimits,
+    expand_w4,
+    isas,
+    pack_f32,
+    pack_w4,
+    pack_w8,
+    quantize_weight_groups,
+    quantize_weight_rows,
+    unpack_w8,
+)
 from llm_decoder._core import INT8Decoder as CoreDecoder
-from llm_decoder._core import KvCache, isas, pack_f32, pack_w8, quantize_weight_rows, unpack_w8
+from llm_decoder.cpu_topology import cpu_name, last_cache_bytes, usable_cores
 from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
 from llm_decoder.fit import available_memory_bytes
 from llm_decoder.kv_pool import KvPool, divide_pool
@@ -30,15 +42,21 @@ __all__ = [
     "CpuBackend",
     "DeviceInfo",
     "KvCache",
+    "MachineLimits",
     "Model",
+    "StepTimes",
     "check_integer",
     "choose_isa",
+    "choose_threads",
     "create_backend",
     "create_decoder",
-    "default_threads",
     "devices",
+    "expand_w4",
+    "open_limits",
     "pack_f32",
+    "pack_w4",
     "pack_w8",
+    "quantize_weight_groups",
     "quantize_weight_rows",
     "unpack_w8",
 ]
@@ -53,7 +71,11 @@ DEFAULT_PAGE_SIZE = 32
 DEFAULT_POOL_SEQUENCES = 4
 DEFAULT_POOL_TOKENS = 32768
 DEFAULT_POOL_SHARE = 0.25
-_KV_DTYPES = {"float32": "f32", "int8": "s8"}
+MAX_THREADS = 1024
+# What is read to measure the memory: so many times the last cache, and no less than this.
+_LIMITS_CACHES = 4
+_LIMITS_BYTES = 1 << 30
+_KV_DTYPES = {"float32": "f32", "bfloat16": "bf16", "int8": "s8"}
 
 
 class Model(Protocol):
@@ -101,16 +123,36 @@ class Backend(Protocol):
 
     def info(self) -> dict[str, Any]: ...
 
+    def start_profile(self) -> None:
+        """From here on every step notes where its time goes."""
+
+    def stop_profile(self) -> StepTimes:
+        """Ends that, and tells."""
+
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
+class StepTimes:
+    """Where the time of steps went: seconds float64 [n_steps, n_parts], parts as named in `parts` (what each is stands
+    in decoder/step_profile.h); n_tokens and n_sequences int32 [n_steps]. "outside" is what passed until the next step
+    began, in the scheduler, the cache and whatever else is not the decoder; the last step has none."""
+
+    parts: tuple[str, ...]
+    n_tokens: Ints
+    n_sequences: Ints
+    seconds: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class DeviceInfo:
-    """A device of this machine. reason: why it cannot be used, empty when it can."""
+    """A device of this machine. reason: why it cannot be used, empty when it can. threads: how many compute unless told
+    otherwise. cores: physical ones that this process may use."""
 
     name: str
     description: str
     threads: int
+    cores: int
     memory_bytes: int
     isas: tuple[str, ...] = ()
     reason: str = ""
@@ -123,9 +165,10 @@ class DeviceInfo:
 @dataclass(frozen=True)
 class BackendOptions:
     """device: "auto" or "cpu". kv_cache_dtype: "auto" (float32 with float weights, int8 with quantised ones),
-    "float32", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768 tokens if that
-    is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16. max_model_len: tokens of
-    a sequence; None = the model's, or what the pool holds if that is less. isa: a name of devices()[0].isas.
+    "float32", "bfloat16", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768
+    tokens if that is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16.
+    max_model_len: tokens of a sequence; None = the model's, or what the pool holds if that is less. isa: a name of
+    devices()[0].isas.
     deterministic: a sequence's results must not depend on what else is computed; CpuBackend keeps that in float32 and
     int8 alike, so there it changes nothing."""
 
@@ -144,8 +187,8 @@ class BackendOptions:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"[device] must be auto, cpu or cuda, got {self.device!r}")
         if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
-            raise ConfigError(f"[kv_cache_dtype] must be auto, float32 or int8, got {self.kv_cache_dtype!r}")
-        check_integer("threads", self.threads, 1, 1024)
+            raise ConfigError(f"[kv_cache_dtype] must be auto, float32, bfloat16 or int8, got {self.kv_cache_dtype!r}")
+        choose_threads(self.threads)
         check_integer("kv_cache_bytes", self.kv_cache_bytes, 1)
         check_integer("page_size", self.page_size, 16, 4096)
         if self.page_size is not None and self.page_size % 16:
@@ -181,17 +224,58 @@ def choose_isa(isa: str = "auto") -> str:
     return name
 
 
+def choose_threads(threads: int | None = None) -> int:
+    """How many threads compute: as many as named, else LLM_DECODER_THREADS, else one a physical core that this process
+    may use.
+
+    Raises ConfigError for what is not an integer from 1 to 1024.
+    """
+    check_integer("threads", threads, 1, MAX_THREADS)
+    if threads is not None:
+        return operator.index(threads)
+    text = os.environ.get("LLM_DECODER_THREADS", "")
+    if not text:
+        return usable_cores()
+    try:
+        number: Any = int(text)
+    except ValueError:
+        number = text
+    check_integer("LLM_DECODER_THREADS", number, 1, MAX_THREADS)
+    return int(number)
+
+
+def open_limits(threads: int, isa: str) -> MachineLimits:
+    """What this machine can do at most, to be measured with so many threads and these kernels. Holds 1 GiB of memory,
+    or four times the last cache if that is more, but no more than a quarter of what is free.
+
+    Raises NotEnoughMemoryError.
+    """
+    n_bytes = min(max(_LIMITS_BYTES, _LIMITS_CACHES * last_cache_bytes()), available_memory_bytes() // 4)
+    try:
+        return MachineLimits(threads, n_bytes, isa)
+    except MemoryError as error:
+        raise NotEnoughMemoryError(
+            f"[machine limits] {n_bytes} bytes to read do not fit the memory; free some"
+        ) from error
+
+
 def devices() -> list[DeviceInfo]:
     """The devices of this machine, the ones that cannot be used too, with the reason."""
     cpu = DeviceInfo(
         name="cpu",
-        description=_cpu_name(),
-        threads=default_threads(),
+        description=cpu_name(),
+        threads=choose_threads(),
+        cores=usable_cores(),
         memory_bytes=available_memory_bytes(),
         isas=tuple(isas()),
     )
     cuda = DeviceInfo(
-        name="cuda", description="NVIDIA GPU", threads=0, memory_bytes=0, reason="this build has no CUDA extension"
+        name="cuda",
+        description="NVIDIA GPU",
+        threads=0,
+        cores=0,
+        memory_bytes=0,
+        reason="this build has no CUDA extension",
     )
     return [cpu, cuda]
 
@@ -212,7 +296,7 @@ def create_decoder(model: Model, options: BackendOptions, max_model_len: int) ->
     """The core's decoder with its weights, ready to step."""
     config = model.config.to_core() | {"max_model_len": max_model_len}
     try:
-        decoder = CoreDecoder(config, options.threads or default_threads(), options.isa)
+        decoder = CoreDecoder(config, choose_threads(options.threads), options.isa)
         for name, weight in model.weights.items():
             decoder.set_weight(name, weight.layout, weight.shape, weight.data, weight.scales)
         decoder.finalize(options.max_tokens_per_step)
@@ -236,6 +320,7 @@ class CpuBackend:
         self.vocab_size = config.vocab_size
         self.max_tokens_per_step = options.max_tokens_per_step
         self.kv_cache_dtype = _kv_dtype(model, options)
+        self._layout = model.weights["embedding"].layout
         wanted_len = options.max_model_len or config.max_model_len
         pool = divide_pool(
             config,
@@ -284,15 +369,23 @@ class CpuBackend:
         return self._decoder.hidden()
 
     def info(self) -> dict[str, Any]:
-        """What was chosen: device, isa, threads, kv_cache_dtype, sizes in bytes."""
+        """What was chosen: device, isa, threads, layout of the matrices, kv_cache_dtype, sizes in tokens and bytes."""
         return {
             "device": "cpu",
             "isa": self._decoder.isa,
             "threads": self._decoder.threads,
+            "layout": self._layout,
+            "max_tokens_per_step": self.max_tokens_per_step,
             "kv_cache_dtype": self.kv_cache_dtype,
             "kv_cache_bytes": self.cache.stats()["pool_bytes"],
             "workspace_bytes": self._decoder.workspace_bytes,
         }
+
+    def start_profile(self) -> None:
+        self._decoder.start_profile()
+
+    def stop_profile(self) -> StepTimes:
+        return StepTimes(STEP_PARTS, *self._decoder.stop_profile())
 
     def close(self) -> None:
         """Lets the pool, the workspace and the weights go."""
@@ -300,43 +393,7 @@ class CpuBackend:
 
 
 def _kv_dtype(model: Model, options: BackendOptions) -> str:
-    is_float = all(weight.layout != "w8" for weight in model.weights.values())
+    is_float = all(weight.layout not in ("w8", "w4") for weight in model.weights.values())
     if options.kv_cache_dtype == "auto":
         return "float32" if is_float else "int8"
     return options.kv_cache_dtype
-
-
-def default_threads() -> int:
-    """Physical cores that this process may run on, no more than its CPU quota."""
-    try:
-        cpus = os.sched_getaffinity(0)
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
-    cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
-    return max(1, min(len(cores), _cpu_quota()))
-
-
-def _cpu_quota() -> int:
-    """Whole CPUs of the control group (version 2, then 1), or a large number."""
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if not quota:
-        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota.isdigit() and period.isdigit() and int(period) > 0:
-        return max(1, round(int(quota) / int(period)))
-    return 1 << 16
-
-
-def _cpu_name() -> str:
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "CPU"
-
-
-def _read(path: str) -> str:
-    """The text of a system file, "" when there is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""

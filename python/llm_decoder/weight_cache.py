@@ -263,6 +263,7 @@ def _write_entry(
             prologue = _PROLOGUE.pack(_MAGIC, FORMAT_VERSION, 0, len(header), data_bytes, digest)
             _write_at(file.fileno(), 0, np.frombuffer(prologue + header, np.uint8))
             os.fsync(file.fileno())
+            _forget_pages(file.fileno())
             Path(temporary).rename(path)  # while the lock is held: nobody takes it for a leftover
     except BaseException:
         with contextlib.suppress(OSError):
@@ -288,6 +289,20 @@ def _write_at(descriptor: int, offset: int, values: npt.NDArray[Any]) -> None:
         view, offset = view[n_written:], offset + n_written
 
 
+def _forget_pages(descriptor: int) -> None:
+    """What was written in pieces lies in small pages of memory. Read again through a mapping that asks for huge pages,
+    the file lies in huge ones, and decoding reads it a fifth faster (docs/performance.md)."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # only advice
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _ask_for_huge_pages(mapped: mmap.mmap) -> None:
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+
+
 def _hash_from(path: str, begin: int) -> bytes:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -308,6 +323,7 @@ def _map_entry(path: Path, tensors: list[CoreTensor], identity: str) -> dict[str
     begin = _data_begin(header_end)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _ask_for_huge_pages(mapped)
         if len(mapped) != begin + data_bytes:
             raise _BrokenEntryError(f"it has {len(mapped):,} bytes instead of {begin + data_bytes:,}")
     os.utime(path)
@@ -317,7 +333,7 @@ def _map_entry(path: Path, tensors: list[CoreTensor], identity: str) -> dict[str
 
 def _view(data: npt.NDArray[np.uint8], tensor: CoreTensor, span: dict[str, int]) -> PackedTensor:
     raw = data[span["data"] : span["data"] + tensor.data_bytes]
-    if tensor.layout != "w8":
+    if not tensor.is_quantized:
         return PackedTensor(tensor.layout, tensor.shape, raw.view(np.float32))
     scales = data[span["scales"] : span["scales"] + tensor.scale_bytes].view(np.float32)
     return PackedTensor(tensor.layout, tensor.shape, raw, scales)

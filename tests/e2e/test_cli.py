@@ -412,7 +412,7 @@ def test_show_tells_sizes_and_needs_without_loading_weights(environment: dict[st
     assert facts["config"]["family"] == "llama"
     assert facts["config"]["context"] >= 1024
     memory = facts["memory"]
-    assert 0 < memory["weights_as_int8_bytes"] < memory["weights_as_float32_bytes"]
+    assert 0 < memory["weights_as_int4_bytes"] < memory["weights_as_int8_bytes"] < memory["weights_as_float32_bytes"]
     assert memory["needed_with_one_full_context_as_int8_bytes"] > memory["weights_as_int8_bytes"]
     plain = run(environment, "show").stdout
     assert "family: llama" in plain
@@ -524,16 +524,34 @@ def test_the_cache_lists_what_was_quantised_and_is_cleared(environment: dict[str
     assert json.loads(run(own, "cache", "ls", "--json").stdout)["entries"] == []
 
 
-def test_bench_reports_prefill_decode_and_batch(environment: dict[str, str]) -> None:
-    flags = ("--prompt-len", "24", "--gen-len", "4", "--batch", "2", "--repeat", "2")
-    report = json.loads(run(environment, "bench", *flags, "--json").stdout)
-    for name in ("prefill", "decode", "batch"):
-        assert report[f"{name}_tokens_per_s"] > 0
-        assert len(report["runs"][name]) == 2
+def test_bench_measures_the_embedded_model_against_this_machine(environment: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    flags = ("--prompt-len", "24", "--gen-len", "3", "--batch", "2", "--repeat", "2")
+    done = run(environment, "bench", *flags, "--output", str(file))
+    report = json.loads(file.read_text())
     assert report["model"] == "storyteller"
     assert report["engine"]["device"] == "cpu"
-    plain = run(environment, "bench", *flags).stdout
-    assert [line.split()[0] for line in plain.splitlines()[1:]] == ["prefill", "decode", "batch"]
+    assert all(speed > 0 for speed in report["limits"].values())
+    assert [column["name"] for column in report["columns"]] == ["prefill24", "decode24", "batch2@24"]
+    for column in report["columns"]:
+        assert len(column["runs"]) == 2
+        assert column["tokens_per_s"] == min(column["runs"])
+        assert sum(part["time_share"] for part in column["parts"].values()) == pytest.approx(1.0)
+        assert sum(part["seconds"] for part in column["parts"].values()) == pytest.approx(column["seconds"])
+        assert all(column["parts"][name]["limit_share"] > 0 for name in ("attn_qkv", "attention", "lm_head"))
+    assert [column["n_steps"] for column in report["columns"]] == [1, 3, 3]
+    assert "WHERE TIME GOES" in done.stdout
+    assert "batch2@24" in done.stdout
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512vnni"])
+def test_bench_runs_on_every_isa(environment: dict[str, str], isa: str) -> None:
+    if isa not in json.loads(run(environment, "devices", "--json").stdout)["devices"][0]["isas"]:
+        pytest.skip(f"this machine has no {isa}")
+    flags = ("--columns", "prefill16,decode16", "--gen-len", "1", "--repeat", "1", "--threads", "1", "--json")
+    report = json.loads(run(environment | {"LLM_DECODER_CPU_ISA": isa}, "bench", *flags).stdout)
+    assert (report["engine"]["isa"], report["engine"]["threads"]) == (isa, 1)
+    assert all(column["share"] > 0 for column in report["columns"])
 
 
 def test_a_foreign_checkpoint_runs_by_its_path(environment: dict[str, str], tmp_path: Path) -> None:

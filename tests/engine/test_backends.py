@@ -1,7 +1,6 @@
 """What a backend chooses when nobody does, and what it refuses."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +107,7 @@ def test_the_kernels_are_those_named_then_those_forced_then_the_best(int8, monke
     assert create_backend(int8, BackendOptions(isa=best)).info()["isa"] == backends.choose_isa(best) == best
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["float32", "int8"])
+@pytest.mark.parametrize("kv_cache_dtype", ["float32", "bfloat16", "int8"])
 def test_float32_gives_the_same_bits_alone_in_a_batch_and_in_chunks(folder, kv_cache_dtype):
     options = {"dtype": "float32", "kv_cache_dtype": kv_cache_dtype, "deterministic": True}
     prompts = [[(7 * i + 3 * j) % 300 for j in range(n)] for i, n in enumerate((1, 3, 31, 33, 127))]
@@ -147,20 +146,15 @@ def test_devices_name_the_cpu_first_and_say_why_there_is_no_gpu():
     assert (cuda.name, cuda.is_usable) == ("cuda", False)
 
 
-def test_threads_are_the_cores_this_process_may_use(monkeypatch):
-    files = {
-        f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{i // 2 * 2}-{i // 2 * 2 + 1}"
-        for i in range(8)
-    }
-    monkeypatch.setattr(backends, "_read", lambda path: files.get(path, ""))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert backends.default_threads() == 4
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 4})
-    assert backends.default_threads() == 3
-    files["/sys/fs/cgroup/cpu.max"] = "150000 100000"
-    assert backends.default_threads() == 2
-    files["/sys/fs/cgroup/cpu.max"] = "max 100000"
-    assert backends.default_threads() == 3
+def test_limits_are_read_from_memory_that_no_cache_holds_but_not_from_all_that_is_free(monkeypatch):
+    monkeypatch.setattr(backends, "last_cache_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(backends, "available_memory_bytes", lambda: 64 << 20)
+    limits = backends.open_limits(1, "generic")
+    assert (limits.threads, limits.isa, limits.n_bytes) == (1, "generic", 16 << 20)
+    monkeypatch.setattr(backends, "available_memory_bytes", lambda: 1 << 62)
+    monkeypatch.setattr(backends, "last_cache_bytes", lambda: 1 << 58)
+    with pytest.raises(NotEnoughMemoryError, match=f"{1 << 60} bytes to read do not fit"):
+        backends.open_limits(1, "generic")
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

@@ -83,7 +83,19 @@ def test_int8_logits_are_the_same_on_every_isa(isa: str) -> None:
     assert np.array_equal(got, want)
 
 
-CUTS = [("f32", "f32"), ("w8", "f32"), ("w8", "s8")]
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize("tied", [True, False])
+def test_w4_logits_have_the_bits_of_the_w8_weights_that_they_stand_for(isa: str, tied: bool) -> None:
+    config = tiny_config()
+    weights = random_weights(config, biases=True, tied=tied)
+    tokens = tokens_of(config, 70)
+    want = Runner(make_decoder(config, weights, "w4 as w8", isa="generic"), make_cache(config, "s8")).run(tokens)
+    for chunks in ([70], [1] * 70, [9, 61]):
+        got = Runner(make_decoder(config, weights, "w4", isa=isa, threads=2), make_cache(config, "s8"))
+        np.testing.assert_array_equal(got.run(tokens, chunks), want)
+
+
+CUTS = [("f32", "f32"), ("w8", "f32"), ("w8", "bf16"), ("w8", "s8"), ("w4", "s8")]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -146,6 +158,34 @@ def test_forks_of_a_sequence_go_their_own_ways(layout: str, kv_dtype: str) -> No
         runner.step([(second, 1), (first, 1)])
     assert np.array_equal(np.concatenate(first.logits[-5:]), want[0])
     assert np.array_equal(np.concatenate(second.logits[-5:]), want[1])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("layout", "kv_dtype"), CUTS)
+def test_sequences_that_share_a_long_prefix_step_together_as_they_do_alone(
+    layout: str, kv_dtype: str, threads: int
+) -> None:
+    config = tiny_config(n_heads=4, n_kv_heads=2, windows=[0, 290])
+    weights, prefix = random_weights(config), tokens_of(config, 335)
+    prompts = [prefix[:n] + tokens_of(config, 14, seed=n) for n in (335, 330, 272, 100)]
+    alone = [
+        Runner(make_decoder(config, weights, layout, max_tokens=400), make_cache(config, kv_dtype)).run(p)[-12:]
+        for p in prompts
+    ]
+    runner = Runner(make_decoder(config, weights, layout, threads=threads), make_cache(config, kv_dtype, n_pages=200))
+    walks = [runner.admit(prompts[0])]
+    for walk, prompt in zip(walks, prompts, strict=False):
+        while walk.n_done < len(prompt) - 12:
+            runner.step([(walk, min(64, len(prompt) - 12 - walk.n_done))])
+        if len(walks) < len(prompts):
+            walks.append(runner.admit(prompts[len(walks)]))
+    pages = [runner.cache.page_table(walk.seq_id)[:16] for walk in walks[:3]]
+    assert np.array_equal(pages[0], pages[1])
+    assert np.array_equal(pages[0], pages[2])
+    for n in (1, 4, 1, 6):
+        runner.step([(walk, n) for walk in walks])
+    for walk, want in zip(walks, alone, strict=True):
+        assert np.array_equal(walk.all_logits()[-12:], want)
 
 
 def test_pages_left_of_the_window_are_not_needed() -> None:
@@ -392,7 +432,16 @@ class TestWeights:
     def test_layouts_do_not_mix(self) -> None:
         decoder = self.unfinished("w8", {"layer_1/mlp_down": None})
         set_weight(decoder, "layer_1/mlp_down", np.ones((72, 91), np.float32), "f32")
-        with pytest.raises(ValueError, match="one layout, w8 as the embedding, got layer_1/mlp_down as f32"):
+        with pytest.raises(
+            ValueError, match="must be w8 or w4, as the embedding is quantised, got layer_1/mlp_down as f32"
+        ):
+            decoder.finalize(8)
+
+    def test_an_embedding_of_4_bits_is_refused(self) -> None:
+        decoder = self.unfinished("w8", {"embedding": None})
+        groups = _core.quantize_weight_groups(np.ones((1003, 72), np.float32))
+        decoder.set_weight("embedding", "w4", (1003, 72), _core.pack_w4(*groups[:3]), groups[3])
+        with pytest.raises(ValueError, match="embedding must be f32 or w8, got w4 matrix"):
             decoder.finalize(8)
 
     def test_arrays_that_do_not_fit_their_shape_are_refused(self) -> None:
@@ -400,10 +449,12 @@ class TestWeights:
         packed = _core.pack_f32(np.ones((20, 8), np.float32))
         with pytest.raises(ValueError, match=r"embedding data must have shape \[384\], got \[256\]"):
             decoder.set_weight("embedding", "f32", (40, 8), packed)
-        with pytest.raises(ValueError, match="w8 needs scales, got none for embedding"):
+        with pytest.raises(ValueError, match="w8 and w4 need scales, got none for embedding"):
             decoder.set_weight("embedding", "w8", (16, 4), np.zeros(64, np.uint8))
-        with pytest.raises(ValueError, match="'vector', 'f32' or 'w8', got 'w4'"):
-            decoder.set_weight("embedding", "w4", (16, 4), np.zeros(64, np.uint8))
+        with pytest.raises(ValueError, match=r"embedding data must have shape \[576\], got \[64\]"):
+            decoder.set_weight("embedding", "w4", (16, 4), np.zeros(64, np.uint8), np.ones(16, np.float32))
+        with pytest.raises(ValueError, match="'vector', 'f32', 'w8' or 'w4', got 'w2'"):
+            decoder.set_weight("embedding", "w2", (16, 4), np.zeros(64, np.uint8))
         with pytest.raises(ValueError, match="aligned to 64 bytes"):
             decoder.set_weight("embedding", "f32", (3, 4), np.zeros(80, np.float32)[1:65])
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from llm_decoder import _core
 
 LINE_BYTES = 64
+BF16_NAN = 0x7FC1
 # What a dead entry of a page table may hold.
 DEAD_ENTRIES = (-(2**31), -1, 2**31 - 1, 10**9)
 
@@ -36,6 +37,9 @@ class PagePool:
         if dtype == "f32":
             self.k = aligned((n_pages, n_kv_heads, padded, page_size), np.float32, np.nan)
             self.v = aligned((n_pages, n_kv_heads, page_size, padded), np.float32, np.nan)
+        elif dtype == "bf16":
+            self.k = aligned((n_pages, n_kv_heads, padded, page_size), np.uint16, BF16_NAN)
+            self.v = aligned((n_pages, n_kv_heads, page_size, padded), np.uint16, BF16_NAN)
         else:
             self.k = aligned((n_pages, n_kv_heads, padded // 4, page_size, 4), np.uint8, 251)
             self.v = aligned((n_pages, n_kv_heads, page_size // 4, padded, 4), np.int8, -113)
@@ -80,8 +84,10 @@ class PagePool:
         positions: list[int],
         scale: float,
         window: int = 0,
+        n_threads: int = 0,
     ) -> list[NDArray[np.float32]]:
-        """One call for all sequences; queries [n_tokens, n_heads, head_dim] each, from its position on."""
+        """One call for all sequences; queries [n_tokens, n_heads, head_dim] each, from its position on. n_threads > 0:
+        cut and shared as a decoder of so many threads does it, 0: one item for each sequence and KV head."""
         width = max(len(table) for table in tables)
         block_table = np.full((len(tables), width), DEAD_ENTRIES[0], np.int32)
         for row, table in zip(block_table, tables, strict=True):
@@ -99,6 +105,7 @@ class PagePool:
             np.array(positions, np.int32),
             scale,
             window,
+            n_threads,
         )
         return [out[begin:end] for begin, end in itertools.pairwise(begins)]
 

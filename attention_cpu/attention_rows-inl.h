@@ -1,0 +1,169 @@
+// What attention knows of its rows: the queries of a block, and the state that each row gathers. Included after
+// append_kv-inl.h.
+//
+// A row is one query head of one token. Its state over some positions is (out, max, sum): the largest score, the sum of
+// p = exp(score - max), and out = sum of p * v. States of neighbouring spans merge (online softmax, Milakov and
+// Gimelshein 2018), always in ascending order of spans.
+#pragma once
+
+// Rows whose queries and outputs stay in the first cache levels while they walk over the pages together.
+constexpr std::int32_t kBlockRows = 64;
+
+// The largest score of nothing. Finite, so that no difference of two maxima is NaN.
+constexpr float kNoMaximum = -kLargestFloat;
+
+inline std::int32_t smaller(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
+inline std::int32_t larger(std::int32_t a, std::int32_t b) { return a > b ? a : b; }
+
+// Where a row comes from and what it sees.
+struct AttentionRow {
+  std::int32_t token, head;         // of q and out
+  std::int32_t see_begin, see_end;  // positions
+  // The row's state of span s lies at states + (s - first_span) * span_stride; null: this item walks all its spans.
+  float* states;
+  std::int64_t span_stride;
+  std::int32_t first_span;
+};
+
+// One state: float [hd] out, then max, then sum. hd = head_dim_padded.
+struct State {
+  float* out;
+  std::int32_t hd;
+
+  float& max() const { return out[hd]; }
+  float& sum() const { return out[hd + 1]; }
+};
+
+struct AttentionScratch {
+  // A block of rows.
+  AttentionRow* rows;    // [n_rows]
+  float* gathered;       // [n_rows, state_floats], states over the spans so far
+  float* q;              // [n_rows, hd], float pages
+  std::int8_t* q_s8;     // [n_rows, hd], s8 pages
+  float* q_scale;        // [n_rows], includes the scale of attention
+  std::int32_t* q_bias;  // [n_rows], -128 * sum(q), which undoes the bias of K
+  // A tile of them over one span.
+  float* states;          // [kRowTile, state_floats]
+  float* scores;          // [kRowTile, span_slots], overwritten by the weights
+  std::uint8_t* weights;  // [kRowTile, span_slots], s8 pages
+  float* weight_scales;   // [kRowTile, span_pages], s8 pages: p * v_scale = byte * weight_scale
+  std::int32_t n_rows;    // of a block, at most
+};
+
+// Runs of elements in scratch, each on its own cache line.
+struct ScratchCursor {
+  std::byte* base;
+  std::size_t used = 0;
+
+  template <class T>
+  T* take(std::int64_t n) {
+    T* run = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
+    used += (static_cast<std::size_t>(n) * sizeof(T) + 63) / 64 * 64;
+    return run;
+  }
+};
+
+// At least the heads of one token, so that decoding reads each page once whatever the ratio of heads.
+inline std::int32_t rows_of_block(const PagedKvView& kv, std::int32_t n_heads) {
+  return larger(n_heads / kv.n_kv_heads, kBlockRows);
+}
+
+inline AttentionScratch lay_out_scratch(const PagedKvView& kv, std::int32_t n_heads, ScratchCursor& cursor) {
+  const std::int64_t n_rows = rows_of_block(kv, n_heads), hd = kv.head_dim_padded;
+  const std::int64_t span_pages = pages_of_span(kv.page_size), span_slots = span_pages * kv.page_size;
+  const bool is_s8 = kv.dtype == Dtype::s8;
+  AttentionScratch scratch;
+  scratch.n_rows = static_cast<std::int32_t>(n_rows);
+  scratch.rows = cursor.take<AttentionRow>(n_rows);
+  scratch.gathered = cursor.take<float>(n_rows * state_floats(kv.head_dim_padded));
+  scratch.q = cursor.take<float>(is_s8 ? 0 : n_rows * hd);
+  scratch.q_s8 = cursor.take<std::int8_t>(is_s8 ? n_rows * hd : 0);
+  scratch.q_scale = cursor.take<float>(n_rows);
+  scratch.q_bias = cursor.take<std::int32_t>(n_rows);
+  scratch.states = cursor.take<float>(kRowTile * state_floats(kv.head_dim_padded));
+  scratch.scores = cursor.take<float>(kRowTile * span_slots);
+  scratch.weights = cursor.take<std::uint8_t>(is_s8 ? kRowTile * span_slots : 0);
+  scratch.weight_scales = cursor.take<float>(is_s8 ? kRowTile * span_pages : 0);
+  return scratch;
+}
+
+std::size_t attention_scratch_bytes(const PagedKvView& kv, std::int32_t n_heads) {
+  ScratchCursor cursor{nullptr};
+  lay_out_scratch(kv, n_heads, cursor);
+  return cursor.used;
+}
+
+inline State state_at(float* states, std::int64_t index, std::int32_t hd) {
+  return {states + index * state_floats(hd), hd};
+}
+
+inline void clear_state(const State& state) {
+  for (std::int32_t i = 0; i < state.hd; i += kLanes) store(state.out + i, splat(0.0f));
+  state.max() = kNoMaximum;
+  state.sum() = 0.0f;
+}
+
+// `into` then covers its own positions and those of `next`, which lie behind them.
+inline void merge_state(const State& into, const State& next) {
+  const float max = next.max() > into.max() ? next.max() : into.max();
+  const F32 decay = exp_lut(splat(into.max() - max)), weight = exp_lut(splat(next.max() - max));
+  alignas(64) float decays[kLanes], weights[kLanes];
+  store(decays, decay);
+  store(weights, weight);
+  into.sum() = into.sum() * decays[0] + next.sum() * weights[0];
+  into.max() = max;
+  for (std::int32_t i = 0; i < into.hd; i += kLanes) {
+    store(into.out + i, fma(load(into.out + i), decay, mul(load(next.out + i), weight)));
+  }
+}
+
+inline void finish_row(const AttentionArgs& args, std::int32_t token, std::int32_t head, const State& state) {
+  const std::int32_t head_dim = args.kv.head_dim;
+  float* out = args.out + token * args.out_stride + static_cast<std::int64_t>(head) * head_dim;
+  const F32 divisor = splat(state.sum() == 0.0f ? 1.0f : state.sum());  // a row that sees nothing has gathered 0
+  for (std::int32_t i = 0; i < head_dim; i += kLanes) store_at(out, head_dim, i, div(load(state.out + i), divisor));
+}
+
+// The first position that `position` sees.
+inline std::int32_t window_begin(std::int32_t position, std::int32_t window) {
+  return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+// Hands out the rows of an item: runs outermost, then tokens, then the heads that share the KV head.
+struct RowCursor {
+  const AttentionArgs& args;
+  const AttentionItem& item;
+  std::int32_t run = 0, token = 0, head = 0;
+
+  AttentionRow take() {
+    const std::int32_t group = args.n_heads / args.kv.n_kv_heads;
+    const QueryRun& of = args.runs[item.run_begin + run];
+    const std::int32_t position = of.position_begin + token, query_head = item.kv_head * group + head;
+    const std::int64_t floats = state_floats(args.kv.head_dim_padded);
+    float* states = of.state_begin == kNoStates
+                        ? nullptr
+                        : args.states + ((of.state_begin + token) * args.n_heads + query_head) * floats;
+    const AttentionRow row = {of.token_begin + token, query_head, window_begin(position, args.window),
+                              position + 1,           states,     of.n_tokens * args.n_heads * floats,
+                              of.first_span};
+    if (++head == group) head = 0, ++token;
+    if (token == of.n_tokens) token = 0, ++run;
+    return row;
+  }
+};
+
+inline void begin_row(const AttentionArgs& args, const AttentionScratch& scratch, std::int32_t i) {
+  const std::int32_t head_dim = args.kv.head_dim, hd = args.kv.head_dim_padded;
+  const AttentionRow& row = scratch.rows[i];
+  const float* q = args.q + row.token * args.q_stride + static_cast<std::int64_t>(row.head) * head_dim;
+  const std::int64_t begin = static_cast<std::int64_t>(i) * hd;
+  clear_state(state_at(scratch.gathered, i, hd));
+  if (args.kv.dtype == Dtype::s8) {
+    const float scale = int8_scale(q, head_dim, 1.0f);
+    scratch.q_scale[i] = scale * args.scale;
+    scratch.q_bias[i] = -128 * quantize_row(q, head_dim, hd, scale, scratch.q_s8 + begin);
+  } else {
+    for (std::int32_t j = 0; j < hd; j += kLanes) store(scratch.q + begin + j, load_at(q, head_dim, j, 0.0f));
+    scratch.q_scale[i] = args.scale;
+  }
+}
