@@ -1,5 +1,5 @@
-// The two products of gemm-inl.h on AVX2: a line is two registers of 8 output channels, and a tile has as many sums as
-// 16 registers allow.
+// The two products of gemm-inl.h on AVX2: a slice is 8 output channels, and a tile has as many sums as 16 registers
+// allow.
 
 // The first `n` of 8 lanes.
 inline __m256i first_of_8(std::int32_t n) {
@@ -20,16 +20,16 @@ struct ProductW8 {
   struct Unit {
     std::int32_t even, odd;  // 4 activations, two of 16 bit in each
   };
-  struct Sums {
-    __m256i low, high;
-  };
+  using Sums = __m256i;
   using Line = const std::uint8_t*;
   struct Factor {
     __m256i even, odd;
   };
-  static constexpr int kMaxTileRows = 4;
-  static constexpr int kMaxLoneTileRows = 4;
-  static constexpr int tile_panels(int n_rows) { return 4 / n_rows == 3 ? 2 : 4 / n_rows; }
+  static constexpr int kSlices = 2;
+  static constexpr int kMaxTileRows = 10;
+  static constexpr int kMaxLoneTileRows = 10;
+  // The bytes of a slice take two registers, a factor two, a product one.
+  static constexpr int tile_slices(int n_rows) { return n_rows == 1 ? 8 : n_rows == 2 ? 4 : n_rows <= 5 ? 2 : 1; }
 
   static std::int64_t n_steps(const Args& args) { return ceil_div(args.k, kDotWidth); }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
@@ -58,34 +58,28 @@ struct ProductW8 {
     }
   }
 
-  static Sums zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  // Undoes the bias of the weights.
+  static Sums first_sums(const Args& args, std::int32_t row) { return _mm256_set1_epi32(-128 * args.a_sum[row]); }
   static Line load_line(const std::uint8_t* line) { return line; }
   static Factor broadcast(const Unit* unit) { return {_mm256_set1_epi32(unit->even), _mm256_set1_epi32(unit->odd)}; }
-  static __m256i add_half(__m256i sums, const std::uint8_t* half, Factor factor) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half));
+  static Sums add(Sums sums, Line line, Factor factor) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line));
     const __m256i even = _mm256_and_si256(bytes, _mm256_set1_epi16(0xff));
     const __m256i odd = _mm256_srli_epi16(bytes, 8);
-    const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(even, factor.even), _mm256_madd_epi16(odd, factor.odd));
-    return _mm256_add_epi32(sums, products);
-  }
-  static Sums add(Sums sums, Line line, Factor factor) {
-    return {add_half(sums.low, line, factor), add_half(sums.high, line + kLineBytes / 2, factor)};
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(even, factor.even));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(odd, factor.odd));
   }
 
-  static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel, const Sums* sums) {
-    for (std::int32_t half = 0; half < 2; ++half) {
-      const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth + half * 8;
-      if (column >= args.n) return;
-      const __m256i mask = first_of_8(static_cast<std::int32_t>(args.n - column));
-      const float* bias = args.bias ? args.bias + column : nullptr;
-      const __m256 w_scale = _mm256_maskload_ps(args.w_scale + column, mask);
-      for (std::int64_t i = row; i < row + n_rows; ++i) {
-        const __m256i offset = _mm256_slli_epi32(_mm256_set1_epi32(args.a_sum[i]), 7);
-        const __m256i of_half = half == 0 ? sums[i - row].low : sums[i - row].high;
-        const __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(of_half, offset));
-        const __m256 y = _mm256_mul_ps(sum, _mm256_mul_ps(_mm256_set1_ps(args.a_scale[i]), w_scale));
-        store_columns(args.out + i * args.out_stride + column, y, bias, args.accumulate, mask);
-      }
+  static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t slice, const Sums* sums) {
+    const std::int64_t column = std::int64_t{slice} * 8;
+    if (column >= args.n) return;
+    const __m256i mask = first_of_8(static_cast<std::int32_t>(args.n - column));
+    const float* bias = args.bias ? args.bias + column : nullptr;
+    const __m256 w_scale = _mm256_maskload_ps(args.w_scale + column, mask);
+    for (std::int64_t i = row; i < row + n_rows; ++i) {
+      const __m256 y =
+          _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i - row]), _mm256_mul_ps(_mm256_set1_ps(args.a_scale[i]), w_scale));
+      store_columns(args.out + i * args.out_stride + column, y, bias, args.accumulate, mask);
     }
   }
 };
@@ -93,14 +87,13 @@ struct ProductW8 {
 struct ProductF32 {
   using Args = GemmF32Args;
   using Unit = float;
-  struct Sums {
-    __m256 low, high;
-  };
-  using Line = Sums;
+  using Sums = __m256;
+  using Line = __m256;
   using Factor = __m256;
+  static constexpr int kSlices = 2;
   static constexpr int kMaxTileRows = 6;
   static constexpr int kMaxLoneTileRows = 6;
-  static constexpr int tile_panels(int n_rows) { return n_rows == 1 ? 4 : n_rows == 2 ? 2 : 1; }
+  static constexpr int tile_slices(int n_rows) { return n_rows == 1 ? 8 : n_rows == 2 ? 4 : 2; }
 
   static std::int64_t n_steps(const Args& args) { return args.k; }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
@@ -110,26 +103,18 @@ struct ProductF32 {
     std::memcpy(out, args.a + row * args.a_stride + step, static_cast<std::size_t>(n) * sizeof(Unit));
   }
 
-  static Sums zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-  static Line load_line(const std::uint8_t* line) {
-    const float* values = reinterpret_cast<const float*>(line);
-    return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)};
-  }
+  static Sums first_sums(const Args&, std::int32_t) { return _mm256_setzero_ps(); }
+  static Line load_line(const std::uint8_t* line) { return _mm256_loadu_ps(reinterpret_cast<const float*>(line)); }
   static Factor broadcast(const Unit* unit) { return _mm256_set1_ps(*unit); }
-  static Sums add(Sums sums, Line line, Factor factor) {
-    return {_mm256_fmadd_ps(line.low, factor, sums.low), _mm256_fmadd_ps(line.high, factor, sums.high)};
-  }
+  static Sums add(Sums sums, Line line, Factor factor) { return _mm256_fmadd_ps(line, factor, sums); }
 
-  static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t panel, const Sums* sums) {
-    for (std::int32_t half = 0; half < 2; ++half) {
-      const std::int64_t column = static_cast<std::int64_t>(panel) * kPanelWidth + half * 8;
-      if (column >= args.n) return;
-      const __m256i mask = first_of_8(static_cast<std::int32_t>(args.n - column));
-      const float* bias = args.bias ? args.bias + column : nullptr;
-      for (std::int64_t i = row; i < row + n_rows; ++i) {
-        const __m256 y = half == 0 ? sums[i - row].low : sums[i - row].high;
-        store_columns(args.out + i * args.out_stride + column, y, bias, args.accumulate, mask);
-      }
+  static void finish(const Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t slice, const Sums* sums) {
+    const std::int64_t column = std::int64_t{slice} * 8;
+    if (column >= args.n) return;
+    const __m256i mask = first_of_8(static_cast<std::int32_t>(args.n - column));
+    const float* bias = args.bias ? args.bias + column : nullptr;
+    for (std::int64_t i = row; i < row + n_rows; ++i) {
+      store_columns(args.out + i * args.out_stride + column, sums[i - row], bias, args.accumulate, mask);
     }
   }
 };

@@ -3,11 +3,21 @@
 
 constexpr int kMaxTileSums = 28;
 
-constexpr int panels_of_tile(int n_rows) { return n_rows <= 7 ? 4 : n_rows <= 14 ? 2 : 1; }
+constexpr int slices_of_tile(int n_rows) { return n_rows <= 7 ? 4 : n_rows <= 14 ? 2 : 1; }
 
 inline __mmask16 columns_of_panel(std::int32_t n, std::int32_t panel) {
   const std::int32_t n_left = n - panel * kPanelWidth;
   return n_left >= kPanelWidth ? kAllLanes : first_lanes(n_left);
+}
+
+// `n` units of 4 bytes. Rows of a chunk are so short that calls of memcpy show.
+inline void copy_units(const std::uint8_t* in, std::int64_t n, void* out) {
+  std::uint8_t* to = static_cast<std::uint8_t*>(out);
+  for (; n >= kPanelWidth; n -= kPanelWidth, in += kLineBytes, to += kLineBytes) {
+    _mm512_storeu_si512(to, _mm512_loadu_si512(in));
+  }
+  const __mmask16 rest = first_lanes(static_cast<std::int32_t>(n));
+  _mm512_mask_storeu_epi32(to, rest, _mm512_maskz_loadu_epi32(rest, in));
 }
 
 // out (+)= y + bias, in the columns of `mask`. `bias` may be null.
@@ -25,17 +35,19 @@ struct ProductW8 {
   using Factor = __m512i;
   static constexpr int kMaxTileRows = kMaxTileSums / 2;
   static constexpr int kMaxLoneTileRows = kMaxTileSums;
-  static constexpr int tile_panels(int n_rows) { return panels_of_tile(n_rows); }
+  static constexpr int kSlices = 1;
+  static constexpr int tile_slices(int n_rows) { return slices_of_tile(n_rows); }
 
   static std::int64_t n_steps(const Args& args) { return ceil_div(args.k, kDotWidth); }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
     return args.w + panel * n_steps(args) * kLineBytes;
   }
   static void copy_row(const Args& args, std::int32_t row, std::int64_t step, std::int64_t n, Unit* out) {
-    std::memcpy(out, args.a + row * args.a_stride + step * kDotWidth, static_cast<std::size_t>(n) * sizeof(Unit));
+    copy_units(reinterpret_cast<const std::uint8_t*>(args.a + row * args.a_stride + step * kDotWidth), n, out);
   }
 
-  static Sums zero() { return _mm512_setzero_si512(); }
+  // Undoes the bias of the weights.
+  static Sums first_sums(const Args& args, std::int32_t row) { return _mm512_set1_epi32(-128 * args.a_sum[row]); }
   static Line load_line(const std::uint8_t* line) { return _mm512_loadu_si512(line); }
   static Factor broadcast(const Unit* unit) { return _mm512_set1_epi32(*unit); }
   // The intrinsic makes GCC 12 move and spill the sums: half the speed at 28 of them.
@@ -50,8 +62,7 @@ struct ProductW8 {
     const float* bias = args.bias ? args.bias + column : nullptr;
     const __m512 w_scale = _mm512_maskz_loadu_ps(mask, args.w_scale + column);
     for (std::int64_t i = row; i < row + n_rows; ++i) {
-      const __m512i offset = _mm512_maskz_slli_epi32(kAllLanes, _mm512_set1_epi32(args.a_sum[i]), 7);
-      const __m512 sum = _mm512_maskz_cvtepi32_ps(kAllLanes, _mm512_sub_epi32(sums[i - row], offset));
+      const __m512 sum = _mm512_maskz_cvtepi32_ps(kAllLanes, sums[i - row]);
       const __m512 y = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(args.a_scale[i]), w_scale));
       store_columns(args.out + i * args.out_stride + column, y, bias, args.accumulate, mask);
     }
@@ -66,17 +77,18 @@ struct ProductF32 {
   using Factor = __m512;
   static constexpr int kMaxTileRows = kMaxTileSums / 2;
   static constexpr int kMaxLoneTileRows = kMaxTileSums;
-  static constexpr int tile_panels(int n_rows) { return panels_of_tile(n_rows); }
+  static constexpr int kSlices = 1;
+  static constexpr int tile_slices(int n_rows) { return slices_of_tile(n_rows); }
 
   static std::int64_t n_steps(const Args& args) { return args.k; }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
     return reinterpret_cast<const std::uint8_t*>(args.w) + panel * n_steps(args) * kLineBytes;
   }
   static void copy_row(const Args& args, std::int32_t row, std::int64_t step, std::int64_t n, Unit* out) {
-    std::memcpy(out, args.a + row * args.a_stride + step, static_cast<std::size_t>(n) * sizeof(Unit));
+    copy_units(reinterpret_cast<const std::uint8_t*>(args.a + row * args.a_stride + step), n, out);
   }
 
-  static Sums zero() { return _mm512_setzero_ps(); }
+  static Sums first_sums(const Args&, std::int32_t) { return _mm512_setzero_ps(); }
   static Line load_line(const std::uint8_t* line) { return _mm512_loadu_ps(line); }
   static Factor broadcast(const Unit* unit) { return _mm512_set1_ps(*unit); }
   static Sums add(Sums sums, Line line, Factor factor) { return _mm512_fmadd_ps(line, factor, sums); }

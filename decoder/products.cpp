@@ -8,10 +8,11 @@ namespace {
 // The rows of an item stay in the L2 cache while its panels pass, so do panels of this size while the rows pass.
 constexpr std::int64_t kOperandBytes = 512 << 10;
 constexpr std::int64_t kItemBytes = 384 << 10;
+constexpr std::int64_t kMinItemPanels = 8;  // for which the rows are copied once
 // Enough items that a thread which the machine has held up finds its work done by the others.
 constexpr std::int64_t kMinItemsPerThread = 2;
 // The kernels take this many panels at a time; an item of another number of them leaves some to be taken alone.
-constexpr std::int64_t kFewRows = 7;
+constexpr std::int64_t kFewRows = 28;
 constexpr std::int64_t kPanelsAtOnceOfFewRows = 4;
 constexpr std::int64_t kPanelsAtOnce = 2;
 
@@ -37,8 +38,9 @@ Split split_product(const Matrix& w, std::int64_t m, int n_threads) {
   split.panels_at_once = m <= kFewRows ? kPanelsAtOnceOfFewRows : kPanelsAtOnce;
   split.n_row_blocks = ceil_div(m * row_bytes, kOperandBytes);
   const std::int64_t n_units = ceil_div(split.n_panels, split.panels_at_once);
-  const std::int64_t share = ceil_div(split.n_panels * kPanelWidth * row_bytes, n_threads);
-  split.n_panel_blocks = std::min(std::max(kMinItemsPerThread, ceil_div(share, kItemBytes)) * n_threads, n_units);
+  const std::int64_t panels_of_item = std::max(kItemBytes / (kPanelWidth * row_bytes), kMinItemPanels);
+  const std::int64_t share = ceil_div(split.n_panels, n_threads);
+  split.n_panel_blocks = std::min(std::max(kMinItemsPerThread, ceil_div(share, panels_of_item)) * n_threads, n_units);
   return split;
 }
 

@@ -175,7 +175,7 @@ void gemm_f32(const std::string& isa, Array a, Array w, std::int32_t n, py::arra
   args.k = static_cast<std::int32_t>(w.size() / (n_panels(n) * kPanelWidth));
   args.a_stride = a.shape(1);
   args.w = read_array<float>(w, kPlace, "w", {packed_f32_bytes(n, args.k) / 4}).data;
-  check_arg(a.shape(1) >= args.k, kPlace, "a must have at least ", args.k, " columns, got ", a.shape(1));
+  check_arg(args.k > 0 && a.shape(1) >= args.k, kPlace, "a must have at least ", args.k, " columns, got ", a.shape(1));
   args.out = write_array<float>(out, kPlace, "out", {a.shape(0), kAny}).data;
   args.out_stride = out.shape(1);
   check_arg(out.shape(1) >= n, kPlace, "out must have at least ", n, " columns, got ", out.shape(1));
