@@ -9,6 +9,8 @@ namespace {
 // enough that no thread waits long for the last one.
 constexpr std::int64_t kFewRows = 8;
 constexpr std::int64_t kStreamedBytes = 96 << 10;
+// W4 wants longer items: its kernel asks for the item's next panels while it reads these.
+constexpr std::int64_t kStreamedW4Bytes = 256 << 10;
 constexpr std::int64_t kMinItemsPerThread = 4;
 // With many rows, rows and panels of an item stay in the L2 cache together.
 constexpr std::int64_t kManyRowsItemPanels = 12;
@@ -52,7 +54,8 @@ std::int64_t packed_bytes(const Matrix& w) {
 Split split_product(const Matrix& w, std::int64_t m, int n_threads) {
   const std::int64_t operand_bytes = is_quantized(w.layout) ? 1 : 4;
   if (m > kFewRows) return split_rows_and_panels(m, w.n, w.k * operand_bytes, n_threads);
-  const std::int64_t n_streams = packed_bytes(w) / kStreamedBytes;
+  const bool is_w4 = w.layout == WeightView::Layout::w4;
+  const std::int64_t n_streams = packed_bytes(w) / (is_w4 ? kStreamedW4Bytes : kStreamedBytes);
   return split_panels(m, w.n, n_threads == 1 ? 1 : std::max(n_streams, kMinItemsPerThread * n_threads));
 }
 
