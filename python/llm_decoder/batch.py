@@ -114,8 +114,8 @@ class SamplingBatch:
         self.n_top = max((params.logprobs or 0 for params in asked), default=0)
 
     def _expanded(self, sequences: list[Sequence], rows: list[tuple[Sequence, int]]) -> dict[str, npt.NDArray[Any]]:
-        index = np.repeat(np.arange(len(sequences)), [1 + sequence.n_drafted for sequence in sequences])
-        params = {name: self._params[name][index] for name in self._NUMBERS}
+        counts = np.array([1 + sequence.n_drafted for sequence in sequences])
+        params = {name: self._params[name].repeat(counts) for name in self._NUMBERS}
         return params | (_ids_of([sequence for sequence, _ in rows]) if self._has_ids else _no_ids(len(rows)))
 
 

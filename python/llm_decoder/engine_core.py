@@ -299,23 +299,30 @@ class EngineCore:
         """The step's tokens are in pages now, but for drafts that were wrong, and for requests that have failed: theirs
         are let go already."""
         batch = self._batch
-        rejected = [sequence.n_rejected for sequence in batch.sequences]
-        failed = [sequence.request.finished for sequence in batch.sequences]
-        if not any(rejected) and not any(failed):
+        if not any(sequence.n_rejected or sequence.request.finished for sequence in batch.sequences):
             self.backend.cache.commit(batch.seq_ids, batch.counts, batch.tokens)
-        elif not all(failed):
-            counts = np.where(failed, 0, batch.counts - np.array(rejected, np.int32)).astype(np.int32)
-            begins = np.cumsum(batch.counts) - batch.counts
-            n_before = np.arange(len(batch.tokens)) - np.repeat(begins, batch.counts)  # in the own sequence
-            good = np.logical_not(failed)
-            tokens = batch.tokens[n_before < np.repeat(counts, batch.counts)]
-            self.backend.cache.commit(batch.seq_ids[good], counts[good], tokens)
+        else:
+            self._commit_part()
         for sequence in batch.sequences:
             sequence.n_computed += sequence.n_scheduled - sequence.n_rejected
             sequence.n_rejected = 0
             self._n_computed_tokens += sequence.n_scheduled
             if sequence.wants_rows and sequence.n_computed == sequence.n_tokens:
                 sequence.wants_rows = False
+
+    def _commit_part(self) -> None:
+        batch = self._batch
+        seq_ids: list[int] = []
+        tokens: list[npt.NDArray[np.int32]] = []
+        begin = 0
+        for sequence in batch.sequences:
+            if not sequence.request.finished:
+                seq_ids.append(sequence.seq_id)
+                tokens.append(batch.tokens[begin : begin + sequence.n_scheduled - sequence.n_rejected])
+            begin += sequence.n_scheduled
+        if tokens:
+            counts = np.array([len(part) for part in tokens], np.int32)
+            self.backend.cache.commit(np.array(seq_ids, np.int64), counts, np.concatenate(tokens))
 
     @staticmethod
     def _note_first_token(request: Request) -> None:

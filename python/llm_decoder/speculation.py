@@ -60,7 +60,7 @@ class Speculation:
     # A step costs as much as its rows and so many rows more (reading the weights, above all). Measured: 4 to 30.
     FIXED_ROWS = 4
     # Of a step, for drafts that are wrong.
-    SHARE = 1 / 32
+    SHARE = 1 / 64
     FIRST_CREDIT = 4.0
     FIRST_LENGTH = 3
 

@@ -45,7 +45,8 @@ def test_answers_are_the_same_with_tokens_guessed_ahead(plain, name, speculative
     with LLM(speculative_tokens=speculative_tokens) as llm:
         assert contents(llm.generate(PROMPTS, PARAMS[name])) == plain[name]
         stats = llm.stats()
-        assert stats["n_drafted_tokens"] > stats["n_accepted_tokens"] > 0
+        assert stats["n_drafted_tokens"] > stats["n_accepted_tokens"]
+        assert name != "greedy" or stats["n_accepted_tokens"] > 0
         assert stats["pages"]["n_held"] == 0
         assert contents(llm.generate(PROMPTS, PARAMS[name])) == plain[name]  # the prefixes are in the cache now
 
