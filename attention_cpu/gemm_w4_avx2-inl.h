@@ -76,12 +76,12 @@ void multiply_w4_tile(const GemmW8Args& args, std::int32_t row, std::int32_t n_r
     copy_rows_by_block(args, row, kRows, rows);
     sum_groups(rows, blocks * kRows, group_sums);
     for (std::int32_t panel = begin; panel < end; ++panel) {
-      __m256i low[kRows], high[kRows];
-      add_w4_half<kRows>(PackTo<kRows>(), w4_panel(args, panel), blocks, 0, rows, group_sums, low);
-      add_w4_half<kRows>(PackTo<kRows>(), w4_panel(args, panel), blocks, 1, rows, group_sums, high);
-      ProductW8::Sums sums[kRows];
-      for (int r = 0; r < kRows; ++r) sums[r] = {low[r], high[r]};
-      ProductW8::finish(args, row, kRows, panel, sums);
+      for (int half = 0; half < ProductW8::kSlices; ++half) {
+        ProductW8::Sums sums[kRows];
+        add_w4_half<kRows>(PackTo<kRows>(), w4_panel(args, panel), blocks, half, rows, group_sums, sums);
+        for (int r = 0; r < kRows; ++r) sums[r] = _mm256_add_epi32(sums[r], ProductW8::first_sums(args, row + r));
+        ProductW8::finish(args, row, kRows, panel * ProductW8::kSlices + half, sums);
+      }
     }
   } else if constexpr (kRows > 1) {
     multiply_w4_tile<kRows - 1>(args, row, n_rows, begin, end, rows);

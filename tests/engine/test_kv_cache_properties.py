@@ -343,7 +343,7 @@ def test_a_list_is_no_array() -> None:
         ({"page_size": 8}, "page_size"),
         ({"page_size": 40}, "multiple of 16"),
         ({"layers": 1}, "n_kv_heads"),
-        ({"dtype": "f16"}, "'f32' or 's8', got 'f16'"),
+        ({"dtype": "f16"}, "'f32', 'bf16' or 's8', got 'f16'"),
         ({"window": -1}, "window"),
     ],
 )
