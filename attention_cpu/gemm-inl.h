@@ -171,8 +171,12 @@ void multiply_tile(const typename Product::Args& args, const TilePlace& place) {
   Tile<Product, kRows> tile;
   for (int r = 0; r < kRows; ++r) tile.first_sums[r] = Product::first_sums(args, place.row + r);
 
-  for (std::int64_t step = 0; step < n_steps; step += kSteps) {
-    const Chunk chunk = chunk_at(Product::panel(args, place.panel), step, kSteps, n_steps);
+  // Chunks of one length, for a short one at the end is short streams of memory; whole lines, for that is how rows are
+  // copied.
+  const std::int64_t chunk_steps =
+      round_up(ceil_div(n_steps, ceil_div(n_steps, kSteps)), TileRows<Product, kRows>::kLineUnits);
+  for (std::int64_t step = 0; step < n_steps; step += chunk_steps) {
+    const Chunk chunk = chunk_at(Product::panel(args, place.panel), step, chunk_steps, n_steps);
     for (int r = 0; r < kRows; ++r) {
       Product::copy_row(args, place.row + r, step, chunk.n_steps, tile.rows.units + r * tile.rows.kStride);
     }

@@ -23,7 +23,7 @@ inline __m256i splat_quad_at(const std::int8_t* quad) {
   return _mm256_set1_epi32(bits);
 }
 
-// The sums of 8 channels (`half` of the panel) by kRows rows.
+// Adds to the sums of 8 channels (`half` of the panel) by kRows rows.
 template <int kRows, int... kRow>
 __attribute__((noinline)) void add_w4_half(Pack<kRow...>, const std::uint8_t* block, std::int64_t n_blocks_of_k,
                                            int half, const std::int8_t* rows, const std::int32_t* group_sums,
@@ -31,7 +31,7 @@ __attribute__((noinline)) void add_w4_half(Pack<kRow...>, const std::uint8_t* bl
   const __m256i mask = _mm256_set1_epi8(15);
   const __m256i scale_twice =
       _mm256_broadcastsi128_si256(_mm_setr_epi8(0, -1, 0, -1, 4, -1, 4, -1, 8, -1, 8, -1, 12, -1, 12, -1));
-  __m256i acc[] = {(static_cast<void>(kRow), _mm256_setzero_si256())...};
+  __m256i acc[] = {sums[kRow]...};
   for (const std::uint8_t* end = block + n_blocks_of_k * kBlockBytes; block < end; block += kBlockBytes) {
     for (int group = 0; group < 2; ++group) {
       const std::uint8_t* nibbles = nibbles_of(block, group) + half * kLineBytes / 2;
@@ -76,10 +76,10 @@ void multiply_w4_tile(const GemmW8Args& args, std::int32_t row, std::int32_t n_r
     copy_rows_by_block(args, row, kRows, rows);
     sum_groups(rows, blocks * kRows, group_sums);
     for (std::int32_t panel = begin; panel < end; ++panel) {
-      for (int half = 0; half < ProductW8::kSlices; ++half) {
+      for (int half = 0; half < 2; ++half) {
         ProductW8::Sums sums[kRows];
+        for (int r = 0; r < kRows; ++r) sums[r] = ProductW8::first_sums(args, row + r);
         add_w4_half<kRows>(PackTo<kRows>(), w4_panel(args, panel), blocks, half, rows, group_sums, sums);
-        for (int r = 0; r < kRows; ++r) sums[r] = _mm256_add_epi32(sums[r], ProductW8::first_sums(args, row + r));
         ProductW8::finish(args, row, kRows, panel * ProductW8::kSlices + half, sums);
       }
     }

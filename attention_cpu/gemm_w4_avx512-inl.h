@@ -81,7 +81,7 @@ __attribute__((noinline)) void add_w4_panels(Pack<kPanel...>, Pack<kSum...>, con
   }
   for (int p = 0; p < kPanels; ++p) {
     for (int r = 0; r < kRows; ++r) {
-      sums[p][r] = acc[p * kSums + r];
+      sums[p][r] = _mm512_add_epi32(sums[p][r], acc[p * kSums + r]);
       if (kSums > kRows) sums[p][r] = _mm512_add_epi32(sums[p][r], acc[p * kSums + kSums - kRows + r]);
     }
   }
@@ -96,12 +96,12 @@ std::int32_t multiply_w4_panels(const GemmW8Args& args, std::int32_t row, std::i
   for (; panel + kPanels <= end; panel += kPanels) {
     __m512i sums[kPanels][kRows];
     const std::int64_t ahead_bytes = panel + 2 * kPanels <= end ? kPanels * panel_bytes : kW4NearBytes;
+    for (int p = 0; p < kPanels; ++p) {
+      for (int r = 0; r < kRows; ++r) sums[p][r] = ProductW8::first_sums(args, row + r);
+    }
     add_w4_panels<kRows, kPanels>(PackTo<kPanels>(), PackTo<kPanels * kRows * kSplit>(), w4_panel(args, panel),
                                   panel_bytes, ahead_bytes, rows, sums);
-    for (int p = 0; p < kPanels; ++p) {
-      for (int r = 0; r < kRows; ++r) sums[p][r] = _mm512_add_epi32(sums[p][r], ProductW8::first_sums(args, row + r));
-      ProductW8::finish(args, row, kRows, panel + p, sums[p]);
-    }
+    for (int p = 0; p < kPanels; ++p) ProductW8::finish(args, row, kRows, panel + p, sums[p]);
   }
   return panel;
 }
@@ -148,8 +148,8 @@ inline void expand_panel(const std::uint8_t* block, std::int64_t k, std::uint8_t
 }
 
 inline std::int32_t expanded_panels(std::int64_t k) {
-  const std::int64_t n_fit = kExpandedBytes / expanded_panel_bytes(k) / kMinGroupPanels * kMinGroupPanels;
-  if (n_fit < kMinGroupPanels) return kMinGroupPanels;
+  const std::int64_t n_fit = kExpandedBytes / expanded_panel_bytes(k) / kStreams * kStreams;
+  if (n_fit < kStreams) return kStreams;
   return n_fit < kMaxExpandedPanels ? static_cast<std::int32_t>(n_fit) : kMaxExpandedPanels;
 }
 

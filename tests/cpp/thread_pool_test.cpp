@@ -55,6 +55,29 @@ TEST(a_thread_index_is_used_by_one_thread_at_a_time_and_stays_in_range) {
   CHECK(!is_broken);
 }
 
+TEST(a_thread_begins_with_items_of_its_own_in_ascending_order) {
+  ThreadPool pool(2);
+  std::vector<std::vector<std::int64_t>> items_of(2);
+  std::atomic<int> n_begun{0};
+  // No thread goes on from its first item before the other has begun, or after a time that no scheduler needs.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  pool.parallel_for(9, [&](std::int64_t item, int thread) {
+    std::vector<std::int64_t>& mine = items_of[static_cast<std::size_t>(thread)];
+    mine.push_back(item);
+    if (mine.size() == 1) ++n_begun;
+    while (n_begun < 2 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  });
+  for (std::int64_t thread : {0, 1}) {
+    std::int64_t want = thread;
+    for (std::int64_t item : items_of[static_cast<std::size_t>(thread)]) {
+      if (item % 2 != thread) break;  // helps the other from here on
+      CHECK_EQ(item, want);
+      want += 2;
+    }
+    CHECK(want > thread);
+  }
+}
+
 TEST(the_calling_thread_is_thread_0_and_runs_everything_alone_when_it_is_the_only_one) {
   ThreadPool pool(1);
   const std::thread::id caller = std::this_thread::get_id();

@@ -10,7 +10,7 @@ import pytest
 from llm_decoder import _core
 
 kernels = _core.kernels
-# m: one row, each kind of tile, one more than a tile. k: part of a step, a full chunk and more.
+# m: one row, each kind of tile, one more than a tile. n: up to more than a group. k: part of a step, a full chunk and more.
 SHAPES = (
     (1, 1, 1),
     (1, 31, 33),
@@ -21,10 +21,11 @@ SHAPES = (
     (7, 48, 3),
     (8, 65, 128),
     (14, 31, 1030),
+    (11, 33, 1500),
     (15, 17, 64),
     (16, 576, 1536),
-    (28, 33, 700),
-    (29, 40, 260),
+    (28, 210, 1100),
+    (29, 215, 2100),
     (31, 1, 127),
     (127, 130, 576),
 )
