@@ -6,13 +6,24 @@ inline float element_or_zero(const float* x, std::int32_t head_dim, std::int32_t
   return i < head_dim ? x[i] : 0.0f;
 }
 
-inline void append_f32(const PagedKvView& kv, std::int32_t page, std::int32_t slot, std::int32_t head, const float* key,
+inline void put(float* to, float x) { *to = x; }
+// To the nearest, ties to even; a NaN stays one.
+inline void put(Bf16* to, float x) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  const std::uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
+  to->bits = static_cast<std::uint16_t>((x == x ? rounded : bits | 0x400000) >> 16);
+}
+
+template <class Element>
+inline void append_floats(const PagedKvView& kv, std::int32_t page, std::int32_t slot, std::int32_t head, const float* key,
                        const float* value) {
-  float* k_tile = reinterpret_cast<float*>(kv.k_tile(page, head));
-  float* v_row = reinterpret_cast<float*>(kv.v_tile(page, head)) + static_cast<std::int64_t>(slot) * kv.head_dim_padded;
+  Element* k_tile = reinterpret_cast<Element*>(kv.k_tile(page, head));
+  Element* v_row =
+      reinterpret_cast<Element*>(kv.v_tile(page, head)) + static_cast<std::int64_t>(slot) * kv.head_dim_padded;
   for (std::int32_t i = 0; i < kv.head_dim_padded; ++i) {
-    k_tile[static_cast<std::int64_t>(i) * kv.page_size + slot] = element_or_zero(key, kv.head_dim, i);
-    v_row[i] = element_or_zero(value, kv.head_dim, i);
+    put(k_tile + static_cast<std::int64_t>(i) * kv.page_size + slot, element_or_zero(key, kv.head_dim, i));
+    put(v_row + i, element_or_zero(value, kv.head_dim, i));
   }
 }
 
@@ -57,7 +68,9 @@ void append_kv(const PagedKvView& kv, std::int32_t page, std::int32_t slot, cons
     const float* head_key = key + static_cast<std::int64_t>(head) * kv.head_dim;
     const float* head_value = value + static_cast<std::int64_t>(head) * kv.head_dim;
     if (kv.dtype == Dtype::f32) {
-      append_f32(kv, page, slot, head, head_key, head_value);
+      append_floats<float>(kv, page, slot, head, head_key, head_value);
+    } else if (kv.dtype == Dtype::bf16) {
+      append_floats<Bf16>(kv, page, slot, head, head_key, head_value);
     } else {
       append_s8(kv, page, slot, head, head_key, head_value);
     }

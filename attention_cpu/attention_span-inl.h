@@ -401,6 +401,7 @@ inline void attend_float_tile(const SpanTile& tile) {
 template <int kRows>
 void attend_tile(const SpanTile& tile) {
   if (tile.kv.dtype == Dtype::f32) return attend_float_tile<float, kRows>(tile);
+  if (tile.kv.dtype == Dtype::bf16) return attend_float_tile<Bf16, kRows>(tile);
   for_pages(tile,
             [&](const TilePage& page) { for_vectors<ScoreS8, kRows>(tile, page, page.slot_begin, page.slot_end); });
   weigh_rows(tile, kRows);

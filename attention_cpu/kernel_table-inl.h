@@ -3,6 +3,8 @@
 kName,
 gemm_f32,
 gemm_w8,
+gemm_w4,
+gemm_w4_scratch_bytes,
 quantize_rows,
 rms_norm,
 silu_mul,

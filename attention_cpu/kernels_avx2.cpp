@@ -21,6 +21,8 @@ namespace {
 #include "paged_attention-inl.h"
 #include "gemm-inl.h"
 #include "gemm_avx2-inl.h"
+#include "gemm_w4-inl.h"
+#include "gemm_w4_avx2-inl.h"
 #include "embed-inl.h"
 #include "peak_avx2-inl.h"
 #include "read_memory-inl.h"

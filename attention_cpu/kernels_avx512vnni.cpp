@@ -21,6 +21,8 @@ namespace {
 #include "paged_attention-inl.h"
 #include "gemm-inl.h"
 #include "gemm_avx512-inl.h"
+#include "gemm_w4-inl.h"
+#include "gemm_w4_avx512-inl.h"
 #include "embed-inl.h"
 #include "peak_avx512-inl.h"
 #include "read_memory-inl.h"

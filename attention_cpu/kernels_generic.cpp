@@ -18,6 +18,8 @@ namespace {
 #include "attention_span-inl.h"
 #include "paged_attention-inl.h"
 #include "gemm_generic-inl.h"
+#include "gemm_w4-inl.h"
+#include "gemm_w4_generic-inl.h"
 #include "embed-inl.h"
 #include "peak_generic-inl.h"
 #include "read_memory-inl.h"

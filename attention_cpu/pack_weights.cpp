@@ -22,6 +22,28 @@ void transpose_panel(std::int64_t n_units, const UnitAt& unit_at, std::uint32_t*
   }
 }
 
+// Where w4 keeps the scale and minimum of a group and channel of a panel: two bytes.
+template <class Byte>
+Byte* w4_pair(Byte* panel, std::int64_t group, std::int64_t channel) {
+  return panel + group / 2 * kBlockBytes + (group % 2 * kPanelWidth + channel) * 2;
+}
+
+// Where it keeps the value of input channel i.
+template <class Byte>
+struct W4Place {
+  Byte* byte;
+  int shift;
+};
+template <class Byte>
+W4Place<Byte> w4_place(Byte* panel, std::int64_t i, std::int64_t channel) {
+  constexpr std::int64_t kPairBytes = 2 * kPanelWidth * 2;
+  constexpr std::int64_t kGroupBytes = kPanelWidth * kGroupWidth / 2;
+  const std::int64_t line = i % kGroupWidth / (2 * kDotWidth);
+  return {panel + i / kBlockWidth * kBlockBytes + kPairBytes + i / kGroupWidth % 2 * kGroupBytes +
+              (line * kPanelWidth + channel) * kDotWidth + i % kDotWidth,
+          i / kDotWidth % 2 == 0 ? 0 : 4};
+}
+
 }  // namespace
 
 void pack_f32(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, float* out) {
@@ -70,36 +92,32 @@ void unpack_w8(const std::uint8_t* packed, std::int64_t n, std::int64_t k, std::
   }
 }
 
-namespace {
-
-// The largest |x|, compared as integers, which vectorises on every CPU; a NaN is larger than all.
-float largest_magnitude(const float* x, std::int64_t n) {
-  std::int32_t largest = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    std::int32_t bits;
-    std::memcpy(&bits, x + i, sizeof(bits));
-    largest = std::max(largest, bits & 0x7fffffff);
+void pack_w4(const std::uint8_t* q, const std::uint8_t* group_scale, const std::int8_t* group_min, std::int64_t n,
+             std::int64_t k, std::uint8_t* out) {
+  std::memset(out, 0, static_cast<std::size_t>(packed_w4_bytes(n, k)));
+  for (std::int64_t row = 0; row < n; ++row) {
+    std::uint8_t* panel = out + row / kPanelWidth * n_blocks(k) * kBlockBytes;
+    const std::int64_t channel = row % kPanelWidth;
+    for (std::int64_t group = 0; group < n_groups(k); ++group) {
+      std::uint8_t* pair = w4_pair(panel, group, channel);
+      pair[0] = group_scale[row * n_groups(k) + group];
+      pair[1] = static_cast<std::uint8_t>(group_min[row * n_groups(k) + group] + 128);
+    }
+    for (std::int64_t i = 0; i < k; ++i) {
+      const W4Place<std::uint8_t> place = w4_place(panel, i, channel);
+      *place.byte = static_cast<std::uint8_t>(*place.byte | q[row * k + i] << place.shift);
+    }
   }
-  float out;
-  std::memcpy(&out, &largest, sizeof(out));
-  return out;
 }
 
-}  // namespace
-
-void quantize_weight_rows(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::int8_t* q,
-                          std::int64_t q_stride, float* scale) {
+void expand_w4(const std::uint8_t* packed, std::int64_t n, std::int64_t k, std::int8_t* q) {
   for (std::int64_t row = 0; row < n; ++row) {
-    const float* values = w + row * row_stride;
-    std::int8_t* q_row = q + row * q_stride;
-    const float of_row = largest_magnitude(values, k) / 127.0f;
-    const float divisor = of_row == 0.0f ? 1.0f : of_row;
-    scale[row] = divisor;
-    // Adding and taking away 1.5 * 2^23 rounds half to even, in a loop that vectorises without a rounding instruction.
-    constexpr float kRounder = 12582912.0f;
+    const std::uint8_t* panel = packed + row / kPanelWidth * n_blocks(k) * kBlockBytes;
+    const std::int64_t channel = row % kPanelWidth;
     for (std::int64_t i = 0; i < k; ++i) {
-      const float rounded = (values[i] / divisor + kRounder) - kRounder;
-      q_row[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(std::min(127.0f, std::max(-127.0f, rounded))));
+      const std::uint8_t* pair = w4_pair(panel, i / kGroupWidth, channel);
+      const auto place = w4_place(panel, i, channel);
+      q[row * k + i] = static_cast<std::int8_t>(pair[0] * (*place.byte >> place.shift & 15) + pair[1] - 128);
     }
   }
 }

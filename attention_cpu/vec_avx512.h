@@ -37,6 +37,10 @@ constexpr __mmask16 kAllLanes = 0xffff;
 inline __mmask16 first_lanes(std::int32_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
 inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F32 load(const Bf16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(kAllLanes, _mm512_maskz_cvtepu16_epi32(kAllLanes, bits), 16))};
+}
 inline F32 load_first(const float* p, std::int32_t n, float fill) {
   return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(n), p)};
 }

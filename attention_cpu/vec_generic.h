@@ -38,6 +38,14 @@ inline F32 load(const float* p) {
   __builtin_memcpy(x.lane, p, sizeof(x.lane));
   return x;
 }
+inline F32 load(const Bf16* p) {
+  F32 x;
+  for (std::int32_t i = 0; i < kLanes; ++i) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(p[i].bits) << 16;
+    __builtin_memcpy(&x.lane[i], &bits, sizeof(bits));
+  }
+  return x;
+}
 inline F32 load_first(const float* p, std::int32_t n, float fill) {
   F32 x;
   for (std::int32_t i = 0; i < kLanes; ++i) x.lane[i] = i < n ? p[i] : fill;

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_decoder import _core
 
@@ -25,6 +26,7 @@ COLD_BYTES = 256 << 20
 LIMITS_BYTES = 1 << 30
 MIN_OPERATIONS = 2e10
 MAX_OUT_BYTES = 128 << 20
+BYTES_OF_WEIGHT = {"w4": 4.5 / 8, "w8": 1, "f32": 4}
 
 
 @dataclass
@@ -39,9 +41,19 @@ class Result:
 
 def copies_of(layout: str, m: int, k: int, n: int) -> int:
     """How many times n the matrix is tall: out of the caches, long enough to time, out [m, copies * n] in bounds."""
-    n_bytes = n * k * (1 if layout == "w8" else 4)
+    n_bytes = int(n * k * BYTES_OF_WEIGHT[layout])
     wanted = max(COLD_BYTES / n_bytes if m < 64 else 1, MIN_OPERATIONS / (2 * m * n * k))
     return max(1, min(round(wanted), COLD_BYTES // n_bytes, MAX_OUT_BYTES // (4 * m * n)))
+
+
+def random_w8(rng: np.random.Generator, n: int, k: int) -> npt.NDArray[np.uint8]:
+    return _core.pack_w8(rng.integers(-127, 128, (n, k), np.int8))
+
+
+def random_w4(rng: np.random.Generator, n: int, k: int) -> npt.NDArray[np.uint8]:
+    group_scale = rng.integers(1, 17, (n, -(-k // 32)), np.uint8)
+    group_min = rng.integers(-127, 128 - 15 * group_scale.astype(np.int16)).astype(np.int8)
+    return _core.pack_w4(rng.integers(0, 16, (n, k), np.uint8), group_scale, group_min)
 
 
 def run(isa: str, layout: str, m: int, k: int, n: int, n_threads: int, n_runs: int) -> Result:
@@ -51,13 +63,13 @@ def run(isa: str, layout: str, m: int, k: int, n: int, n_threads: int, n_runs: i
     rng = np.random.default_rng(0)
     arguments: tuple
     out = np.empty((m, n_all), np.float32)
-    if layout == "w8":
+    if layout in ("w4", "w8"):
         a = rng.integers(-127, 128, (m, k), np.int8)
         a_sum = a.sum(axis=1, dtype=np.int32)
-        w = np.tile(_core.pack_w8(rng.integers(-127, 128, (n, k), np.int8)), copies)
+        w = np.tile(random_w8(rng, n, k) if layout == "w8" else random_w4(rng, n, k), copies)
         scales = np.ones(n_all, np.float32)
         arguments = (isa, a, np.ones(m, np.float32), a_sum, w, scales, k, out)
-        product = _core.kernels.gemm_w8
+        product = _core.kernels.gemm_w8 if layout == "w8" else _core.kernels.gemm_w4
     else:
         w = np.tile(_core.pack_f32(rng.standard_normal((n, k), np.float32)), copies)
         arguments = (isa, rng.standard_normal((m, k), np.float32), w, n_all, out)
@@ -74,7 +86,7 @@ def run(isa: str, layout: str, m: int, k: int, n: int, n_threads: int, n_runs: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", default="auto", help=f"auto or one of {', '.join(_core.isas())}")
-    parser.add_argument("--layout", choices=("w8", "f32"), default="w8")
+    parser.add_argument("--layout", choices=tuple(BYTES_OF_WEIGHT), default="w8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, metavar="M")

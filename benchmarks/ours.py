@@ -25,7 +25,9 @@ def main() -> None:
     args = parser.parse_args()
     n_prompt, n_generate, n_sequences = args.shape
 
-    with LLM(args.model_dir, device="cpu", quantization=args.quantization, threads=args.threads) as llm:
+    # A random model soon repeats itself, which speculation would make the most of: here every token is a step's.
+    options = {"device": "cpu", "quantization": args.quantization, "threads": args.threads, "speculation": "none"}
+    with LLM(args.model_dir, **options) as llm:
         warm_up = random_prompt(llm, 64, seed=-1)
         llm.generate([warm_up], SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True))
         prompts = [random_prompt(llm, n_prompt, seed) for seed in range(n_sequences)]

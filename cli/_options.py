@@ -43,9 +43,9 @@ class ModelOptions:
     system: Annotated[str | None, _flag("TEXT", "What the model is told at the beginning of a chat.")] = None
     cache_dir: Annotated[str | None, _flag("DIR", "Where quantised weights are kept.")] = None
     device: Annotated[str | None, _flag("NAME", "auto, cpu or cuda.")] = None
-    quantization: Annotated[str | None, _flag("NAME", "auto, none or int8.")] = None
+    quantization: Annotated[str | None, _flag("NAME", "auto, none, int8 or int4.")] = None
     dtype: Annotated[str | None, _flag("NAME", "auto or float32, the reference precision.")] = None
-    kv_cache_dtype: Annotated[str | None, _flag("NAME", "auto, float32 or int8.")] = None
+    kv_cache_dtype: Annotated[str | None, _flag("NAME", "auto, float32, bfloat16 or int8.")] = None
     kv_cache_bytes: Annotated[str | None, _flag("SIZE", "Memory of the KV cache: 512MiB, 2G.")] = None
     max_model_len: Annotated[int | None, _flag("N", "Context length in tokens, at most the model's.")] = None
     page_size: Annotated[int | None, _flag("N", "Tokens a page of the KV cache; a multiple of 16.")] = None
@@ -61,6 +61,8 @@ class ModelOptions:
         ),
     ] = None
     max_num_seqs: Annotated[int | None, _flag("N", "Sequences computed together.")] = None
+    speculation: Annotated[str | None, _flag("NAME", "prompt-lookup, or none: tokens guessed ahead.")] = None
+    speculative_tokens: Annotated[int | None, _flag("N", "Tokens guessed ahead at most.")] = None
     max_tokens_per_step: Annotated[int | None, _flag("N", "Tokens a step computes; prompts are cut to it.")] = None
     max_requests: Annotated[int | None, _flag("N", "Open requests before one is refused. Default: no limit.")] = None
     deterministic: Annotated[

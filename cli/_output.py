@@ -113,11 +113,14 @@ def describe_speed(output: RequestOutput) -> str:
     """Counts, times and tokens a second of a finished request, as one line."""
     metrics = output.metrics
     cached = f" ({metrics.n_cached_tokens} cached)" if metrics.n_cached_tokens else ""
+    drafted = ""
+    if metrics.n_drafted_tokens:
+        drafted = f" | {metrics.n_accepted_tokens} of {metrics.n_drafted_tokens} drafted tokens accepted"
     reasons = ", ".join(sorted({completion.finish_reason or "unfinished" for completion in output.outputs}))
     return (
         f"{metrics.n_generated_tokens} tokens in {metrics.total_s:.2f} s, {metrics.tokens_per_s:.1f} tokens/s"
         f" | prompt {metrics.n_prompt_tokens} tokens{cached}, first token after {metrics.time_to_first_token_s:.3f} s"
-        f" | {reasons}"
+        f"{drafted} | {reasons}"
     )
 
 

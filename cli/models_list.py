@@ -197,6 +197,7 @@ def _memory(checkpoint: Checkpoint) -> dict[str, Any]:
     need = memory_need(config, "w8", is_mapped=True, kv_cache_bytes=per_token * config.max_model_len)
     return {
         "files_bytes": sum(identity.n_bytes for identity in checkpoint.identity()),
+        "weights_as_int4_bytes": packed_bytes(config, "w4"),
         "weights_as_int8_bytes": packed_bytes(config, "w8"),
         "weights_as_float32_bytes": packed_bytes(config, "f32"),
         "kv_cache_per_token_as_int8_bytes": per_token,

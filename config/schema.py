@@ -48,14 +48,16 @@ class RuntimeSettings:
     """runtime_config.yaml: how a model runs, and how it is sampled when a request does not say."""
 
     device: str | None = _choice("auto", "cpu", "cuda")
-    quantization: str | None = _choice("auto", "none", "int8")
+    quantization: str | None = _choice("auto", "none", "int8", "int4")
     dtype: str | None = _choice("auto", "float32")
-    kv_cache_dtype: str | None = _choice("auto", "float32", "int8")
+    kv_cache_dtype: str | None = _choice("auto", "float32", "bfloat16", "int8")
     kv_cache_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1, "high": 2**50})
     max_model_len: int | None = _integer(1, 2**26)
     page_size: int | None = _integer(16, 4096, step=16)
     threads: int | None = _integer(1, 1024)
     max_num_seqs: int | None = _integer(1, 4096)
+    speculation: str | None = _choice("prompt-lookup", "none")
+    speculative_tokens: int | None = _integer(1, 64)
     max_tokens_per_step: int | None = _integer(1, 65536)
     max_tokens: int | None = _integer(1, 2**26)
     temperature: float | None = _number(0.0, 100.0)
@@ -71,7 +73,7 @@ class RuntimeSettings:
         """What is given of LLM's keyword arguments."""
         return self._given(
             *("device", "quantization", "dtype", "kv_cache_dtype", "kv_cache_bytes", "max_model_len", "page_size"),
-            *("threads", "max_num_seqs", "max_tokens_per_step", "seed"),
+            *("threads", "max_num_seqs", "speculation", "speculative_tokens", "max_tokens_per_step", "seed"),
         )
 
     def sampling_defaults(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ void INT8Decoder::set_weight(const std::string& name, const WeightView& view) {
     check_arg(view.k > 0 && view.k <= std::numeric_limits<std::int32_t>::max(), kPlace, name,
               " has a wrong size: ", view.k);
     check_arg(reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0, kPlace, name,
-              " must be aligned to 64 bytes; pack_w8 and pack_f32 return such arrays");
+              " must be aligned to 64 bytes; pack_w8, pack_w4 and pack_f32 return such arrays");
   }
   named_weights_[name] = view;
 }
@@ -80,7 +80,14 @@ void INT8Decoder::finalize(std::int32_t max_tokens_per_step) {
   check_arg(max_tokens_per_step > 0, "INT8Decoder.finalize", "max_tokens_per_step must be positive, got ",
             max_tokens_per_step);
   weights_ = resolve_weights(config_, named_weights_);
-  workspace_ = Workspace(config_, weights_.layout, max_tokens_per_step, pool_.n_threads());
+  std::size_t scratch_bytes = 0;
+  for (const LayerWeights& layer : weights_.layers) {
+    for (const Matrix* w : {&layer.attn_qkv, &layer.attn_o, &layer.mlp_gate_up, &layer.mlp_down}) {
+      scratch_bytes = std::max(scratch_bytes, product_scratch_bytes(kernels_, *w));
+    }
+  }
+  scratch_bytes = std::max(scratch_bytes, product_scratch_bytes(kernels_, weights_.lm_head));
+  workspace_ = Workspace(config_, weights_.is_quantized, scratch_bytes, max_tokens_per_step, pool_.n_threads());
   plan_.reserve(max_tokens_per_step);
   is_final_ = true;
 }
@@ -137,7 +144,7 @@ void INT8Decoder::embed() {
   for_rows(n_rows_, config_.hidden_size, [&](std::int32_t row, int) {
     const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
     float* out = workspace_.residual + row * workspace_.residual_stride;
-    if (is_w8()) {
+    if (is_quantized()) {
       kernels_.embed_w8(static_cast<const std::uint8_t*>(table.data), table.scales, token.id, config_.hidden_size, out);
     } else {
       kernels_.embed_f32(static_cast<const float*>(table.data), token.id, config_.hidden_size, out);
@@ -235,7 +242,7 @@ void INT8Decoder::compute_logits() {
     float* out = workspace_.hidden() + std::int64_t{row} * n_cols;
     kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride,
                       weights_.final_norm, config_.norm_eps, 1, n_cols, out, n_cols);
-    if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
   spent(StepPart::rows);
   multiply_rows(weights_.lm_head, {workspace_.hidden(), n_cols, quantized},
@@ -248,10 +255,10 @@ Operand INT8Decoder::normed_operand(const float* weight) {
   const std::int32_t n_cols = config_.hidden_size;
   const QuantizedRows quantized = workspace_.quantized(n_cols);
   for_rows(n_rows_, n_cols, [&](std::int32_t row, int thread) {
-    float* out = is_w8() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
+    float* out = is_quantized() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
     kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride, weight,
                       config_.norm_eps, 1, n_cols, out, n_cols);
-    if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
   spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
@@ -259,7 +266,7 @@ Operand INT8Decoder::normed_operand(const float* weight) {
 
 Operand INT8Decoder::attention_operand(std::int32_t k) {
   const QuantizedRows quantized = workspace_.quantized(k);
-  if (is_w8()) {
+  if (is_quantized()) {
     for_rows(n_rows_, k, [&](std::int32_t row, int) {
       kernels_.quantize_rows(workspace_.operand + row * workspace_.operand_stride, workspace_.operand_stride, 1, k,
                              row_of(quantized, row));
@@ -274,16 +281,16 @@ Operand INT8Decoder::gated_operand() {
   const std::int32_t n_cols = config_.intermediate_size;
   const QuantizedRows quantized = workspace_.quantized(n_cols);
   for_rows(n_rows_, n_cols, [&](std::int32_t row, int thread) {
-    float* out = is_w8() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
+    float* out = is_quantized() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
     kernels_.silu_mul(workspace_.wide + row * workspace_.wide_stride, workspace_.wide_stride, 1, n_cols, out, n_cols);
-    if (is_w8()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
   spent(StepPart::rows);
   return {workspace_.operand, workspace_.operand_stride, quantized};
 }
 
 void INT8Decoder::multiply_rows(const Matrix& w, const Operand& in, const Output& out) {
-  if (n_rows_ > 0) multiply(kernels_, pool_, weights_.layout, w, in, n_rows_, out);
+  if (n_rows_ > 0) multiply(kernels_, pool_, w, in, n_rows_, out, workspace_.product_scratch());
 }
 
 void INT8Decoder::sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result) {

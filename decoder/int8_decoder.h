@@ -1,4 +1,4 @@
-// The decoder of the CPU: one loop over the layers that reads ModelConfig, with int8 or float32 matrices.
+// The decoder of the CPU: one loop over the layers that reads ModelConfig, with quantised (w8, w4) or float32 matrices.
 #pragma once
 
 #include <cstdint>
@@ -81,7 +81,7 @@ class INT8Decoder {
   template <class Fn>
   void for_items(std::size_t n_items, bool is_parallel, const Fn& fn);
 
-  bool is_w8() const { return weights_.layout == WeightView::Layout::w8; }
+  bool is_quantized() const { return weights_.is_quantized; }
 
   ModelConfig config_;
   const CpuKernels& kernels_;

@@ -29,8 +29,8 @@ struct Split {
   }
 };
 
-Split split_product(const Matrix& w, WeightView::Layout layout, std::int64_t m, int n_threads) {
-  const std::int64_t row_bytes = std::int64_t{w.k} * (layout == WeightView::Layout::w8 ? 1 : 4);
+Split split_product(const Matrix& w, std::int64_t m, int n_threads) {
+  const std::int64_t row_bytes = std::int64_t{w.k} * (is_quantized(w.layout) ? 1 : 4);
   Split split;
   split.n_rows = m;
   split.n_panels = n_panels(w.n);
@@ -93,28 +93,42 @@ std::int64_t place_of(std::int64_t item, std::int64_t n_items, int n_threads) {
   return n_items / n_threads * thread + std::min(n_items % n_threads, thread) + item / n_threads;
 }
 
-template <class Args>
-void run_items(ThreadPool& pool, const Split& split, const Args& args,
-               void (*kernel)(const Args&, std::int32_t, std::int32_t)) {
-  pool.parallel_for(split.n_items(), [&](std::int64_t item, int) {
+// kernel(args, panel_begin, panel_end, thread)
+template <class Args, class Kernel>
+void run_items(ThreadPool& pool, const Split& split, const Args& args, const Kernel& kernel) {
+  pool.parallel_for(split.n_items(), [&](std::int64_t item, int thread) {
     const std::int64_t place = place_of(item, split.n_items(), pool.n_threads());
     const std::int64_t row_block = place / split.n_panel_blocks, panel_block = place % split.n_panel_blocks;
     Args mine = rows_from(args, split.row(row_block));
     mine.m = static_cast<std::int32_t>(split.row(row_block + 1) - split.row(row_block));
     kernel(mine, static_cast<std::int32_t>(split.panel(panel_block)),
-           static_cast<std::int32_t>(split.panel(panel_block + 1)));
+           static_cast<std::int32_t>(split.panel(panel_block + 1)), thread);
   });
 }
 
 }  // namespace
 
-void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout layout, const Matrix& w,
-              const Operand& in, std::int32_t m, const Output& out) {
-  const Split split = split_product(w, layout, m, pool.n_threads());
-  if (layout == WeightView::Layout::w8) {
-    run_items(pool, split, w8_args(w, in, out), kernels.gemm_w8);
+std::size_t product_scratch_bytes(const CpuKernels& kernels, const Matrix& w) {
+  return w.layout == WeightView::Layout::w4 ? kernels.gemm_w4_scratch_bytes(w.k) : 0;
+}
+
+void multiply(const CpuKernels& kernels, ThreadPool& pool, const Matrix& w, const Operand& in, std::int32_t m,
+              const Output& out, const ProductScratch& scratch) {
+  const Split split = split_product(w, m, pool.n_threads());
+  if (w.layout == WeightView::Layout::f32) {
+    run_items(pool, split, f32_args(w, in, out),
+              [&](const GemmF32Args& args, std::int32_t begin, std::int32_t end, int) {
+                kernels.gemm_f32(args, begin, end);
+              });
+  } else if (w.layout == WeightView::Layout::w8) {
+    run_items(pool, split, w8_args(w, in, out), [&](const GemmW8Args& args, std::int32_t begin, std::int32_t end, int) {
+      kernels.gemm_w8(args, begin, end);
+    });
   } else {
-    run_items(pool, split, f32_args(w, in, out), kernels.gemm_f32);
+    run_items(pool, split, w8_args(w, in, out),
+              [&](const GemmW8Args& args, std::int32_t begin, std::int32_t end, int thread) {
+                kernels.gemm_w4(args, begin, end, scratch.of(thread));
+              });
   }
 }
 

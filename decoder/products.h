@@ -1,6 +1,7 @@
 // Matrix products of a step over all threads. Panels are split, and rows where there are many; never a sum.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "llm_decoder/cpu_kernels.h"
@@ -27,8 +28,19 @@ struct Output {
   bool accumulate = false;
 };
 
+// Scratch of each thread, as the kernels of the weights' layout want it.
+struct ProductScratch {
+  std::byte* memory = nullptr;
+  std::size_t stride = 0;
+
+  std::byte* of(int thread) const { return memory + static_cast<std::size_t>(thread) * stride; }
+};
+
+// What a product with `w` takes of it.
+std::size_t product_scratch_bytes(const CpuKernels& kernels, const Matrix& w);
+
 // out (+)= in . w^T + bias for m rows.
-void multiply(const CpuKernels& kernels, ThreadPool& pool, WeightView::Layout layout, const Matrix& w,
-              const Operand& in, std::int32_t m, const Output& out);
+void multiply(const CpuKernels& kernels, ThreadPool& pool, const Matrix& w, const Operand& in, std::int32_t m,
+              const Output& out, const ProductScratch& scratch);
 
 }  // namespace llm_decoder

@@ -11,9 +11,23 @@ constexpr char kPlace[] = "INT8Decoder.finalize";
 
 using Layout = WeightView::Layout;
 
+const char* name_of(Layout layout) {
+  switch (layout) {
+    case Layout::vector:
+      return "vector";
+    case Layout::f32:
+      return "f32";
+    case Layout::w8:
+      return "w8";
+    case Layout::w4:
+      return "w4";
+  }
+  return "?";
+}
+
 std::string shape_text(const WeightView& view) {
   if (view.layout == Layout::vector) return concat("vector [", view.n, "]");
-  return concat(view.layout == Layout::w8 ? "w8" : "f32", " matrix [", view.n, ", ", view.k, "]");
+  return concat(name_of(view.layout), " matrix [", view.n, ", ", view.k, "]");
 }
 
 // Looks weights up by name and remembers which were used.
@@ -36,13 +50,13 @@ class Resolver {
     const WeightView& view = need(name);
     check_arg(view.layout != Layout::vector && view.n == n && view.k == k, kPlace, "weight ", name,
               " must be a matrix [", n, ", ", k, "], got ", shape_text(view));
-    check_one_layout(name, view);
-    return {static_cast<std::int32_t>(n), static_cast<std::int32_t>(k), view.data, view.scales,
-            optional_vector(name + ".bias", n)};
+    check_kind(name, view);
+    return {view.layout, static_cast<std::int32_t>(n),      static_cast<std::int32_t>(k), view.data,
+            view.scales, optional_vector(name + ".bias", n)};
   }
 
   bool has(const std::string& name) const { return weights_.count(name) > 0; }
-  Layout layout() const { return layout_; }
+  bool is_quantized() const { return is_quantized_; }
 
   void check_all_used() const {
     for (const auto& [name, view] : weights_) {
@@ -58,17 +72,22 @@ class Resolver {
     return found->second;
   }
 
-  void check_one_layout(const std::string& name, const WeightView& view) {
-    if (!has_layout_) layout_ = view.layout;
-    has_layout_ = true;
-    check_arg(view.layout == layout_, kPlace, "all matrices must have one layout, ",
-              layout_ == Layout::w8 ? "w8" : "f32", " as the embedding, got ", name, " as ", shape_text(view));
+  // The first matrix, the embedding, decides.
+  void check_kind(const std::string& name, const WeightView& view) {
+    if (!has_matrix_) {
+      check_arg(view.layout != Layout::w4, kPlace, name, " must be f32 or w8, got ", shape_text(view));
+      is_quantized_ = llm_decoder::is_quantized(view.layout);
+    }
+    has_matrix_ = true;
+    check_arg(llm_decoder::is_quantized(view.layout) == is_quantized_, kPlace, "all matrices must be ",
+              is_quantized_ ? "w8 or w4, as the embedding is quantised" : "f32, as the embedding is", ", got ", name,
+              " as ", shape_text(view));
   }
 
   const NamedWeights& weights_;
   std::set<std::string> used_;
-  Layout layout_ = Layout::f32;
-  bool has_layout_ = false;
+  bool is_quantized_ = false;
+  bool has_matrix_ = false;
 };
 
 LayerWeights resolve_layer(const ModelConfig& config, const std::string& prefix, Resolver& resolver) {
@@ -101,7 +120,7 @@ DecoderWeights resolve_weights(const ModelConfig& config, const NamedWeights& we
   resolved.final_norm = resolver.vector("final_norm", config.hidden_size);
   resolved.lm_head =
       resolver.has("lm_head") ? resolver.matrix("lm_head", config.vocab_size, config.hidden_size) : resolved.embedding;
-  resolved.layout = resolver.layout();
+  resolved.is_quantized = resolver.is_quantized();
   resolver.check_all_used();
   return resolved;
 }

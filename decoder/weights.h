@@ -12,9 +12,10 @@
 namespace llm_decoder {
 
 struct Matrix {
+  WeightView::Layout layout = WeightView::Layout::f32;
   std::int32_t n = 0, k = 0;      // out = in . [n, k]^T
-  const void* data = nullptr;     // packed, w8 or f32 as DecoderWeights::layout says
-  const float* scales = nullptr;  // [n] for w8
+  const void* data = nullptr;     // packed
+  const float* scales = nullptr;  // [n] for w8 and w4
   const float* bias = nullptr;    // [n] or null
 };
 
@@ -30,16 +31,17 @@ struct LayerWeights {
 };
 
 struct DecoderWeights {
-  WeightView::Layout layout = WeightView::Layout::f32;  // of all matrices
-  Matrix embedding;
-  Matrix lm_head;  // the embedding again when tied
+  bool is_quantized = false;  // all matrices are, or none
+  Matrix embedding;           // f32 or w8
+  Matrix lm_head;             // the embedding again when tied
   const float* final_norm = nullptr;
   std::vector<LayerWeights> layers;
 };
 
 using NamedWeights = std::map<std::string, WeightView>;
 
-// Throws std::invalid_argument naming the weight that is missing, unknown, of a wrong shape or of a second layout.
+// Throws std::invalid_argument naming the weight that is missing, unknown, of a wrong shape or of a layout that does
+// not go with the others.
 DecoderWeights resolve_weights(const ModelConfig& config, const NamedWeights& weights);
 
 }  // namespace llm_decoder

@@ -32,7 +32,8 @@ T* Workspace::allocate(std::int64_t n) {
   return buffers_.back().as<T>();
 }
 
-Workspace::Workspace(const ModelConfig& config, WeightView::Layout layout, std::int32_t max_tokens_, int n_threads)
+Workspace::Workspace(const ModelConfig& config, bool is_quantized, std::size_t product_scratch_bytes,
+                     std::int32_t max_tokens_, int n_threads)
     : max_tokens(max_tokens_), n_threads_(n_threads) {
   const std::int64_t q_size = std::int64_t{config.n_heads} * config.head_dim;
   const std::int64_t qkv_size = q_size + 2 * std::int64_t{config.n_kv_heads} * config.head_dim;
@@ -43,18 +44,21 @@ Workspace::Workspace(const ModelConfig& config, WeightView::Layout layout, std::
   residual = allocate<float>(max_tokens * residual_stride);
   wide_stride = float_stride(std::max(qkv_size, 2 * std::int64_t{config.intermediate_size}));
   wide = allocate<float>(max_tokens * wide_stride);
-  operand_stride = float_stride(layout == WeightView::Layout::w8 ? q_size : max_k);
+  operand_stride = float_stride(is_quantized ? q_size : max_k);
   operand = allocate<float>(max_tokens * operand_stride);
   const std::int64_t half = static_cast<std::int64_t>(config.rope_inv_freq.size());
   rope_cos = allocate<float>(max_tokens * half);
   rope_sin = allocate<float>(max_tokens * half);
-  if (layout == WeightView::Layout::w8) {
+  if (is_quantized) {
     q_ = allocate<std::int8_t>(max_tokens * q_stride(max_k));
     q_scale_ = allocate<float>(max_tokens);
     q_sum_ = allocate<std::int32_t>(max_tokens);
   }
   row_scratch_stride_ = float_stride(max_k);
   row_scratch_ = AlignedBuffer(static_cast<std::size_t>(n_threads * row_scratch_stride_) * sizeof(float));
+  product_scratch_stride_ =
+      static_cast<std::size_t>(round_up(static_cast<std::int64_t>(product_scratch_bytes), kAlign));
+  product_scratch_ = AlignedBuffer(product_scratch_stride_ * static_cast<std::size_t>(n_threads));
   ensure_logits_rows(config, std::min(max_tokens, kFirstLogitsRows));
 }
 
@@ -83,8 +87,8 @@ void Workspace::ensure_attention(std::size_t scratch_bytes, std::int64_t n_state
 }
 
 std::size_t Workspace::n_bytes() const {
-  std::size_t total = row_scratch_.n_bytes() + attention_scratch_.n_bytes() + attention_states_.n_bytes() +
-                      hidden_.n_bytes() + logits_.n_bytes();
+  std::size_t total = row_scratch_.n_bytes() + product_scratch_.n_bytes() + attention_scratch_.n_bytes() +
+                      attention_states_.n_bytes() + hidden_.n_bytes() + logits_.n_bytes();
   for (const AlignedBuffer& buffer : buffers_) total += buffer.n_bytes();
   return total;
 }

@@ -11,6 +11,7 @@
 #include "llm_decoder/cpu_kernels.h"
 #include "llm_decoder/decoder.h"
 #include "llm_decoder/model_config.h"
+#include "products.h"
 
 namespace llm_decoder {
 
@@ -37,7 +38,9 @@ class AlignedBuffer {
 class Workspace {
  public:
   Workspace() = default;
-  Workspace(const ModelConfig& config, WeightView::Layout layout, std::int32_t max_tokens, int n_threads);
+  // product_scratch_bytes: of one thread, for the product that takes most.
+  Workspace(const ModelConfig& config, bool is_quantized, std::size_t product_scratch_bytes, std::int32_t max_tokens,
+            int n_threads);
 
   std::int32_t max_tokens = 0;
   // float32 [max_tokens, stride]
@@ -50,7 +53,7 @@ class Workspace {
   float* rope_cos = nullptr;  // [max_tokens, half]
   float* rope_sin = nullptr;
 
-  // The operand of a w8 product with k input channels.
+  // The operand of a product on quantised weights with k input channels.
   QuantizedRows quantized(std::int32_t k) const;
   float* row_scratch(int thread) const { return row_scratch_.as<float>() + thread * row_scratch_stride_; }
   std::byte* attention_scratch(int thread) const {
@@ -58,6 +61,7 @@ class Workspace {
   }
 
   float* attention_states() const { return attention_states_.as<float>(); }
+  ProductScratch product_scratch() const { return {product_scratch_.as<std::byte>(), product_scratch_stride_}; }
 
   float* hidden() const { return hidden_.as<float>(); }  // [n_rows, hidden_size]
   float* logits() const { return logits_.as<float>(); }  // [n_rows, vocab_size]
@@ -74,8 +78,9 @@ class Workspace {
   std::int8_t* q_ = nullptr;
   float* q_scale_ = nullptr;
   std::int32_t* q_sum_ = nullptr;
-  AlignedBuffer row_scratch_, attention_scratch_, attention_states_, hidden_, logits_;
+  AlignedBuffer row_scratch_, product_scratch_, attention_scratch_, attention_states_, hidden_, logits_;
   std::int64_t row_scratch_stride_ = 0;
+  std::size_t product_scratch_stride_ = 0;
   std::size_t attention_scratch_stride_ = 0;
   std::int32_t n_logits_rows_ = 0;
   int n_threads_ = 1;

@@ -30,8 +30,6 @@ class OutOfMemory : public std::bad_alloc {
                            " bytes, more memory than the system gives; ask for fewer pages or kv_cache_dtype int8"));
 }
 
-std::int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 1; }
-
 PagedKvView view_shape(const KvCacheConfig& config) {
   PagedKvView view;
   view.dtype = config.dtype;

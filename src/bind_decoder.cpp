@@ -176,23 +176,24 @@ class PyDecoder {
   static WeightView read_weight(const std::string& name, const std::string& layout, const Shape& shape,
                                 const py::array& data, const std::optional<py::array>& scales) {
     constexpr char kPlace[] = "INT8Decoder.set_weight";
-    const bool is_vector = layout == "vector", is_w8 = layout == "w8";
-    check_arg(is_vector || is_w8 || layout == "f32", kPlace, "layout of ", name,
-              " must be 'vector', 'f32' or 'w8', got '", layout, "'");
+    const bool is_vector = layout == "vector", is_w8 = layout == "w8", is_w4 = layout == "w4";
+    check_arg(is_vector || is_w8 || is_w4 || layout == "f32", kPlace, "layout of ", name,
+              " must be 'vector', 'f32', 'w8' or 'w4', got '", layout, "'");
     check_arg(shape.size() == (is_vector ? 1u : 2u), kPlace, "shape of ", name, " must have ", is_vector ? 1 : 2,
               " sizes, got ", shape_text(shape));
     for (const py::ssize_t size : shape) {
       check_arg(size > 0 && size <= kLargestSize, kPlace, "shape of ", name, " is impossible: ", shape_text(shape));
     }
-    check_arg(scales.has_value() == is_w8, kPlace,
-              is_w8 ? "w8 needs scales, got none for " : "only w8 has scales, got some for ", name);
+    check_arg(scales.has_value() == (is_w8 || is_w4), kPlace,
+              scales ? "only w8 and w4 have scales, got some for " : "w8 and w4 need scales, got none for ", name);
     WeightView view;
     view.n = shape[0];
     view.k = is_vector ? 0 : shape[1];
     const std::string of = name + " data";
-    if (is_w8) {
-      view.layout = WeightView::Layout::w8;
-      view.data = read_array<std::uint8_t>(data, kPlace, of.c_str(), {packed_w8_bytes(view.n, view.k)}).data;
+    if (is_w8 || is_w4) {
+      view.layout = is_w8 ? WeightView::Layout::w8 : WeightView::Layout::w4;
+      const std::int64_t n_bytes = is_w8 ? packed_w8_bytes(view.n, view.k) : packed_w4_bytes(view.n, view.k);
+      view.data = read_array<std::uint8_t>(data, kPlace, of.c_str(), {n_bytes}).data;
       view.scales = read_array<float>(*scales, kPlace, (name + " scales").c_str(), {view.n}).data;
       return view;
     }
@@ -214,7 +215,7 @@ class PyDecoder {
 void register_decoder(py::module_& m) {
   py::class_<PyDecoder>(
       m, "INT8Decoder",
-      "A decoder on the CPU, with int8 (w8) or float32 matrices. One thread uses it at a time; a second "
+      "A decoder on the CPU, with quantised (w8, w4) or float32 matrices. One thread uses it at a time; a second "
       "one gets RuntimeError.\n\nconfig: a dict with the fields of ModelConfig (model_config.h). threads: "
       "how many compute, the caller included.\nisa: 'generic', 'avx2', 'avx512vnni' or 'auto'. ValueError "
       "for a configuration that contradicts itself or an isa that this machine lacks.")
@@ -225,10 +226,9 @@ void register_decoder(py::module_& m) {
       .def_property_readonly("workspace_bytes", &PyDecoder::workspace_bytes, "Scratch memory held.")
       .def("set_weight", &PyDecoder::set_weight, py::arg("name"), py::arg("layout"), py::arg("shape"), py::arg("data"),
            py::arg("scales") = py::none(),
-           "Gives the decoder a weight; it keeps a reference, never a copy. layout 'vector': float32 [n]; 'f32' and "
-           "'w8': as "
-           "pack_f32\nand pack_w8 return, aligned to 64 bytes, of a matrix with shape (n, k); w8 with scales float32 "
-           "[n].")
+           "Gives the decoder a weight; it keeps a reference, never a copy. layout 'vector': float32 [n]; 'f32', "
+           "'w8' and 'w4': as\npack_f32, pack_w8 and pack_w4 return, aligned to 64 bytes, of a matrix with shape "
+           "(n, k); w8 and w4 with scales float32 [n].")
       .def("finalize", &PyDecoder::finalize, py::arg("max_tokens_per_step"),
            "Checks the weights and takes all scratch memory. ValueError names a weight that is missing, unknown or of "
            "a wrong "

@@ -17,7 +17,8 @@ namespace {
 
 Dtype parse_kv_dtype(const std::string& name) {
   if (name == "f32") return Dtype::f32;
-  check_arg(name == "s8", "KvCache", "dtype must be 'f32' or 's8', got '", name, "'");
+  if (name == "bf16") return Dtype::bf16;
+  check_arg(name == "s8", "KvCache", "dtype must be 'f32', 'bf16' or 's8', got '", name, "'");
   return Dtype::s8;
 }
 
@@ -118,8 +119,8 @@ void register_kv_cache(py::module_& m) {
                       "Pages hold page_size tokens (a multiple of 16) of every layer of a group, the layers with one "
                       "window. n_pages and window (in tokens, 0: everything is seen): an int for a single group, or "
                       "a list with one for each.\nlayers: how many, or a list with the group of each; 0 keeps the "
-                      "books without any storage. dtype: 'f32' or 's8'. hash_mask: which bits of the prefix hash "
-                      "count, for tests.\n"
+                      "books without any storage. dtype: 'f32', 'bf16' or 's8'. hash_mask: which bits of the "
+                      "prefix hash count, for tests.\n"
                       "Raises ValueError for impossible sizes and MemoryError when the system refuses the memory.")
       .def(py::init(&make_cache), py::arg("n_pages"), py::arg("page_size"), py::arg("layers"), py::arg("n_kv_heads"),
            py::arg("head_dim"), py::arg("dtype") = "f32", py::arg("window") = 0,

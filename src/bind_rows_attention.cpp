@@ -2,6 +2,7 @@
 //
 // A pool's arrays have the shapes of the tiles in paged_kv.h (P pages, H KV heads, S = page_size, D = head_dim_padded):
 //   f32   k float32 [P, H, D, S]           v float32 [P, H, S, D]          no scales
+//   bf16  k uint16 [P, H, D, S]            v uint16 [P, H, S, D]           no scales
 //   s8    k uint8 [P, H, D / 4, S, 4]      v int8 [P, H, S / 4, D, 4]      k_scale, v_scale float32 [P, H, S]
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -92,9 +93,11 @@ std::int32_t argmax(const std::string& isa, Array x) {
 PagedKvView view_of(py::array& k, py::array& v, py::object& k_scale, py::object& v_scale, std::int32_t head_dim,
                     const char* place) {
   PagedKvView view;
-  view.dtype = py::isinstance<py::array_t<float>>(k) ? Dtype::f32 : Dtype::s8;
-  const bool is_f32 = view.dtype == Dtype::f32;
-  check_arg(k.ndim() == (is_f32 ? 4 : 5), place, "k must have shape ", is_f32 ? "[P, H, D, S]" : "[P, H, D / 4, S, 4]",
+  view.dtype = py::isinstance<py::array_t<float>>(k)           ? Dtype::f32
+               : py::isinstance<py::array_t<std::uint16_t>>(k) ? Dtype::bf16
+                                                               : Dtype::s8;
+  const bool is_s8 = view.dtype == Dtype::s8;
+  check_arg(k.ndim() == (is_s8 ? 5 : 4), place, "k must have shape ", is_s8 ? "[P, H, D / 4, S, 4]" : "[P, H, D, S]",
             ", got ", k.ndim(), " axes");
   const std::int32_t n_pages = size_of(k, 0);
   view.page_size = size_of(k, 3);
@@ -103,11 +106,17 @@ PagedKvView view_of(py::array& k, py::array& v, py::object& k_scale, py::object&
   view.head_dim_padded = static_cast<std::int32_t>(round_up(head_dim, kHeadDimAlign));
   const std::int32_t heads = view.n_kv_heads, hd = view.head_dim_padded, page_size = view.page_size;
   check_arg(page_size > 0 && page_size % 16 == 0, place, "page_size must be a multiple of 16, got ", page_size);
-  view.head_stride_bytes = static_cast<std::int64_t>(hd) * page_size * (is_f32 ? 4 : 1);
+  view.head_stride_bytes = static_cast<std::int64_t>(hd) * page_size * element_bytes(view.dtype);
   view.page_stride_bytes = view.head_stride_bytes * heads;
-  if (is_f32) {
-    view.k = reinterpret_cast<std::byte*>(write_array<float>(k, place, "k", {n_pages, heads, hd, page_size}).data);
-    view.v = reinterpret_cast<std::byte*>(write_array<float>(v, place, "v", {n_pages, heads, page_size, hd}).data);
+  const Shape k_shape = {n_pages, heads, hd, page_size}, v_shape = {n_pages, heads, page_size, hd};
+  if (view.dtype == Dtype::f32) {
+    view.k = reinterpret_cast<std::byte*>(write_array<float>(k, place, "k", k_shape).data);
+    view.v = reinterpret_cast<std::byte*>(write_array<float>(v, place, "v", v_shape).data);
+    return view;
+  }
+  if (view.dtype == Dtype::bf16) {
+    view.k = reinterpret_cast<std::byte*>(write_array<std::uint16_t>(k, place, "k", k_shape).data);
+    view.v = reinterpret_cast<std::byte*>(write_array<std::uint16_t>(v, place, "v", v_shape).data);
     return view;
   }
   py::array k_scales = py::cast<py::array>(k_scale), v_scales = py::cast<py::array>(v_scale);

@@ -18,6 +18,7 @@ from llm_decoder.engine_core import EngineCore
 from llm_decoder.outputs import StreamEvent
 from llm_decoder.sampling import SamplingParams, resolve_params
 from llm_decoder.sequence import Limits, Vocabulary, build_request
+from llm_decoder.speculation import Speculation, SpeculationOptions
 
 POISON = -7
 
@@ -183,11 +184,15 @@ class Desk:
     calls."""
 
     def __init__(
-        self, backend: FakeBackend | None = None, max_num_seqs: int = 64, tokenizer: Vocabulary | None = None
+        self,
+        backend: FakeBackend | None = None,
+        max_num_seqs: int = 64,
+        tokenizer: Vocabulary | None = None,
+        start_speculation: Callable[[], Speculation | None] = lambda: SpeculationOptions().start(),
     ) -> None:
         self.backend = backend or FakeBackend()
         self.tokenizer = tokenizer or ByteTokenizer()
-        self.core = EngineCore(self.backend, self.tokenizer, max_num_seqs)
+        self.core = EngineCore(self.backend, self.tokenizer, max_num_seqs, start_speculation)
         self.sent: dict[str, list[Any]] = {}
 
     def add(self, prompt: str | bytes | Sequence[int], *, stream: bool = False, rows: Any = None, **params: Any) -> str:

@@ -98,10 +98,18 @@ def quantized_as_float(weights: Weights) -> Weights:
 
 
 def set_weight(decoder: Any, name: str, weight: np.ndarray, layout: str) -> None:
+    """layout: f32, w8, w4 (embedding and output layer w8), or "w4 as w8": the w8 weights that w4 stands for."""
     if weight.ndim == 1:
         decoder.set_weight(name, "vector", weight.shape, weight)
     elif layout == "f32":
         decoder.set_weight(name, "f32", weight.shape, _core.pack_f32(weight))
+    elif layout == "w4" and name not in ("embedding", "lm_head"):
+        *groups, scale = _core.quantize_weight_groups(weight)
+        decoder.set_weight(name, "w4", weight.shape, _core.pack_w4(*groups), scale)
+    elif layout == "w4 as w8" and name not in ("embedding", "lm_head"):
+        *groups, scale = _core.quantize_weight_groups(weight)
+        q = _core.expand_w4(_core.pack_w4(*groups), *weight.shape)
+        decoder.set_weight(name, "w8", weight.shape, _core.pack_w8(q), scale)
     else:
         q, scale = _core.quantize_weight_rows(np.nan_to_num(weight))
         scale[np.isnan(weight).any(axis=1)] = np.nan  # a poisoned row stays poisoned

@@ -13,14 +13,29 @@ namespace llm_decoder {
 
 // Packed weights. Output channels lie in panels of 16; inside a panel the input channels follow each other:
 //   w8   uint8 [n_panels][k_padded / 4][16][4], q + 128, k padded to 4 with q = 0, channels past n with q = 0
+//   w4   blocks of 64 input channels, [n_panels][ceil(k / 64)] of kBlockBytes each. It is w8 compressed: within a group
+//        of 32 input channels the int8 weight is group_scale * q + group_min, q in 0..15, and lies within +-127. A
+//        block:
+//          uint8 [2 groups][16]{group_scale, group_min + 128}
+//          uint8 [2 groups][4][16][4], q of input 8 j + i in the low nibble of [j][channel][i], of 8 j + 4 + i in the
+//          high
+//        What is past n or k is 0.
 //   f32  float [n_panels][k][16], channels past n are 0
 constexpr std::int32_t kPanelWidth = 16;
 constexpr std::int32_t kDotWidth = 4;
+constexpr std::int32_t kGroupWidth = 32;
+constexpr std::int32_t kBlockWidth = 2 * kGroupWidth;
+constexpr std::int64_t kBlockBytes = kPanelWidth * (kBlockWidth / 2 + 2 * 2);
 
 constexpr std::int64_t n_panels(std::int64_t n) { return ceil_div(n, kPanelWidth); }
 constexpr std::int64_t k_padded(std::int64_t k) { return round_up(k, kDotWidth); }
 constexpr std::int64_t packed_w8_bytes(std::int64_t n, std::int64_t k) {
   return n_panels(n) * kPanelWidth * k_padded(k);
+}
+constexpr std::int64_t n_groups(std::int64_t k) { return ceil_div(k, kGroupWidth); }
+constexpr std::int64_t n_blocks(std::int64_t k) { return ceil_div(k, kBlockWidth); }
+constexpr std::int64_t packed_w4_bytes(std::int64_t n, std::int64_t k) {
+  return n_panels(n) * n_blocks(k) * kBlockBytes;
 }
 constexpr std::int64_t packed_f32_bytes(std::int64_t n, std::int64_t k) { return n_panels(n) * kPanelWidth * k * 4; }
 
@@ -37,12 +52,13 @@ struct GemmF32Args {
 };
 
 // The same on int8: out = (sum_k a_q * w_q) * a_scale * w_scale + bias. The int32 sum is exact and equal on every ISA.
+// Weights are w8, or w4, which gives bit for bit what the w8 weights that it stands for give.
 struct GemmW8Args {
   const std::int8_t* a = nullptr;  // [m, k_padded(k)], zeros past k
   std::int64_t a_stride = 0;
   const float* a_scale = nullptr;       // [m]
   const std::int32_t* a_sum = nullptr;  // [m], sum of the row's int8 values, which undoes the bias of the weights
-  const std::uint8_t* w = nullptr;      // packed w8
+  const std::uint8_t* w = nullptr;      // packed w8 or w4
   const float* w_scale = nullptr;       // [n]
   const float* bias = nullptr;          // [n] or null
   float* out = nullptr;                 // [m, n]
@@ -110,6 +126,9 @@ struct CpuKernels {
   // Products.
   void (*gemm_f32)(const GemmF32Args&, std::int32_t panel_begin, std::int32_t panel_end);
   void (*gemm_w8)(const GemmW8Args&, std::int32_t panel_begin, std::int32_t panel_end);
+  // scratch: gemm_w4_scratch_bytes(k) bytes of the calling thread, 64-byte aligned.
+  void (*gemm_w4)(const GemmW8Args&, std::int32_t panel_begin, std::int32_t panel_end, std::byte* scratch);
+  std::size_t (*gemm_w4_scratch_bytes)(std::int32_t k);
 
   // Rows in, rows out. x: float32 [n_rows, n_cols], strides in floats.
   void (*quantize_rows)(const float* x, std::int64_t x_stride, std::int32_t n_rows, std::int32_t n_cols,
@@ -162,8 +181,18 @@ void pack_f32(const float* w, std::int64_t row_stride, std::int64_t n, std::int6
 void pack_w8(const std::int8_t* q, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::uint8_t* out);
 // The inverse: rows [n, k] of int8 out of the packed form.
 void unpack_w8(const std::uint8_t* packed, std::int64_t n, std::int64_t k, std::int8_t* q, std::int64_t row_stride);
+// Rows as quantize_weight_groups makes them into the w4 layout.
+void pack_w4(const std::uint8_t* q, const std::uint8_t* group_scale, const std::int8_t* group_min, std::int64_t n,
+             std::int64_t k, std::uint8_t* out);
+// The int8 rows [n, k] that a w4 matrix stands for.
+void expand_w4(const std::uint8_t* packed, std::int64_t n, std::int64_t k, std::int8_t* q);
 // float rows -> int8 and scale [n]: scale = max|w| / 127, round half to even; an all-zero row has scale 1.
 void quantize_weight_rows(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::int8_t* q,
                           std::int64_t q_stride, float* scale);
+// float rows [n, k] -> q in 0..15 [n, k], group_scale in 1..16 and group_min [n, n_groups(k)], scale [n] as
+// quantize_weight_rows gives it: w ~ (group_scale * q + group_min) * scale, scale and minimum of each group searched
+// for the least squared error.
+void quantize_weight_groups(const float* w, std::int64_t n, std::int64_t k, std::uint8_t* q, std::uint8_t* group_scale,
+                            std::int8_t* group_min, float* scale);
 
 }  // namespace llm_decoder

@@ -12,11 +12,16 @@ namespace llm_decoder {
 
 // A weight as the core keeps it; memory is borrowed and must outlive the decoder (it may be a mapped file).
 struct WeightView {
-  enum class Layout : std::uint8_t { vector, f32, w8 } layout = Layout::vector;
+  enum class Layout : std::uint8_t { vector, f32, w8, w4 } layout = Layout::vector;
   std::int64_t n = 0, k = 0;      // [n] for a vector, [n, k] for a packed matrix
   const void* data = nullptr;     // float32 [n], or a packed matrix as in cpu_kernels.h
-  const float* scales = nullptr;  // [n] for w8
+  const float* scales = nullptr;  // [n] for w8 and w4
 };
+
+// Whether products with such a matrix take int8 activations.
+constexpr bool is_quantized(WeightView::Layout layout) {
+  return layout == WeightView::Layout::w8 || layout == WeightView::Layout::w4;
+}
 
 // Which rows of logits a sequence wants from a step.
 enum class LogitRows : std::uint8_t { none = 0, last = 1, all = 2 };

@@ -3,6 +3,7 @@
 // A page holds `page_size` positions of every KV head. Its CPU tile, per KV head (hd = head_dim_padded):
 //
 //   f32   K [hd][page_size]          positions along the vector      V [page_size][hd]      channels along the vector
+//   bf16  the same, rounded to the nearest, ties to even
 //   s8    K [hd/4][page_size][4]     four channels a dot product     V [page_size/4][hd][4] four positions a dot
 //   product
 //
@@ -29,7 +30,7 @@ struct PagedKvView {
   std::int64_t head_stride_bytes = 0;  // between KV heads inside a page: head_dim_padded * page_size * sizeof(element)
   std::byte* k = nullptr;              // [n_pages][n_kv_heads] tiles, 64-byte aligned
   std::byte* v = nullptr;
-  float* k_scale = nullptr;  // [n_pages][n_kv_heads][page_size]; null for f32
+  float* k_scale = nullptr;  // [n_pages][n_kv_heads][page_size]; s8 only, else null
   float* v_scale = nullptr;
 
   std::byte* k_tile(std::int32_t page, std::int32_t kv_head) const {

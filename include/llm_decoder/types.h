@@ -10,7 +10,14 @@
 
 namespace llm_decoder {
 
-enum class Dtype : std::uint8_t { f32, s8 };
+enum class Dtype : std::uint8_t { f32, bf16, s8 };
+
+// The upper half of a float32: 8 bits of exponent, 7 of mantissa.
+struct Bf16 {
+  std::uint16_t bits;
+};
+
+constexpr std::int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
 
 // A borrowed run of `size` elements.
 template <class T>

@@ -16,9 +16,12 @@ from llm_decoder._core import (
     STEP_PARTS,
     KvCache,
     MachineLimits,
+    expand_w4,
     isas,
     pack_f32,
+    pack_w4,
     pack_w8,
+    quantize_weight_groups,
     quantize_weight_rows,
     unpack_w8,
 )
@@ -48,9 +51,12 @@ __all__ = [
     "create_backend",
     "create_decoder",
     "devices",
+    "expand_w4",
     "open_limits",
     "pack_f32",
+    "pack_w4",
     "pack_w8",
+    "quantize_weight_groups",
     "quantize_weight_rows",
     "unpack_w8",
 ]
@@ -69,7 +75,7 @@ MAX_THREADS = 1024
 # What is read to measure the memory: so many times the last cache, and no less than this.
 _LIMITS_CACHES = 4
 _LIMITS_BYTES = 1 << 30
-_KV_DTYPES = {"float32": "f32", "int8": "s8"}
+_KV_DTYPES = {"float32": "f32", "bfloat16": "bf16", "int8": "s8"}
 
 
 class Model(Protocol):
@@ -159,9 +165,10 @@ class DeviceInfo:
 @dataclass(frozen=True)
 class BackendOptions:
     """device: "auto" or "cpu". kv_cache_dtype: "auto" (float32 with float weights, int8 with quantised ones),
-    "float32", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768 tokens if that
-    is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16. max_model_len: tokens of
-    a sequence; None = the model's, or what the pool holds if that is less. isa: a name of devices()[0].isas.
+    "float32", "bfloat16", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768
+    tokens if that is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16.
+    max_model_len: tokens of a sequence; None = the model's, or what the pool holds if that is less. isa: a name of
+    devices()[0].isas.
     deterministic: a sequence's results must not depend on what else is computed; CpuBackend keeps that in float32 and
     int8 alike, so there it changes nothing."""
 
@@ -180,7 +187,7 @@ class BackendOptions:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"[device] must be auto, cpu or cuda, got {self.device!r}")
         if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
-            raise ConfigError(f"[kv_cache_dtype] must be auto, float32 or int8, got {self.kv_cache_dtype!r}")
+            raise ConfigError(f"[kv_cache_dtype] must be auto, float32, bfloat16 or int8, got {self.kv_cache_dtype!r}")
         choose_threads(self.threads)
         check_integer("kv_cache_bytes", self.kv_cache_bytes, 1)
         check_integer("page_size", self.page_size, 16, 4096)
@@ -386,7 +393,7 @@ class CpuBackend:
 
 
 def _kv_dtype(model: Model, options: BackendOptions) -> str:
-    is_float = all(weight.layout != "w8" for weight in model.weights.values())
+    is_float = all(weight.layout not in ("w8", "w4") for weight in model.weights.values())
     if options.kv_cache_dtype == "auto":
         return "float32" if is_float else "int8"
     return options.kv_cache_dtype

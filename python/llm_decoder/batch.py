@@ -41,7 +41,7 @@ class StepBatch:
             n_tokens += count
             self._seq_ids[i] = sequence.seq_id
             self._counts[i] = count
-            if sequence.wants_rows:
+            if sequence.wants_rows or sequence.n_drafted:
                 self._want[i] = WANT_ALL
             else:
                 self._want[i] = WANT_LAST if sequence.n_computed + count == sequence.n_tokens else WANT_NONE
@@ -55,41 +55,45 @@ class StepBatch:
 class SamplingBatch:
     """The `params` that the core's sampler takes, for the sequences that draw a token this step.
 
-    While the same sequences draw again, only positions move; histories and bans are made anew each step, for the
-    sequences that need them.
+    While the same sequences draw again, most of it is kept; positions, and for the sequences that need them histories
+    and bans, are made anew each step.
     """
+
+    # One number a sequence; everything else has runs of ids.
+    _NUMBERS = (
+        *("temperature", "top_k", "top_p", "min_p"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "seed"),
+    )
 
     def __init__(self) -> None:
         self._sequences: list[Sequence] = []
-        self._params: dict[str, npt.NDArray[Any]] = {}
+        self._params: dict[str, npt.NDArray[Any]] = {}  # a row a sequence
+        self._has_ids = False
         self._has_histories = False
         self._has_moving_bans = False
         self.n_top = 0
 
     def params(self, sequences: list[Sequence]) -> dict[str, npt.NDArray[Any]]:
-        """One row a sequence. The arrays are good until the next call."""
-        if sequences == self._sequences:
-            self._params["position"] += 1
-        else:
+        """A row a sequence, and one for each token it has drafted: of what would be drawn behind that. The arrays are
+        good until the next call."""
+        if sequences != self._sequences:
             self._rebuild(sequences)
+        rows = [(sequence, n_ahead) for sequence in sequences for n_ahead in range(1 + sequence.n_drafted)]
+        params = self._params if len(rows) == len(sequences) else self._expanded(sequences, rows)
+        params["position"] = np.array([sequence.n_generated + n for sequence, n in rows], np.int64)
         if self._has_histories:
-            self._add_histories()
+            _add_histories(params, rows)
         if self._has_moving_bans:
-            self._params["banned_offsets"], self._params["banned_ids"] = _ragged([_banned(s) for s in sequences])
-        return self._params
+            params["banned_offsets"], params["banned_ids"] = _ragged([_banned(*row) for row in rows])
+        return params
 
     def _rebuild(self, sequences: list[Sequence]) -> None:
         self._sequences = list(sequences)
         asked = [sequence.request.params for sequence in sequences]
-        requests = [sequence.request for sequence in sequences]
 
         def floats(name: str) -> npt.NDArray[np.float32]:
             return np.array([getattr(params, name) for params in asked], np.float32)
 
-        bias_offsets, bias_ids = _ragged([request.bias_ids for request in requests])
-        banned_offsets, banned_ids = _ragged([request.banned_ids for request in requests])
-        allowed_offsets, allowed_ids = _ragged([request.allowed_ids for request in requests])
-        nothing = np.zeros(len(sequences) + 1, np.int64)
         self._params = {
             "temperature": floats("temperature"),
             "top_k": np.array([params.top_k for params in asked], np.int32),
@@ -99,34 +103,52 @@ class SamplingBatch:
             "presence_penalty": floats("presence_penalty"),
             "frequency_penalty": floats("frequency_penalty"),
             "seed": np.array([sequence.seed for sequence in sequences], np.uint64),
-            "position": np.array([sequence.n_generated for sequence in sequences], np.int64),
-            "prompt_offsets": nothing,
-            "prompt_tokens": np.zeros(0, np.int32),
-            "output_offsets": nothing,
-            "output_tokens": np.zeros(0, np.int32),
-            "bias_offsets": bias_offsets,
-            "bias_ids": bias_ids,
-            "bias_values": np.concatenate([request.bias_values for request in requests]).astype(np.float32),
-            "banned_offsets": banned_offsets,
-            "banned_ids": banned_ids,
-            "allowed_offsets": allowed_offsets,
-            "allowed_ids": allowed_ids,
+            **_ids_of(sequences),
         }
+        requests = [sequence.request for sequence in sequences]
+        self._has_ids = any(len(r.bias_ids) or len(r.banned_ids) or len(r.allowed_ids) for r in requests)
         self._has_histories = any(_has_penalty(sequence) for sequence in sequences)
         self._has_moving_bans = any(
             s.request.bad_runs or s.n_generated < s.request.params.min_tokens for s in sequences
         )
         self.n_top = max((params.logprobs or 0 for params in asked), default=0)
 
-    def _add_histories(self) -> None:
-        empty = np.zeros(0, np.int32)
-        penalised = [(sequence, _has_penalty(sequence)) for sequence in self._sequences]
-        self._params["prompt_offsets"], self._params["prompt_tokens"] = _ragged(
-            [sequence.prompt_tokens if has_penalty else empty for sequence, has_penalty in penalised]
-        )
-        self._params["output_offsets"], self._params["output_tokens"] = _ragged(
-            [sequence.generated_tokens if has_penalty else empty for sequence, has_penalty in penalised]
-        )
+    def _expanded(self, sequences: list[Sequence], rows: list[tuple[Sequence, int]]) -> dict[str, npt.NDArray[Any]]:
+        index = np.repeat(np.arange(len(sequences)), [1 + sequence.n_drafted for sequence in sequences])
+        params = {name: self._params[name][index] for name in self._NUMBERS}
+        return params | (_ids_of([sequence for sequence, _ in rows]) if self._has_ids else _no_ids(len(rows)))
+
+
+def _ids_of(sequences: list[Sequence]) -> dict[str, npt.NDArray[Any]]:
+    """The ids that each sequence's request names once for all its draws; histories are left empty."""
+    requests = [sequence.request for sequence in sequences]
+    params = _no_ids(len(sequences))
+    params["bias_offsets"], params["bias_ids"] = _ragged([request.bias_ids for request in requests])
+    params["bias_values"] = np.concatenate([request.bias_values for request in requests]).astype(np.float32)
+    params["banned_offsets"], params["banned_ids"] = _ragged([request.banned_ids for request in requests])
+    params["allowed_offsets"], params["allowed_ids"] = _ragged([request.allowed_ids for request in requests])
+    return params
+
+
+def _no_ids(n_rows: int) -> dict[str, npt.NDArray[Any]]:
+    nowhere, nothing = np.zeros(n_rows + 1, np.int64), np.zeros(0, np.int32)
+    params: dict[str, npt.NDArray[Any]] = {"bias_values": np.zeros(0, np.float32)}
+    for name in ("bias", "banned", "allowed"):
+        params[f"{name}_offsets"], params[f"{name}_ids"] = nowhere, nothing
+    for name in ("prompt", "output"):
+        params[f"{name}_offsets"], params[f"{name}_tokens"] = nowhere, nothing
+    return params
+
+
+def _add_histories(params: dict[str, npt.NDArray[Any]], rows: list[tuple[Sequence, int]]) -> None:
+    empty = np.zeros(0, np.int32)
+    penalised = [(sequence, n_ahead, _has_penalty(sequence)) for sequence, n_ahead in rows]
+    params["prompt_offsets"], params["prompt_tokens"] = _ragged(
+        [sequence.prompt_tokens if has_penalty else empty for sequence, _, has_penalty in penalised]
+    )
+    params["output_offsets"], params["output_tokens"] = _ragged(
+        [sequence.history(n_ahead) if has_penalty else empty for sequence, n_ahead, has_penalty in penalised]
+    )
 
 
 def _has_penalty(sequence: Sequence) -> bool:
@@ -134,14 +156,14 @@ def _has_penalty(sequence: Sequence) -> bool:
     return params.repetition_penalty != 1.0 or bool(params.presence_penalty) or bool(params.frequency_penalty)
 
 
-def _banned(sequence: Sequence) -> npt.NDArray[np.int32]:
-    """Ids that this sequence must not draw next."""
+def _banned(sequence: Sequence, n_ahead: int) -> npt.NDArray[np.int32]:
+    """Ids that this sequence must not draw behind its first n_ahead drafts."""
     request = sequence.request
     banned = request.banned_ids
-    if sequence.n_generated < request.params.min_tokens:
+    if sequence.n_generated + n_ahead < request.params.min_tokens:
         banned = np.union1d(banned, request.end_ids)
     if request.bad_runs:
-        answer = sequence.generated_tokens
+        answer = sequence.history(n_ahead)
         ends = [run[-1] for run in request.bad_runs if _ends_with(answer, run[:-1])]
         if ends:
             banned = np.union1d(banned, ends)

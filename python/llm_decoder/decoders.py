@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from llm_decoder.backends import BackendOptions, CpuBackend, KvCache
 from llm_decoder.engine_core import EngineCore
-from llm_decoder.errors import InvalidRequestError, ModelNotFoundError
+from llm_decoder.errors import ConfigError, InvalidRequestError, ModelNotFoundError
 from llm_decoder.fit import check_fit
-from llm_decoder.loading import find_model, open_checkpoint
+from llm_decoder.loading import choose_layout, find_model, open_checkpoint
 from llm_decoder.model_config import ModelConfig
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
@@ -76,12 +76,17 @@ class INT8Decoder:
         """
         self._load(_folder("load_weights", directory), "f32")
 
-    def quantize_weights(self) -> None:
-        """Puts int8 matrices, a scale a row, in the place of those that load_weights read. An empty cache comes with
-        them."""
+    def quantize_weights(self, quantization: str = "int8") -> None:
+        """Puts quantised matrices, "int8" (a scale a row) or "int4" (groups of 32), in the place of those that
+        load_weights read. An empty cache comes with them.
+
+        Raises ConfigError for another name, InvalidRequestError without weights.
+        """
+        if quantization not in ("int8", "int4"):
+            raise ConfigError(f"[INT8Decoder.quantize_weights] need int8 or int4, got {quantization!r:.60}")
         if self._path is None:
             raise InvalidRequestError("[INT8Decoder.quantize_weights] needs weights, got none; call load_weights first")
-        self._load(self._path, "w8")
+        self._load(self._path, choose_layout(quantization, "auto"))
 
     def load_quantized_weights(self, directory: str | Path) -> None:
         """Reads the int8 matrices of a `weights/` directory, or of its int8/ folder.

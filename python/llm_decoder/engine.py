@@ -24,6 +24,7 @@ from llm_decoder.errors import EngineClosedError, QueueFullError
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams, derive_seed, resolve_params
 from llm_decoder.sequence import Limits, Request, Rows, Sink, Vocabulary, build_request
+from llm_decoder.speculation import SpeculationOptions
 
 __all__ = ["Engine", "EngineOptions", "RequestHandle"]
 
@@ -33,12 +34,13 @@ Item = StreamEvent | RequestOutput | Exception
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """max_num_seqs: sequences that hold pages at once. max_requests: open requests before QueueFullError, None = as
-    many as memory holds. seed: unseeded requests are drawn from it; None = from the system's randomness.
-    eos_token_ids: the model's own end tokens. sampling_defaults: mappings asked in turn for what a request leaves open
-    (sampling.resolve_params)."""
+    """max_num_seqs: sequences that hold pages at once. speculation: how tokens are guessed ahead. max_requests: open
+    requests before QueueFullError, None = as many as memory holds. seed: unseeded requests are drawn from it; None =
+    from the system's randomness. eos_token_ids: the model's own end tokens. sampling_defaults: mappings asked in turn
+    for what a request leaves open (sampling.resolve_params)."""
 
     max_num_seqs: int = 64
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     max_requests: int | None = None
     seed: int | None = 0
     eos_token_ids: frozenset[int] = frozenset()
@@ -210,11 +212,13 @@ class Engine:
         self.tokenizer = tokenizer
         self._worker = worker = _Worker()
         self._ids = itertools.count()
-        max_num_seqs = options.max_num_seqs
         ready: Future[EngineCore] = Future()
         worker.thread = threading.Thread(
             target=worker.main,
-            args=(lambda: EngineCore(create_backend(), tokenizer, max_num_seqs), ready),
+            args=(
+                lambda: EngineCore(create_backend(), tokenizer, options.max_num_seqs, options.speculation.start),
+                ready,
+            ),
             name="llm_decoder-engine",
             daemon=True,
         )

@@ -17,13 +17,15 @@ from llm_decoder.errors import RequestFailedError
 from llm_decoder.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.scheduler import Scheduler, SchedulerLimits
 from llm_decoder.sequence import Request, Sequence
+from llm_decoder.speculation import Speculation
 
 __all__ = ["EngineCore"]
 
 # logprobs [n_rows], ranks [n_rows], top_ids [n_rows, n_top], top_logprobs [n_rows, n_top], as Backend gives them.
 Scores: TypeAlias = AnySequence[npt.NDArray[Any]]
-# A sequence, the token it drew (or NOT_FINITE, NO_TOKEN_LEFT), and the row of these scores that tells of it.
-Drawn: TypeAlias = tuple[Sequence, int, int, Scores]
+# A sequence, the tokens it drew (or NOT_FINITE, NO_TOKEN_LEFT), and the rows of these scores that tell of them, from
+# the number given. One token, and one for each draft before it.
+Drawn: TypeAlias = tuple[Sequence, list[int], int, Scores]
 
 # What the sampler gives in the place of a token, see decoder/sampler.h.
 NOT_FINITE, NO_TOKEN_LEFT = -1, -2
@@ -35,7 +37,13 @@ MAX_ROWS_BYTES = 64 << 20
 class EngineCore:
     """Requests in, steps made, events out through each request's sink. For one thread, the one that built `backend`."""
 
-    def __init__(self, backend: Backend, tokenizer: TextDecoder, max_num_seqs: int = 64) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: TextDecoder,
+        max_num_seqs: int = 64,
+        start_speculation: Callable[[], Speculation | None] = lambda: None,
+    ) -> None:
         limits = SchedulerLimits(
             max_tokens_per_step=backend.max_tokens_per_step,
             max_num_seqs=min(max_num_seqs, backend.max_tokens_per_step),
@@ -45,10 +53,12 @@ class EngineCore:
         self.scheduler = Scheduler(backend.cache, limits)
         self.requests: dict[str, Request] = {}
         self._tokenizer = tokenizer
+        self._start_speculation = start_speculation
         self._batch = StepBatch(backend.max_tokens_per_step)
         self._sampling = SamplingBatch()
         self._n_finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
         self._n_prompt_tokens = self._n_generated_tokens = self._n_computed_tokens = self._n_steps = 0
+        self._n_drafted_tokens = self._n_accepted_tokens = 0
         self._busy_s = 0.0
 
     # -- requests in
@@ -58,10 +68,13 @@ class EngineCore:
         self._attempt(request, self._enqueue, request)
 
     def _enqueue(self, request: Request) -> None:
-        root = Sequence(request, 0, self._tokenizer)
+        root = self._sequence(request, 0)
         request.sequences.append(root)
         self._n_prompt_tokens += len(request.prompt_token_ids)
         self.scheduler.add(root)
+
+    def _sequence(self, request: Request, index: int) -> Sequence:
+        return Sequence(request, index, self._tokenizer, self._start_speculation())
 
     def cancel(self, request_id: str) -> None:
         """Its pages are let go at once; its answers end with "abort". Nothing happens to a request that is over."""
@@ -101,7 +114,8 @@ class EngineCore:
         draws, rows, collectors = self._rows()
         not_finite = self._collect(collectors, n_rows) if collectors else set()
         drawn = self._draw(draws, rows) if draws else []
-        not_finite.update(sequence.request for sequence, token, _, _ in drawn if token == NOT_FINITE)
+        not_finite.update(sequence.request for sequence, tokens, _, _ in drawn if tokens[0] == NOT_FINITE)
+        self._verify(drawn)
         for request in not_finite:
             if not request.finished:
                 self._fail(request, _numbers_are_broken(request))
@@ -110,9 +124,9 @@ class EngineCore:
             # Earlier chunks of a prompt may be in the index with the same broken numbers: nobody shall find them.
             self.backend.cache.clear_prefix_index()
         self._fan_out()
-        for sequence, token, row, scores in drawn:
+        for sequence, tokens, row, scores in drawn:
             if not sequence.request.finished:
-                self._attempt(sequence.request, self._advance, sequence, token, row, scores)
+                self._attempt(sequence.request, self._advance_all, sequence, tokens, row, scores)
         self._finish_prompts_that_want_no_answer()
         self._n_steps += 1
         self._busy_s += time.perf_counter() - started_s
@@ -120,13 +134,17 @@ class EngineCore:
 
     def _give_way(self, error: MemoryError) -> None:
         """The step found no memory. It asks for it, for its rows of logits, before it writes to any page, so cache and
-        decoder are as they were: who wants most rows ends, the youngest among equals, and the others try again."""
+        decoder are as they were: drafts are given up, or else who wants most rows ends, the youngest among equals, and
+        the others try again."""
+        if self.scheduler.drop_drafts(self._batch.sequences):
+            return
         youngest_first = reversed(self._batch.sequences)
         widest = max(youngest_first, key=lambda sequence: sequence.n_scheduled if sequence.wants_rows else 1)
         self._fail(widest.request, _failure(widest.request, error))
 
     def _rows(self) -> tuple[list[Sequence], list[int], list[tuple[Sequence, int]]]:
-        """Who draws a token, each one's row of the step's logits, and (who wants every row, its first row).
+        """Who draws a token, each one's first row of the step's logits (more follow, one a draft), and (who wants every
+        row, its first row).
 
         A prompt that is complete gets the sequences of its other answers here: they draw from the same row.
         """
@@ -136,6 +154,11 @@ class EngineCore:
         n_rows = 0
         for sequence in self._batch.sequences:
             count = sequence.n_scheduled
+            if sequence.n_drafted:
+                draws.append(sequence)
+                rows.append(n_rows)
+                n_rows += count
+                continue
             is_complete = sequence.n_computed + count == sequence.n_tokens
             if sequence.wants_rows:
                 collectors.append((sequence, n_rows))
@@ -156,7 +179,7 @@ class EngineCore:
     def _add_others(self, request: Request) -> None:
         """Sequences for the answers that have none yet."""
         for index in range(len(request.sequences), request.params.n):
-            request.sequences.append(Sequence(request, index, self._tokenizer))
+            request.sequences.append(self._sequence(request, index))
 
     # -- rows and tokens of a step
 
@@ -242,21 +265,54 @@ class EngineCore:
 
     def _draw_together(self, draws: list[Sequence], rows: list[int], sampling: SamplingBatch) -> list[Drawn]:
         params = sampling.params(draws)
-        tokens, *scores = self.backend.sample(np.array(rows, np.int32), params, sampling.n_top)
-        drawn = zip(draws, tokens.tolist(), strict=True)
-        return [(sequence, token, i, scores) for i, (sequence, token) in enumerate(drawn)]
+        all_rows = [row + i for sequence, row in zip(draws, rows, strict=True) for i in range(1 + sequence.n_drafted)]
+        sampled, *scores = self.backend.sample(np.array(all_rows, np.int32), params, sampling.n_top)
+        tokens = sampled.tolist()
+        drawn: list[Drawn] = []
+        begin = 0
+        for sequence in draws:
+            end = begin + 1 + sequence.n_drafted
+            drawn.append((sequence, tokens[begin:end], begin, scores))
+            begin = end
+        return drawn
+
+    def _verify(self, drawn: list[Drawn]) -> None:
+        """Cuts off what was drawn behind a draft that is wrong: nobody would have drawn it, one token a step."""
+        n_drafted = sum(sequence.n_drafted for sequence in self._batch.sequences)
+        n_rows = len(self._batch.tokens) - n_drafted
+        for sequence, tokens, _, _ in drawn:
+            if sequence.n_drafted:
+                n_accepted = _n_accepted(tokens, sequence.drafted_tokens.tolist(), sequence.request.stop_ids)
+                sequence.n_rejected = 1 + sequence.n_drafted - len(tokens)
+                metrics = sequence.request.metrics
+                metrics.n_drafted_tokens += sequence.n_drafted
+                metrics.n_accepted_tokens += n_accepted
+                self._n_drafted_tokens += sequence.n_drafted
+                self._n_accepted_tokens += n_accepted
+            else:
+                n_accepted = 0
+            if sequence.speculation is not None:
+                sequence.speculation.learn(len(tokens), sequence.n_drafted, n_accepted, n_rows)
+            sequence.n_drafted = 0
 
     def _commit(self) -> None:
-        """The step's tokens are in pages now, but for requests that have failed: theirs are let go already."""
+        """The step's tokens are in pages now, but for drafts that were wrong, and for requests that have failed: theirs
+        are let go already."""
         batch = self._batch
-        good = np.array([not sequence.request.finished for sequence in batch.sequences])
-        if good.all():
+        rejected = [sequence.n_rejected for sequence in batch.sequences]
+        failed = [sequence.request.finished for sequence in batch.sequences]
+        if not any(rejected) and not any(failed):
             self.backend.cache.commit(batch.seq_ids, batch.counts, batch.tokens)
-        elif good.any():
-            tokens = batch.tokens[np.repeat(good, batch.counts)]
-            self.backend.cache.commit(batch.seq_ids[good], batch.counts[good], tokens)
+        elif not all(failed):
+            counts = np.where(failed, 0, batch.counts - np.array(rejected, np.int32)).astype(np.int32)
+            begins = np.cumsum(batch.counts) - batch.counts
+            n_before = np.arange(len(batch.tokens)) - np.repeat(begins, batch.counts)  # in the own sequence
+            good = np.logical_not(failed)
+            tokens = batch.tokens[n_before < np.repeat(counts, batch.counts)]
+            self.backend.cache.commit(batch.seq_ids[good], counts[good], tokens)
         for sequence in batch.sequences:
-            sequence.n_computed += sequence.n_scheduled
+            sequence.n_computed += sequence.n_scheduled - sequence.n_rejected
+            sequence.n_rejected = 0
             self._n_computed_tokens += sequence.n_scheduled
             if sequence.wants_rows and sequence.n_computed == sequence.n_tokens:
                 sequence.wants_rows = False
@@ -280,7 +336,14 @@ class EngineCore:
                 if not request.finished:
                     self._attempt(request, self._finish_all, request, "length")
 
-    # -- a token for a sequence
+    # -- tokens for a sequence
+
+    def _advance_all(self, sequence: Sequence, tokens: list[int], row: int, scores: Scores) -> None:
+        for i, token in enumerate(tokens, row):
+            self._advance(sequence, token, i, scores)
+            if sequence.finish_reason is not None:
+                return
+        sequence.draft()
 
     def _advance(self, sequence: Sequence, token: int, row: int, scores: Scores) -> None:
         """`token` was drawn; its log probabilities are in `row` of `scores`."""
@@ -422,6 +485,8 @@ class EngineCore:
             "n_prompt_tokens": self._n_prompt_tokens,
             "n_generated_tokens": self._n_generated_tokens,
             "n_computed_tokens": self._n_computed_tokens,
+            "n_drafted_tokens": self._n_drafted_tokens,
+            "n_accepted_tokens": self._n_accepted_tokens,
             "tokens_per_s": self._n_generated_tokens / self._busy_s if self._busy_s else 0.0,
             "busy_s": self._busy_s,
             "prefix_hit_rate": pages["n_hit_tokens"] / n_looked_up if n_looked_up else 0.0,
@@ -430,6 +495,22 @@ class EngineCore:
             "max_model_len": self.backend.max_model_len,
             "backend": self.backend.info(),
         }
+
+
+def _n_accepted(tokens: list[int], draft: list[int], stop_ids: frozenset[int]) -> int:
+    """How many of `draft` are what was drawn. Leaves of `tokens`, one a draft and one more, what steps of one token
+    would have drawn: up to the first that is not its draft, or that ends the answer."""
+    for i, token in enumerate(tokens):
+        if token == NOT_FINITE and i:
+            del tokens[i:]  # the next step finds the same, as its first row
+            return i
+        if i == len(draft) or token != draft[i]:
+            del tokens[i + 1 :]
+            return i
+        if token in stop_ids:
+            del tokens[i + 1 :]
+            return i + 1
+    return 0
 
 
 def _failure(request: Request, error: Exception) -> RequestFailedError:

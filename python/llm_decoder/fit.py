@@ -38,9 +38,10 @@ def packed_bytes(config: ModelConfig, layout: MatrixLayout) -> int:
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
-    """Bytes of one position's keys and values over all layers; `kv_dtype` is float32 or int8."""
+    """Bytes of one position's keys and values over all layers; `kv_dtype` is float32, bfloat16 or int8."""
     padded_dim = -(-config.head_dim // 16) * 16
-    per_head = padded_dim + 4 if kv_dtype == "int8" else 4 * padded_dim  # int8 has one float32 scale a head
+    scale_bytes = 4 if kv_dtype == "int8" else 0  # one float32 a head
+    per_head = {"float32": 4, "bfloat16": 2, "int8": 1}[kv_dtype] * padded_dim + scale_bytes
     return 2 * config.n_layers * config.n_kv_heads * per_head
 
 
@@ -48,7 +49,7 @@ def memory_need(
     config: ModelConfig, layout: MatrixLayout, *, is_mapped: bool, kv_cache_bytes: int | None
 ) -> MemoryNeed:
     """What running `config` takes; without `kv_cache_bytes` the least useful cache is counted."""
-    kv_each = kv_bytes_per_token(config, "int8" if layout == "w8" else "float32")
+    kv_each = kv_bytes_per_token(config, "float32" if layout == "f32" else "int8")
     kv_bytes = kv_each * min(_LEAST_CONTEXT, config.max_model_len) if kv_cache_bytes is None else kv_cache_bytes
     weights = packed_bytes(config, layout)
     anonymous = _BASE_BYTES + kv_bytes + (_PACKING_BYTES if weights > _PACKING_BYTES else 0)
@@ -85,9 +86,14 @@ def available_memory_bytes() -> int:
 def _advice(
     config: ModelConfig, layout: MatrixLayout, need: MemoryNeed, available: int, kv_cache_bytes: int | None
 ) -> str:
-    saved = packed_bytes(config, layout) - packed_bytes(config, "w8")
-    if layout == "f32" and need.total_bytes - saved <= available:
-        return 'int8 weights (quantization="int8"), which take a quarter'
+    smaller: tuple[tuple[MatrixLayout, str], ...] = (
+        ("w8", 'int8 weights (quantization="int8"), which take a quarter of float32'),
+        ("w4", 'int4 weights (quantization="int4"), which take a little more than half of int8'),
+    )
+    for other, words in smaller:
+        saved = packed_bytes(config, layout) - packed_bytes(config, other)
+        if saved > 0 and need.total_bytes - saved <= available:
+            return words
     if kv_cache_bytes is not None and need.total_bytes - kv_cache_bytes < available:
         room = available - (need.total_bytes - kv_cache_bytes)
         return f"kv_cache_bytes={room} ({room // max(1, need.kv_bytes_per_token):,} tokens) or less"

@@ -20,6 +20,7 @@ from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
 from llm_decoder.sampling import SamplingParams, checked_params
 from llm_decoder.sequence import Rows, Sink
+from llm_decoder.speculation import SpeculationOptions
 
 if TYPE_CHECKING:
     from llm_decoder.model_config import ModelConfig
@@ -38,19 +39,22 @@ class LLM:
     text (prompts, chats, stop strings, bad words) is an InvalidRequestError that says which files are missing.
 
     model: a Hugging Face folder, a `weights/` folder, or a hub id; None = the small story model in the package.
-    device: "auto" or "cpu". quantization: "auto" (int8), "none", "int8". dtype: "auto", or "float32" for the reference
-    precision. kv_cache_dtype: "auto" (int8 with int8 weights), "float32", "int8". kv_cache_bytes: size of the KV pool;
-    None = four sequences of full length, or 32768 tokens if that is more, at most a quarter of the free memory.
+    device: "auto" or "cpu". quantization: "auto" (int8), "none", "int8", "int4". dtype: "auto", or "float32" for the
+    reference precision. kv_cache_dtype: "auto" (int8 with quantised weights), "float32", "bfloat16", "int8".
+    kv_cache_bytes: size of the KV pool; None = four sequences of full length, or 32768 tokens if that is more, at most
+    a quarter of the free memory.
     max_model_len: tokens of prompt and answer; None = the model's own, or what the pool holds if that is less.
     page_size: tokens a page, a multiple of 16. threads: None = LLM_DECODER_THREADS, else one a physical core that this
     process may use. seed: requests without a seed of their own draw from it, in the order they come; None =
     differently each time. isa: kernels by name (devices()), "auto" = the best. max_num_seqs: sequences computed
-    together. max_tokens_per_step: tokens a step computes; long prompts are cut to it. max_requests: open requests
-    before QueueFullError; None = no limit. sampling_defaults: values of SamplingParams' fields for what a request
-    leaves open, before the model's own generation_config.json. cache_dir: where quantised weights are kept. tokenizer:
-    another folder to take it from. chat_template, system: a template's text and a system message in place of the
-    model's own. config_dir: a settings folder that describes a `weights/` folder without a config of its own.
-    deterministic: answers never depend on what else is computed; the CPU keeps that in every precision, asked or not.
+    together. speculation: "prompt-lookup" (tokens that followed the same words before are computed ahead: faster where
+    a text repeats itself or its prompt, the same answers), or "none". speculative_tokens: how many ahead.
+    max_tokens_per_step: tokens a step computes; long prompts are cut to it. max_requests: open requests before
+    QueueFullError; None = no limit. sampling_defaults: values of SamplingParams' fields for what a request leaves open,
+    before the model's own generation_config.json. cache_dir: where quantised weights are kept. tokenizer: another
+    folder to take it from. chat_template, system: a template's text and a system message in place of the model's own.
+    config_dir: a settings folder that describes a `weights/` folder without a config of its own. deterministic: answers
+    never depend on what else is computed; the CPU keeps that in every precision, asked or not.
     progress: called as progress(n_done_bytes, n_all_bytes, what) while a model is fetched and quantised.
 
     Raises ModelLoadError, ConfigError, BackendError (errors.py). Also a context manager: leaving it closes it.
@@ -71,6 +75,8 @@ class LLM:
         seed: int | None = 0,
         isa: str = "auto",
         max_num_seqs: int = 64,
+        speculation: str = "prompt-lookup",
+        speculative_tokens: int = 7,
         max_tokens_per_step: int = 512,
         max_requests: int | None = None,
         sampling_defaults: Mapping[str, Any] | None = None,
@@ -98,6 +104,7 @@ class LLM:
         # Everything that can be refused without the model is, before minutes of loading.
         engine_options = EngineOptions(
             max_num_seqs=max_num_seqs,
+            speculation=SpeculationOptions(speculation, speculative_tokens),
             max_requests=max_requests,
             seed=seed,
             sampling_defaults=(_checked_defaults(sampling_defaults),),

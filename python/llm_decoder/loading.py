@@ -25,6 +25,11 @@ from llm_decoder.tokenizer import Tokenizer, load_tokenizer
 __all__ = ["LoadedModel", "PackedTensor", "choose_layout", "find_model", "load_model", "open_checkpoint"]
 
 
+Quantization = Literal["none", "int8", "int4"]
+_QUANTIZATIONS: dict[MatrixLayout, Quantization] = {"f32": "none", "w8": "int8", "w4": "int4"}
+_LAYOUTS: dict[str, MatrixLayout] = {quantization: layout for layout, quantization in _QUANTIZATIONS.items()}
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready for a backend.
@@ -41,7 +46,7 @@ class LoadedModel:
     eos_token_ids: frozenset[int]
     path: Path
     name: str
-    quantization: Literal["none", "int8"]
+    quantization: Quantization
     is_mapped: bool = False
     stop: tuple[str, ...] = ()
     hf_config: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +78,7 @@ def load_model(
     """Find, check and load a model.
 
     `model` is a HF folder, a `weights/` directory or a hub id; None is the embedded model. `quantization` "auto" is
-    int8, or none when `dtype` is "float32". int8 weights are kept in the cache of packed weights (`cache_dir`,
+    int8, or none when `dtype` is "float32". Quantised weights are kept in the cache of packed weights (`cache_dir`,
     `use_cache`) and mapped from there. `tokenizer` names another folder to take the tokenizer from; `chat_template`
     and `system` replace the template's text and its system message. `config_dir` is a settings folder that describes a
     `weights/` directory without a config of its own. `kv_cache_bytes` counts in the check that all of
@@ -105,13 +110,13 @@ def load_model(
 
 def choose_layout(quantization: str, dtype: str) -> MatrixLayout:
     """The layout of matrices. Raises ConfigError for names that are not known or contradict each other."""
-    if quantization not in ("auto", "none", "int8"):
-        raise ConfigError(f"[quantization] need auto, none or int8, got {quantization!r:.60}")
+    if quantization != "auto" and quantization not in _LAYOUTS:
+        raise ConfigError(f"[quantization] need auto, {', '.join(_LAYOUTS)}, got {quantization!r:.60}")
     if dtype not in ("auto", "float32"):
         raise ConfigError(f"[dtype] need auto or float32 on the CPU, got {dtype!r:.60}")
     if quantization == "auto":
         return "f32" if dtype == "float32" else "w8"
-    return "w8" if quantization == "int8" else "f32"
+    return _LAYOUTS[quantization]
 
 
 def find_model(model: str | Path | None, *, progress: Progress | None = None) -> Path:
@@ -191,7 +196,7 @@ def _without_weights(
         eos_token_ids=read_eos_token_ids(generation_config, hf_config, config.vocab_size, tokenizer.eos_token_ids),
         path=checkpoint.path,
         name=name,
-        quantization="int8" if layout == "w8" else "none",
+        quantization=_QUANTIZATIONS[layout],
         stop=template.stop if template else (),
         hf_config=hf_config,
     )
@@ -223,7 +228,7 @@ def _load_weights(
     progress: Progress | None,
 ) -> tuple[Mapping[str, PackedTensor], bool]:
     """(weights, whether they are mapped). float32 is the reference precision and packed into memory each time."""
-    is_mapped = use_cache and layout == "w8"
+    is_mapped = use_cache and layout != "f32"
     check_fit(checkpoint.config, layout, name=name, is_mapped=is_mapped, kv_cache_bytes=kv_cache_bytes)
     if is_mapped:
         weights = weight_cache.load_or_pack(checkpoint, layout, cache_dir=cache_dir, progress=progress)

@@ -42,6 +42,7 @@ class Completion:
 class RequestMetrics:
     """Counts in tokens, times in seconds. n_generated_tokens is over all answers of the request.
 
+    n_drafted_tokens were guessed ahead and computed; n_accepted_tokens of them were what the model drew.
     time_to_first_token_s and total_s count from submission; queue_s is the part spent waiting for a place.
     tokens_per_s: generated tokens a second after the first one; 0 when there was no second.
     """
@@ -49,6 +50,8 @@ class RequestMetrics:
     n_prompt_tokens: int = 0
     n_cached_tokens: int = 0
     n_generated_tokens: int = 0
+    n_drafted_tokens: int = 0
+    n_accepted_tokens: int = 0
     n_preemptions: int = 0
     queue_s: float = 0.0
     time_to_first_token_s: float = 0.0

@@ -13,11 +13,13 @@ from llm_decoder.model_config import ModelConfig
 
 __all__ = ["DATA_ALIGN", "CoreTensor", "Layout", "MatrixLayout", "PackedTensor", "core_tensors"]
 
-Layout = Literal["vector", "f32", "w8"]
-MatrixLayout = Literal["f32", "w8"]
+Layout = Literal["vector", "f32", "w8", "w4"]
+MatrixLayout = Literal["f32", "w8", "w4"]
 
 PANEL_WIDTH = 16  # output channels of a panel; cpu_kernels.h draws the layouts
 DOT_WIDTH = 4
+BLOCK_WIDTH = 64  # input channels of a block of w4
+BLOCK_ROW_BYTES = 36  # of it, an output channel: 64 values of 4 bits, a scale and a minimum for each half
 DATA_ALIGN = 64  # bytes, of a packed matrix in memory and in files
 
 
@@ -25,8 +27,8 @@ DATA_ALIGN = 64  # bytes, of a packed matrix in memory and in files
 class PackedTensor:
     """One weight for `INT8Decoder.set_weight`.
 
-    `shape` is [n] or [n, k] before packing. `data` is 1-D: float32 for vectors and f32 matrices, uint8 for w8; it may
-    be a read-only view of a mapped file. `scales` is float32 [n] for w8, else None.
+    `shape` is [n] or [n, k] before packing. `data` is 1-D: float32 for vectors and f32 matrices, uint8 for w8 and w4;
+    it may be a read-only view of a mapped file. `scales` is float32 [n] for w8 and w4, else None.
     """
 
     layout: Layout
@@ -56,18 +58,29 @@ class CoreTensor:
     def row_bytes(self) -> int:
         """Packed bytes of one output channel of a matrix."""
         n_in = self.shape[1]
+        if self.layout == "w4":
+            return -(-n_in // BLOCK_WIDTH) * BLOCK_ROW_BYTES
         return n_in * 4 if self.layout == "f32" else n_in // -DOT_WIDTH * -DOT_WIDTH
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether it is a matrix of small integers with a scale a row."""
+        return self.layout in ("w8", "w4")
+
+    @property
     def scale_bytes(self) -> int:
-        return self.shape[0] * 4 if self.layout == "w8" else 0
+        return self.shape[0] * 4 if self.is_quantized else 0
 
 
 def core_tensors(config: ModelConfig, layout: MatrixLayout) -> list[CoreTensor]:
-    """Every weight the core wants for this model, in the order of the layers, all matrices in one layout."""
+    """Every weight the core wants for this model, in the order of the layers, its matrices in `layout`.
+
+    Of w4, the embedding and the output layer stay w8: their errors go straight into every token.
+    """
     hidden, inner = config.hidden_size, config.intermediate_size
     qkv_width = config.q_width + 2 * config.kv_width
-    tensors = [CoreTensor("embedding", layout, (config.vocab_size, hidden), ("embedding",))]
+    outer_layout: MatrixLayout = "w8" if layout == "w4" else layout
+    tensors = [CoreTensor("embedding", outer_layout, (config.vocab_size, hidden), ("embedding",))]
 
     def vector(name: str, size: int, parts: tuple[str, ...]) -> None:
         tensors.append(CoreTensor(name, "vector", (size,), parts))
@@ -96,5 +109,5 @@ def core_tensors(config: ModelConfig, layout: MatrixLayout) -> list[CoreTensor]:
             vector(f"{at}mlp_down.bias", hidden, (f"{at}mlp_down.bias",))
     vector("final_norm", hidden, ("final_norm",))
     if not config.tie_word_embeddings:
-        matrix("lm_head", config.vocab_size, hidden, ("lm_head",))
+        tensors.append(CoreTensor("lm_head", outer_layout, (config.vocab_size, hidden), ("lm_head",)))
     return tensors

@@ -1,7 +1,8 @@
 """Float rows -> the core's packed layouts, a block of rows at a time: memory stays bounded whatever the model's size.
 
 A packed matrix is a run of panels of 16 output channels, so blocks of whole panels can be packed on their own and
-written one after the other. W8 is symmetric, one scale a row: scale = max|w| / 127, an all-zero row has scale 1.
+written one after the other. W8 is symmetric, one scale a row: scale = max|w| / 127, an all-zero row has scale 1. W4 is
+W8 compressed: in each group of 32 inputs the int8 weight is an integer scale times 0..15 plus an integer minimum.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _MAX_THREADS = 8
 
 @dataclass(frozen=True)
 class Chunk:
-    """A finished piece of one tensor: bytes of its data from `data_offset` on, and for w8 the scales of its rows."""
+    """A finished piece of one tensor: bytes of its data from `data_offset` on, and its rows' scales if quantised."""
 
     tensor: CoreTensor
     data_offset: int
@@ -94,7 +95,7 @@ def _blocks(tensors: Iterable[CoreTensor]) -> Iterator[tuple[CoreTensor, int, in
 
 
 def _pack_block(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int) -> Chunk:
-    from llm_decoder.backends import pack_f32, pack_w8  # the one door to the core
+    from llm_decoder.backends import pack_f32, pack_w4, pack_w8, quantize_weight_groups  # the one door to the core
 
     if tensor.layout == "vector":
         values = np.concatenate([checkpoint.read(part) for part in tensor.parts])
@@ -105,6 +106,11 @@ def _pack_block(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int
         values = _fused_rows(checkpoint, tensor, begin, end)
         _check_finite(checkpoint, tensor, values)
         return Chunk(tensor, offset, pack_f32(values), begin, None)
+    if tensor.layout == "w4":
+        values = _fused_rows(checkpoint, tensor, begin, end)
+        _check_finite(checkpoint, tensor, values)
+        nibbles, group_scale, group_min, scales = quantize_weight_groups(values)
+        return Chunk(tensor, offset, pack_w4(nibbles, group_scale, group_min), begin, scales)
     q, scales = _fused_quantized_rows(checkpoint, tensor, begin, end)
     _check_finite(checkpoint, tensor, scales)
     return Chunk(tensor, offset, pack_w8(q), begin, scales)
@@ -164,16 +170,16 @@ def _check_finite(checkpoint: Checkpoint, tensor: CoreTensor, values: npt.NDArra
 
 
 def _empty(tensor: CoreTensor) -> PackedTensor:
-    scales = np.empty(tensor.shape[0], np.float32) if tensor.layout == "w8" else None
+    scales = np.empty(tensor.shape[0], np.float32) if tensor.is_quantized else None
     raw = np.empty(tensor.data_bytes + DATA_ALIGN, np.uint8)
     skip = -raw.ctypes.data % DATA_ALIGN
     data = raw[skip : skip + tensor.data_bytes]
-    return PackedTensor(tensor.layout, tensor.shape, data if tensor.layout == "w8" else data.view(np.float32), scales)
+    return PackedTensor(tensor.layout, tensor.shape, data if tensor.is_quantized else data.view(np.float32), scales)
 
 
 def _report(progress: Progress | None, n_done: int, n_total: int, chunk: Chunk) -> int:
     n_done += chunk.data.nbytes
     if progress is not None:
-        verb = "quantising" if chunk.tensor.layout == "w8" else "packing"
+        verb = "quantising" if chunk.tensor.is_quantized else "packing"
         progress(n_done, n_total, f"{verb} {chunk.tensor.name}")
     return n_done

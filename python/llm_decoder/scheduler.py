@@ -52,6 +52,8 @@ class Scheduler:
             batch.fill(chosen)
             if self.cache.reserve(batch.seq_ids, batch.counts):
                 return None
+            if self.drop_drafts(chosen):
+                continue  # guesses make nobody give way
             if len(self.running) == 1:
                 batch.fill([])
                 return self.running[0]
@@ -73,14 +75,35 @@ class Scheduler:
                 chosen.append(sequence)
             else:
                 prefills.append(sequence)
-        budget -= len(chosen)
+        n_decodes = len(chosen)
+        budget -= n_decodes
         for sequence in prefills:
             rows, budget = self._take_chunk(sequence, rows, budget, chosen)
         while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs and not self._is_full:
             newcomer = self._admit_next()
             if newcomer is not None:
                 rows, budget = self._take_chunk(newcomer, rows, budget, chosen)
+        self._take_drafts(chosen, min(rows - n_decodes, budget))
         return chosen
+
+    @staticmethod
+    def _take_drafts(chosen: list[Sequence], room: int) -> None:
+        """What prompts have left of a step goes to the drafts of the sequences that decode, the oldest first."""
+        for sequence in chosen:
+            if sequence.n_drafted:
+                sequence.n_drafted = max(0, min(sequence.n_drafted, room))
+                sequence.n_scheduled += sequence.n_drafted
+                room -= sequence.n_drafted
+
+    @staticmethod
+    def drop_drafts(sequences: list[Sequence]) -> bool:
+        """Whether there were any."""
+        n_drafted = 0
+        for sequence in sequences:
+            n_drafted += sequence.n_drafted
+            sequence.n_scheduled -= sequence.n_drafted
+            sequence.n_drafted = 0
+        return n_drafted > 0
 
     def _take_chunk(self, sequence: Sequence, rows: int, budget: int, chosen: list[Sequence]) -> tuple[int, int]:
         """Gives `sequence` as much of its pending tokens as rows and budget allow; returns what is left of them."""

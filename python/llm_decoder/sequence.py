@@ -16,6 +16,7 @@ from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError, 
 from llm_decoder.fit import available_memory_bytes
 from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.sampling import SamplingParams, derive_seed
+from llm_decoder.speculation import Speculation
 
 __all__ = ["Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
 
@@ -103,8 +104,10 @@ class Request:
 class Sequence:
     """One answer: its tokens (prompt first), how many of them are computed, and its text.
 
-    0 ........ n_computed ........ n_tokens
-    | KV is in pages | pending: next   |       a decode has one pending token, a prefill has more
+    0 ........ n_computed ........ n_tokens ........ n_tokens + n_drafted
+    | KV is in pages | pending: next   | guessed, and computed in the same step to be kept or not |
+
+    A decode has one pending token, a prefill has more. Only a decode drafts.
     """
 
     __slots__ = (
@@ -116,13 +119,16 @@ class Sequence:
         "index",
         "n_computed",
         "n_decoded",
+        "n_drafted",
         "n_prompt",
+        "n_rejected",
         "n_scheduled",
         "n_sent",
         "n_tokens",
         "request",
         "seed",
         "seq_id",
+        "speculation",
         "stop_matcher",
         "stop_reason",
         "text",
@@ -130,7 +136,9 @@ class Sequence:
         "wants_rows",
     )
 
-    def __init__(self, request: Request, index: int, tokenizer: TextDecoder) -> None:
+    def __init__(
+        self, request: Request, index: int, tokenizer: TextDecoder, speculation: Speculation | None = None
+    ) -> None:
         params = request.params
         prompt = request.prompt_token_ids
         self.request = request
@@ -140,7 +148,10 @@ class Sequence:
         self._tokens[: self.n_tokens] = prompt
         self.seq_id = -1  # of the cache; -1 while it holds no pages
         self.n_computed = 0
-        self.n_scheduled = 0  # tokens of the step being made
+        self.n_scheduled = 0  # tokens of the step being made, drafts included
+        self.n_drafted = 0
+        self.n_rejected = 0  # drafts of the step being made that are thrown away
+        self.speculation = speculation
         self.wants_rows = request.collects
         self.seed = derive_seed(request.seed, index)
         self.detokenizer = Detokenizer(tokenizer, prompt[-16:], params.skip_special_tokens)
@@ -181,16 +192,39 @@ class Sequence:
     def next_token(self) -> int:
         return int(self._tokens[self.n_computed])
 
+    def history(self, n_ahead: int) -> Ints:
+        """The generated tokens and the first n_ahead drafts behind them."""
+        return self._tokens[self.n_prompt : self.n_tokens + n_ahead]
+
+    @property
+    def drafted_tokens(self) -> Ints:
+        return self._tokens[self.n_tokens : self.n_tokens + self.n_drafted]
+
     def append(self, token: int) -> None:
-        if self.n_tokens == len(self._tokens):
-            self._tokens = np.resize(self._tokens, 2 * len(self._tokens))
+        self._make_room(1)
         self._tokens[self.n_tokens] = token
         self.n_tokens += 1
+
+    def draft(self) -> None:
+        """Guesses what comes next, as far as speculation allows. The last token of an answer is drawn, not drafted; a
+        sequence that holds no pages waits, and will have more to compute than a decode."""
+        if self.speculation is None or self.seq_id < 0:
+            return
+        draft = self.speculation.draft(self.tokens, self.request.max_new - self.n_generated - 1)
+        if draft is not None:
+            self._make_room(len(draft))
+            self.n_drafted = len(draft)
+            self._tokens[self.n_tokens : self.n_tokens + self.n_drafted] = draft
+
+    def _make_room(self, count: int) -> None:
+        if self.n_tokens + count > len(self._tokens):
+            self._tokens = np.resize(self._tokens, 2 * len(self._tokens) + count)
 
     def forget_pages(self) -> None:
         """Its pages are gone: all tokens are to be computed again."""
         self.seq_id = -1
         self.n_computed = 0
+        self.n_drafted = 0
         if self.wants_rows:
             self.request.prompt_logprobs = None  # rows in `collected` are written again at the same places
 

@@ -20,6 +20,7 @@ class FakeLLM:
     name = "fake"
     vocab_size = 100
     max_model_len = 64
+    n_drafted_tokens = 0
 
     def __init__(self, before_event: Callable[[int], None] | None = None, dropped_messages: int = 0) -> None:
         self.asked: list[tuple[Prompt, SamplingParams]] = []
@@ -94,6 +95,8 @@ class FakeLLM:
         metrics = RequestMetrics(
             n_prompt_tokens=3,
             n_generated_tokens=len(words) * params.n,
+            n_drafted_tokens=self.n_drafted_tokens,
+            n_accepted_tokens=self.n_drafted_tokens // 2,
             time_to_first_token_s=0.5,
             total_s=1.0,
             tokens_per_s=8.0,

@@ -24,6 +24,12 @@ def test_generate_writes_the_text_to_standard_output_and_the_speed_to_standard_e
     assert "prompt 3 tokens" in ran.err
 
 
+def test_the_closing_line_tells_how_many_guessed_tokens_were_right(cli: Program) -> None:
+    assert "drafted" not in cli("generate", "Hello").err
+    cli.llm.n_drafted_tokens = 8
+    assert "| 4 of 8 drafted tokens accepted |" in cli("generate", "Hello").err
+
+
 def test_generate_reads_standard_input_for_a_dash(cli: Program) -> None:
     ran = cli("generate", "-", stdin="\ufeffHello,\nworld\n")
     assert ran.out == "You said Hello,\nworld.\n"

@@ -412,7 +412,7 @@ def test_show_tells_sizes_and_needs_without_loading_weights(environment: dict[st
     assert facts["config"]["family"] == "llama"
     assert facts["config"]["context"] >= 1024
     memory = facts["memory"]
-    assert 0 < memory["weights_as_int8_bytes"] < memory["weights_as_float32_bytes"]
+    assert 0 < memory["weights_as_int4_bytes"] < memory["weights_as_int8_bytes"] < memory["weights_as_float32_bytes"]
     assert memory["needed_with_one_full_context_as_int8_bytes"] > memory["weights_as_int8_bytes"]
     plain = run(environment, "show").stdout
     assert "family: llama" in plain

@@ -1,4 +1,4 @@
-"""The int8 path is bitwise reproducible: what a sequence gets does not depend on what happens to it or around it."""
+"""A quantised model is bitwise reproducible: what a sequence gets never depends on what happens to it or around it."""
 
 from dataclasses import replace
 
@@ -26,10 +26,15 @@ def contents(output):
     return [(completion.token_ids, completion.cumulative_logprob, completion.logprobs) for completion in output.outputs]
 
 
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def quantization(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def alone():
+def alone(quantization):
     """Each request in a fresh cache, its prompt in one piece, on one thread."""
-    with LLM(threads=1, max_tokens_per_step=1024, max_num_seqs=1) as llm:
+    with LLM(quantization=quantization, threads=1, max_tokens_per_step=1024, max_num_seqs=1) as llm:
         found = []
         for prompt in PROMPTS:
             for params in (GREEDY, SAMPLED):
@@ -44,8 +49,8 @@ def test_answers_differ_from_each_other(alone):
     assert len({tuple(completion[0][0]) for completion in alone}) == len(alone)
 
 
-def test_a_batch_gives_everybody_what_he_gets_alone(alone):
-    with LLM() as llm:
+def test_a_batch_gives_everybody_what_he_gets_alone(alone, quantization):
+    with LLM(quantization=quantization) as llm:
         prompts = [prompt for prompt in PROMPTS for _ in range(2)]
         params = [GREEDY, SAMPLED] * len(PROMPTS)
         order = np.random.default_rng(0).permutation(len(prompts))
@@ -54,26 +59,26 @@ def test_a_batch_gives_everybody_what_he_gets_alone(alone):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 300])
-def test_any_chunking_of_the_prompt_gives_the_same(alone, chunk):
-    with LLM(max_tokens_per_step=chunk, max_num_seqs=1) as llm:
+def test_any_chunking_of_the_prompt_gives_the_same(alone, chunk, quantization):
+    with LLM(quantization=quantization, max_tokens_per_step=chunk, max_num_seqs=1) as llm:
         assert answers(llm) == alone
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same(alone, threads):
-    with LLM(threads=threads) as llm:
+def test_any_number_of_threads_gives_the_same(alone, threads, quantization):
+    with LLM(quantization=quantization, threads=threads) as llm:
         assert answers(llm) == alone
 
 
 @pytest.mark.parametrize("isa", devices()[0].isas)
-def test_every_isa_gives_the_same_tokens(alone, isa):
-    with LLM(isa=isa) as llm:
+def test_every_isa_gives_the_same_tokens(alone, isa, quantization):
+    with LLM(quantization=quantization, isa=isa) as llm:
         assert llm.stats()["backend"]["isa"] == isa
         assert [found[0][0] for found in answers(llm, PROMPTS[:2])] == [found[0][0] for found in alone[:4]]
 
 
-def test_a_prefix_hit_gives_the_same(alone):
-    with LLM() as llm:
+def test_a_prefix_hit_gives_the_same(alone, quantization):
+    with LLM(quantization=quantization) as llm:
         answers(llm)
         (again,) = llm.generate(PROMPTS[3], GREEDY)
         assert again.metrics.n_cached_tokens >= 96
@@ -81,23 +86,23 @@ def test_a_prefix_hit_gives_the_same(alone):
         longer = PROMPTS[3] + again.outputs[0].text[:60]
         (warm,) = llm.generate(longer, SAMPLED)
         assert warm.metrics.n_cached_tokens >= 96
-    with LLM() as cold:
+    with LLM(quantization=quantization) as cold:
         assert contents(cold.generate(longer, SAMPLED)[0]) == contents(warm)
 
 
 @pytest.mark.parametrize("page_size", [16, 64])
-def test_chunks_and_hits_agree_for_every_page_size(page_size):
-    with LLM(page_size=page_size) as whole:
+def test_chunks_and_hits_agree_for_every_page_size(page_size, quantization):
+    with LLM(quantization=quantization, page_size=page_size) as whole:
         expected = answers(whole)
-    with LLM(page_size=page_size, max_tokens_per_step=9) as cut:
+    with LLM(quantization=quantization, page_size=page_size, max_tokens_per_step=9) as cut:
         assert answers(cut) == expected
         assert answers(cut) == expected
 
 
-def test_preemption_gives_the_same(alone):
-    with LLM(page_size=32) as llm:
+def test_preemption_gives_the_same(alone, quantization):
+    with LLM(quantization=quantization, page_size=32) as llm:
         page_bytes = llm.stats()["backend"]["kv_cache_bytes"] // llm.stats()["pages"]["n_pages"]
-    with LLM(page_size=32, kv_cache_bytes=9 * page_bytes) as llm:
+    with LLM(quantization=quantization, page_size=32, kv_cache_bytes=9 * page_bytes) as llm:
         prompts = [prompt for prompt in PROMPTS for _ in range(2)]
         outputs = llm.generate(prompts, [GREEDY, SAMPLED] * len(PROMPTS))
         assert llm.stats()["n_preemptions"] > 0
@@ -105,9 +110,9 @@ def test_preemption_gives_the_same(alone):
     assert [contents(output) for output in outputs] == alone
 
 
-def test_answers_of_one_prompt_are_those_of_their_seeds(alone):
+def test_answers_of_one_prompt_are_those_of_their_seeds(alone, quantization):
     four = replace(SAMPLED, n=4)
-    with LLM() as llm:
+    with LLM(quantization=quantization) as llm:
         (output,) = llm.generate(PROMPTS[0], four)
         assert contents(output)[0] == alone[1][0]
         (again,) = llm.generate(PROMPTS[0], four)
@@ -115,17 +120,20 @@ def test_answers_of_one_prompt_are_those_of_their_seeds(alone):
     assert len({tuple(found[0]) for found in contents(output)}) == 4
 
 
-def test_logits_are_bitwise_the_same_in_any_chunks():
-    with LLM(max_tokens_per_step=512) as whole, LLM(max_tokens_per_step=5) as cut:
+def test_logits_are_bitwise_the_same_in_any_chunks(quantization):
+    with (
+        LLM(quantization=quantization, max_tokens_per_step=512) as whole,
+        LLM(quantization=quantization, max_tokens_per_step=5) as cut,
+    ):
         ids = whole.tokenizer.encode(PROMPTS[1])
         np.testing.assert_array_equal(whole.logits(ids), cut.logits(ids))
         np.testing.assert_array_equal(whole.score(ids), cut.score(ids))
 
 
-def test_a_stream_and_a_chat_give_the_text_of_the_whole_answer():
+def test_a_stream_and_a_chat_give_the_text_of_the_whole_answer(quantization):
     messages = [{"role": "user", "content": "Tell me a story about a dog and a red ball."}]
     params = SamplingParams(max_tokens=60, seed=5)
-    with LLM() as llm:
+    with LLM(quantization=quantization) as llm:
         assert "".join(event.text for event in llm.stream(PROMPTS[0], SAMPLED)) == (
             llm.generate(PROMPTS[0], SAMPLED)[0].outputs[0].text
         )

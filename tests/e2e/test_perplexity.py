@@ -12,6 +12,7 @@ from llm_decoder import LLM
 STORIES = (Path(__file__).parent / "held_out_stories.txt").read_text().strip().split("\n\n")
 MAX_LOSS_INT8_WEIGHTS = 1.01
 MAX_LOSS_INT8_WEIGHTS_AND_KV = 1.015
+MAX_LOSS_INT4_WEIGHTS_AND_KV = 1.06
 
 
 def perplexity(**options: object) -> float:
@@ -36,3 +37,7 @@ def test_int8_weights_cost_at_most_one_percent(reference: float) -> None:
 
 def test_int8_weights_and_kv_cost_at_most_one_and_a_half_percent(reference: float) -> None:
     assert perplexity(quantization="int8", kv_cache_dtype="int8") <= reference * MAX_LOSS_INT8_WEIGHTS_AND_KV
+
+
+def test_int4_weights_and_int8_kv_cost_at_most_six_percent(reference: float) -> None:
+    assert perplexity(quantization="int4", kv_cache_dtype="int8") <= reference * MAX_LOSS_INT4_WEIGHTS_AND_KV

@@ -107,7 +107,7 @@ def test_the_kernels_are_those_named_then_those_forced_then_the_best(int8, monke
     assert create_backend(int8, BackendOptions(isa=best)).info()["isa"] == backends.choose_isa(best) == best
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["float32", "int8"])
+@pytest.mark.parametrize("kv_cache_dtype", ["float32", "bfloat16", "int8"])
 def test_float32_gives_the_same_bits_alone_in_a_batch_and_in_chunks(folder, kv_cache_dtype):
     options = {"dtype": "float32", "kv_cache_dtype": kv_cache_dtype, "deterministic": True}
     prompts = [[(7 * i + 3 * j) % 300 for j in range(n)] for i, n in enumerate((1, 3, 31, 33, 127))]

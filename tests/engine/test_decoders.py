@@ -5,7 +5,13 @@ import pytest
 from models_factory import make_checkpoint
 
 from llm_decoder import LLM, INT8Decoder, SamplingParams, fit
-from llm_decoder.errors import InvalidRequestError, LLMDecoderError, ModelNotFoundError, NotEnoughMemoryError
+from llm_decoder.errors import (
+    ConfigError,
+    InvalidRequestError,
+    LLMDecoderError,
+    ModelNotFoundError,
+    NotEnoughMemoryError,
+)
 
 PROMPT = list(range(1, 40))
 
@@ -82,6 +88,18 @@ def test_sampling_fields_are_taken_and_end_tokens_end_the_answer(decoder):
     assert decoder.generate(PROMPT, max_tokens=6, stop_token_ids=[first[2]]) == first[: first.index(first[2]) + 1]
     sampled = decoder.generate(PROMPT, max_tokens=6, temperature=1.0, seed=3)
     assert sampled == decoder.generate(PROMPT, max_tokens=6, temperature=1.0, seed=3)
+
+
+def test_int4_weights_give_what_llm_gives_with_them(decoder, folder):
+    as_int8 = decoder.generate(PROMPT, max_tokens=20)
+    decoder.quantize_weights("int4")
+    with LLM(folder, quantization="int4") as llm:
+        expected = llm.generate([PROMPT], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))[0]
+    assert decoder.generate(PROMPT, max_tokens=20) == expected.outputs[0].token_ids
+    assert decoder.generate(PROMPT, max_tokens=20) != as_int8
+    assert decoder.info()["kv_cache_dtype"] == "int8"
+    with pytest.raises(ConfigError, match="need int8 or int4, got 'int3'"):
+        decoder.quantize_weights("int3")
 
 
 def test_verbs_without_weights_say_what_to_call_first(folder):

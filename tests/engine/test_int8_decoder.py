@@ -83,7 +83,19 @@ def test_int8_logits_are_the_same_on_every_isa(isa: str) -> None:
     assert np.array_equal(got, want)
 
 
-CUTS = [("f32", "f32"), ("w8", "f32"), ("w8", "s8")]
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize("tied", [True, False])
+def test_w4_logits_have_the_bits_of_the_w8_weights_that_they_stand_for(isa: str, tied: bool) -> None:
+    config = tiny_config()
+    weights = random_weights(config, biases=True, tied=tied)
+    tokens = tokens_of(config, 70)
+    want = Runner(make_decoder(config, weights, "w4 as w8", isa="generic"), make_cache(config, "s8")).run(tokens)
+    for chunks in ([70], [1] * 70, [9, 61]):
+        got = Runner(make_decoder(config, weights, "w4", isa=isa, threads=2), make_cache(config, "s8"))
+        np.testing.assert_array_equal(got.run(tokens, chunks), want)
+
+
+CUTS = [("f32", "f32"), ("w8", "f32"), ("w8", "bf16"), ("w8", "s8"), ("w4", "s8")]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -420,7 +432,16 @@ class TestWeights:
     def test_layouts_do_not_mix(self) -> None:
         decoder = self.unfinished("w8", {"layer_1/mlp_down": None})
         set_weight(decoder, "layer_1/mlp_down", np.ones((72, 91), np.float32), "f32")
-        with pytest.raises(ValueError, match="one layout, w8 as the embedding, got layer_1/mlp_down as f32"):
+        with pytest.raises(
+            ValueError, match="must be w8 or w4, as the embedding is quantised, got layer_1/mlp_down as f32"
+        ):
+            decoder.finalize(8)
+
+    def test_an_embedding_of_4_bits_is_refused(self) -> None:
+        decoder = self.unfinished("w8", {"embedding": None})
+        groups = _core.quantize_weight_groups(np.ones((1003, 72), np.float32))
+        decoder.set_weight("embedding", "w4", (1003, 72), _core.pack_w4(*groups[:3]), groups[3])
+        with pytest.raises(ValueError, match="embedding must be f32 or w8, got w4 matrix"):
             decoder.finalize(8)
 
     def test_arrays_that_do_not_fit_their_shape_are_refused(self) -> None:
@@ -428,10 +449,12 @@ class TestWeights:
         packed = _core.pack_f32(np.ones((20, 8), np.float32))
         with pytest.raises(ValueError, match=r"embedding data must have shape \[384\], got \[256\]"):
             decoder.set_weight("embedding", "f32", (40, 8), packed)
-        with pytest.raises(ValueError, match="w8 needs scales, got none for embedding"):
+        with pytest.raises(ValueError, match="w8 and w4 need scales, got none for embedding"):
             decoder.set_weight("embedding", "w8", (16, 4), np.zeros(64, np.uint8))
-        with pytest.raises(ValueError, match="'vector', 'f32' or 'w8', got 'w4'"):
-            decoder.set_weight("embedding", "w4", (16, 4), np.zeros(64, np.uint8))
+        with pytest.raises(ValueError, match=r"embedding data must have shape \[576\], got \[64\]"):
+            decoder.set_weight("embedding", "w4", (16, 4), np.zeros(64, np.uint8), np.ones(16, np.float32))
+        with pytest.raises(ValueError, match="'vector', 'f32', 'w8' or 'w4', got 'w2'"):
+            decoder.set_weight("embedding", "w2", (16, 4), np.zeros(64, np.uint8))
         with pytest.raises(ValueError, match="aligned to 64 bytes"):
             decoder.set_weight("embedding", "f32", (3, 4), np.zeros(80, np.float32)[1:65])
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from llm_decoder import _core
 
 LINE_BYTES = 64
+BF16_NAN = 0x7FC1
 # What a dead entry of a page table may hold.
 DEAD_ENTRIES = (-(2**31), -1, 2**31 - 1, 10**9)
 
@@ -36,6 +37,9 @@ class PagePool:
         if dtype == "f32":
             self.k = aligned((n_pages, n_kv_heads, padded, page_size), np.float32, np.nan)
             self.v = aligned((n_pages, n_kv_heads, page_size, padded), np.float32, np.nan)
+        elif dtype == "bf16":
+            self.k = aligned((n_pages, n_kv_heads, padded, page_size), np.uint16, BF16_NAN)
+            self.v = aligned((n_pages, n_kv_heads, page_size, padded), np.uint16, BF16_NAN)
         else:
             self.k = aligned((n_pages, n_kv_heads, padded // 4, page_size, 4), np.uint8, 251)
             self.v = aligned((n_pages, n_kv_heads, page_size // 4, padded, 4), np.int8, -113)

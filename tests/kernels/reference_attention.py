@@ -76,6 +76,19 @@ def weight_rounding_bound(
     return bound
 
 
+def bf16_bits(x: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """The upper halves of the float32 next to x that have nothing in their lower halves, ties to even."""
+    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    lower, upper = bits & 0xFFFF, bits >> 16
+    rounds_up = (lower > 0x8000) | ((lower == 0x8000) & (upper % 2 == 1))
+    return (upper + rounds_up).astype(np.uint16)
+
+
+def bf16(x: NDArray[np.floating]) -> Float32:
+    """x rounded to bfloat16."""
+    return (bf16_bits(x).astype(np.uint32) << 16).view(np.float32)
+
+
 def int8_rows(x: NDArray[np.floating]) -> tuple[Float64, Float64]:
     """(q, scale) with x ~ q * scale: symmetric, +-127 over the last axis, ties to even, scale 1 for zeros."""
     largest = np.abs(x).max(axis=-1, keepdims=True).astype(np.float32)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from page_pool import PagePool
-from reference_attention import int8_rows
+from page_pool import BF16_NAN, PagePool
+from reference_attention import bf16_bits, int8_rows
 
 HEAD_DIMS = (1, 5, 16, 31, 40, 64, 128)
 
@@ -27,6 +27,30 @@ def test_append_writes_one_slot_of_a_float_page_and_nothing_else(isa, head_dim):
     pool.v[1, :, 17] = np.nan
     assert np.isnan(pool.k).all()
     assert np.isnan(pool.v).all()
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_append_rounds_to_bfloat16_and_writes_one_slot(isa, head_dim):
+    pool = PagePool("bf16", 3, 2, head_dim, 32)
+    key, value = token(head_dim)
+    pool.append(isa, np.array([2, 1], np.int32), 32 + 17, key, value)
+    np.testing.assert_array_equal(pool.k[1, :, :head_dim, 17], bf16_bits(key[0]))
+    np.testing.assert_array_equal(pool.v[1, :, 17, :head_dim], bf16_bits(value[0]))
+    assert not pool.k[1, :, head_dim:, 17].any()
+    assert not pool.v[1, :, 17, head_dim:].any()
+    pool.k[1, :, :, 17] = pool.v[1, :, 17] = BF16_NAN
+    assert (pool.k == BF16_NAN).all()
+    assert (pool.v == BF16_NAN).all()
+
+
+def test_append_rounds_ties_to_even_and_keeps_infinities_and_nan(isa):
+    given = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF])
+    expected = [0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7F80, 0xFF80, 0x7FC0, 0xFFFF]
+    pool = PagePool("bf16", 1, 1, 8, 16)
+    values = given.astype(np.uint32).view(np.float32)[None, None]
+    pool.append(isa, np.array([0], np.int32), 3, values, values)
+    assert pool.k[0, 0, :8, 3].tolist() == expected
+    assert pool.v[0, 0, 3, :8].tolist() == expected
 
 
 @pytest.mark.parametrize("slot", [0, 15, 18, 31])

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from llm_decoder import _core
+from llm_decoder.embedded import embedded_model
+from llm_decoder.model_config import weight_shapes
+from llm_decoder.safetensors_checkpoint import SafetensorsCheckpoint
 
 SIZES = ((1, 1), (3, 31), (16, 33), (31, 3), (33, 127), (127, 64), (130, 576))
 
@@ -77,3 +80,120 @@ def test_quantize_weight_rows_shows_a_value_that_is_not_finite_in_the_scale_of_i
     w[0, 7], w[1, 7] = np.nan, np.inf
     _, scale = _core.quantize_weight_rows(w)
     assert np.isfinite(scale).tolist() == [False, False, True]
+
+
+def random_groups(n: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """q [n, k], group_scale and group_min [n, ceil(k / 32)], with all weights in +-127."""
+    rng = np.random.default_rng([n, k])
+    group_scale = rng.integers(1, 17, (n, -(-k // 32)), np.uint8)
+    group_min = rng.integers(-127, 128 - 15 * group_scale.astype(np.int16)).astype(np.int8)
+    return rng.integers(0, 16, (n, k), np.uint8), group_scale, group_min
+
+
+def expanded(q: np.ndarray, group_scale: np.ndarray, group_min: np.ndarray) -> np.ndarray:
+    k = q.shape[1]
+    scale, minimum = (np.repeat(values.astype(np.int64), 32, axis=1)[:, :k] for values in (group_scale, group_min))
+    return scale * q + minimum
+
+
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_pack_w4_lays_blocks_of_64_inputs_pairs_first_then_nibbles(n, k):
+    q, group_scale, group_min = random_groups(n, k)
+    n_blocks = -(-k // 64)
+    pairs = np.zeros((-(-n // 16) * 16, n_blocks * 2, 2), np.uint8)
+    pairs[:n, : group_scale.shape[1], 0] = group_scale
+    pairs[:n, : group_scale.shape[1], 1] = group_min.astype(np.int16) + 128
+    pairs = pairs.reshape(-1, 16, n_blocks, 2, 2).transpose(0, 2, 3, 1, 4)  # [panel, block, group, channel, 2]
+    # [panel, channel, block, group, line, half, 4] -> [panel, block, group, line, channel, 4, half]
+    nibbles = padded(q, 64).reshape(-1, 16, n_blocks, 2, 4, 2, 4).transpose(0, 2, 3, 4, 1, 6, 5)
+    values = nibbles[..., 0] | nibbles[..., 1] << 4
+    expected = np.concatenate([part.reshape(*part.shape[:2], -1) for part in (pairs, values)], axis=2)
+    np.testing.assert_array_equal(_core.pack_w4(q, group_scale, group_min), expected.ravel())
+
+
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_expand_w4_gives_the_int8_matrix_that_pack_w4_was_given(n, k):
+    groups = random_groups(n, k)
+    np.testing.assert_array_equal(_core.expand_w4(_core.pack_w4(*groups), n, k), expanded(*groups))
+
+
+def test_w4_takes_at_most_4_65_bits_a_weight():
+    n, k = 160, 2048
+    assert (_core.pack_w4(*random_groups(n, k)).nbytes + 4 * n) * 8 / (n * k) <= 4.65
+
+
+def relative_error(w: np.ndarray, found: np.ndarray) -> float:
+    return float(((w - found) ** 2).sum() / (w**2).sum())
+
+
+def rounded_to_nearest(w: np.ndarray) -> np.ndarray:
+    """4 bits as usual: groups of 32 from their minimum to their maximum, both kept as float16."""
+    groups = w.reshape(-1, 32)
+    low = groups.min(axis=1, keepdims=True).astype(np.float16).astype(np.float32)
+    step = ((groups.max(axis=1, keepdims=True) - low) / 15).astype(np.float16).astype(np.float32)
+    return (np.clip(np.rint((groups - low) / step), 0, 15) * step + low).reshape(w.shape)
+
+
+def searched(w: np.ndarray) -> np.ndarray:
+    *groups, scale = _core.quantize_weight_groups(w)
+    return (expanded(*groups) * scale[:, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [64, 576, 2048])
+def test_quantize_weight_groups_beats_rounding_to_nearest_on_random_weights(k):
+    w = np.random.default_rng(k).standard_normal((64, k)).astype(np.float32)
+    assert relative_error(w, searched(w)) < 0.92 * relative_error(w, rounded_to_nearest(w))
+
+
+def test_quantize_weight_groups_beats_rounding_to_nearest_on_every_matrix_of_the_embedded_model():
+    checkpoint = SafetensorsCheckpoint(embedded_model())
+    for name, shape in weight_shapes(checkpoint.config).items():
+        if len(shape) == 2 and name != "embedding":
+            w = checkpoint.read(name)
+            assert relative_error(w, searched(w)) < 0.95 * relative_error(w, rounded_to_nearest(w)), name
+
+
+@pytest.mark.parametrize("deviation", [0.3, 3.0, 12.0])
+def test_quantize_weight_groups_comes_near_the_best_of_all_scales_and_minima(deviation):
+    rng = np.random.default_rng(3)
+    w = np.clip(rng.standard_normal((8, 64)) * deviation, -127, 127).astype(np.float32)
+    w[:, 0] = 127  # the scale of every row is 1
+    best = np.full((8, 2), np.inf)
+    for scale in range(1, 17):
+        for minimum in range(-127, 128 - 15 * scale):
+            q = np.clip(np.rint((w - minimum) / scale), 0, 15)
+            best = np.minimum(best, ((w - q * scale - minimum) ** 2).reshape(8, 2, 32).sum(axis=2))
+    error = ((w - searched(w)) ** 2).reshape(8, 2, 32).sum(axis=2)
+    assert error.sum() <= 1.05 * best.sum()
+
+
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_quantize_weight_groups_keeps_weights_in_range_and_the_scale_of_int8(n, k):
+    rng = np.random.default_rng(k)
+    w = (rng.standard_normal((n, k)) * 10.0 ** rng.integers(-20, 20, (n, 1))).astype(np.float32)
+    q, group_scale, group_min, scale = _core.quantize_weight_groups(w)
+    np.testing.assert_array_equal(scale, _core.quantize_weight_rows(w)[1])
+    assert q.max(initial=0) <= 15
+    assert (group_scale >= 1).all()
+    assert np.abs(expanded(q, group_scale, group_min)).max(initial=0) <= 127
+
+
+def test_quantize_weight_groups_of_a_row_does_not_depend_on_the_other_rows():
+    w = np.random.default_rng(0).standard_normal((5, 200)).astype(np.float32)
+    together = _core.quantize_weight_groups(w)
+    for row in range(5):
+        alone = _core.quantize_weight_groups(w[row : row + 1])
+        assert all((one[0] == all_[row]).all() for one, all_ in zip(alone, together, strict=True))
+
+
+def test_quantize_weight_groups_keeps_zeros_and_constant_groups_exact():
+    w = np.zeros((3, 64), np.float32)
+    w[1, :32] = 5
+    w[2, 32:] = -0.25
+    np.testing.assert_array_equal(searched(w), w)
+
+
+def test_quantize_weight_groups_shows_a_value_that_is_not_finite_in_the_scale_of_its_row():
+    w = np.ones((3, 70), np.float32)
+    w[0, 7], w[1, 69] = np.nan, np.inf
+    assert np.isfinite(_core.quantize_weight_groups(w)[3]).tolist() == [False, False, True]

@@ -5,15 +5,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from page_pool import DEAD_ENTRIES, PagePool
-from reference_attention import attention, int8_rows, weight_rounding_bound
+from reference_attention import attention, bf16, int8_rows, weight_rounding_bound
 
-DTYPES = ("f32", "s8")
+DTYPES = ("f32", "bf16", "s8")
 
 # Share of the largest value. A result is a weighted mean of values: float32 sums over at most a few thousand terms, and
 # probabilities off by what exp by table (1.5e-7) and the rounding of scores up to 50 (6e-8 each) make of them.
 F32_TOLERANCE = 2e-6
+# Against the floats that were given: keys and values each rounded by at most 2^-9, on normal data.
+BF16_TOLERANCE = 0.01
 # Against the floats that were given, int8 keys, queries and values together, on normal data; measured 1.7 %.
 S8_TOLERANCE = 0.03
+TOLERANCES = {"f32": F32_TOLERANCE, "bf16": BF16_TOLERANCE, "s8": S8_TOLERANCE}
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,19 @@ class Case:
 
 
 def check(case: Case, isa: str, dtype: str) -> None:
-    """The kernel against the formula: on what the pages hold, and for s8 also on what was given."""
+    """The kernel against the formula, on what was given and on what the pages hold."""
     q, keys, values = case.draw()
     pool, table = case.pool(dtype)
     pool.append(isa, table, 0, keys, values)
     out = pool.attend(isa, q, table, case.position, case.scale, case.window)
     largest = np.abs(values).max()
     given = attention(q, keys, values, case.position, case.scale, case.window)
-    if dtype == "f32":
-        np.testing.assert_allclose(out, given, rtol=0, atol=F32_TOLERANCE * largest)
+    np.testing.assert_allclose(out, given, rtol=0, atol=TOLERANCES[dtype] * largest)
+    if dtype == "bf16":
+        stored = attention(q, bf16(keys), bf16(values), case.position, case.scale, case.window)
+        np.testing.assert_allclose(out, stored, rtol=0, atol=F32_TOLERANCE * largest)
+    if dtype != "s8":
         return
-    np.testing.assert_allclose(out, given, rtol=0, atol=S8_TOLERANCE * largest)
     expected, bound = stored_reference(case, pool, table, q)
     assert (np.abs(out - expected) <= bound + F32_TOLERANCE * largest).all()
 
@@ -186,7 +191,7 @@ def test_sequences_may_share_pages(isa, dtype):
     both = pool.attend_batch(isa, [q, q], [fork, table], [47, 47], case.scale)
     np.testing.assert_array_equal(both[1], own)
     forked = np.concatenate([keys[:32], keys[:16]]), np.concatenate([values[:32], values[:16]])
-    tolerance = F32_TOLERANCE if dtype == "f32" else S8_TOLERANCE
+    tolerance = TOLERANCES[dtype]
     np.testing.assert_allclose(both[0], attention(q, *forked, 47, case.scale), atol=tolerance * np.abs(values).max())
 
 
@@ -247,7 +252,7 @@ def test_scores_of_minus_infinity_weigh_nothing_and_alone_give_zero(isa, dtype):
     np.testing.assert_array_equal(pool.attend(isa, q, table, 39, 1.0), np.zeros_like(q))
     keys[30] = 0
     pool.append(isa, table, 30, keys[30:31], values[30:31])
-    tolerance = F32_TOLERANCE if dtype == "f32" else S8_TOLERANCE
+    tolerance = TOLERANCES[dtype]
     np.testing.assert_allclose(pool.attend(isa, q, table, 39, 1.0)[0, 0], values[30, 0], atol=tolerance)
 
 

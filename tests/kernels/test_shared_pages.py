@@ -14,7 +14,7 @@ from llm_decoder import _core
 
 SPAN = 256  # positions
 PAGE_SIZE = 64
-DTYPES = ("f32", "s8")
+DTYPES = ("f32", "bf16", "s8")
 
 
 @dataclass
@@ -79,8 +79,8 @@ def poison_what_nobody_sees(pool: PagePool, tree: Tree, window: int) -> None:
     for page, slot in itertools.product(range(pool.n_pages), range(pool.page_size)):
         if (page, slot) in seen:
             continue
-        if pool.dtype == "f32":
-            pool.k[page, :, :, slot] = pool.v[page, :, slot] = np.nan
+        if pool.dtype != "s8":
+            pool.k[page, :, :, slot] = pool.v[page, :, slot] = fresh.k[0, 0, 0, 0]
         else:
             assert pool.k_scale is not None
             assert pool.v_scale is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import decimal
 import math
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,13 @@ def test_qwen_layer_types_go_over_max_window_layers() -> None:
 def test_default_rope_is_powers_of_theta() -> None:
     inv_freq = np.array(parse_config(hf_config("llama", rope_theta=50000.0)).rope_inv_freq)
     np.testing.assert_allclose(inv_freq, 50000.0 ** (-np.arange(0, 16, 2) / 16), rtol=1e-6)
+
+
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+def test_rope_frequencies_are_the_same_bits_on_every_machine(theta: float) -> None:
+    inv_freq = parse_config(hf_config("llama", rope_theta=theta, head_dim=128)).rope_inv_freq
+    exact = [decimal.Decimal(theta) ** (decimal.Decimal(i) / 128) for i in range(0, 128, 2)]
+    assert list(inv_freq) == [float(np.float32(1) / np.float32(float(power))) for power in exact]
 
 
 def test_linear_rope_divides_every_frequency() -> None:

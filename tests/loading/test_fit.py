@@ -33,7 +33,7 @@ SEVEN_B = parse_config(
 
 def test_the_bytes_foreseen_are_the_bytes_packed(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(make_checkpoint(tmp_path, "qwen2"))
-    for layout in ("w8", "f32"):
+    for layout in ("w4", "w8", "f32"):
         packed = pack_in_memory(checkpoint, layout)
         n_bytes = sum(
             tensor.data.nbytes + (0 if tensor.scales is None else tensor.scales.nbytes) for tensor in packed.values()
@@ -42,7 +42,7 @@ def test_the_bytes_foreseen_are_the_bytes_packed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [16, 40, 64, 128])
-@pytest.mark.parametrize(("name", "dtype"), [("float32", "f32"), ("int8", "s8")])
+@pytest.mark.parametrize(("name", "dtype"), [("float32", "f32"), ("bfloat16", "bf16"), ("int8", "s8")])
 def test_kv_bytes_are_those_of_the_cache(head_dim: int, name: str, dtype: str) -> None:
     config = parse_config(hf_config("llama", head_dim=head_dim))
     cache = KvCache(n_pages=1, page_size=16, layers=2, n_kv_heads=2, head_dim=head_dim, dtype=dtype)
@@ -53,6 +53,12 @@ def test_a_model_that_does_not_fit_says_needs_has_and_try() -> None:
     with pytest.raises(NotEnoughMemoryError, match=r"needs [\d.]+ GiB .* machine has 16\.0 GiB free; try .*int8"):
         check_fit(SEVEN_B, "f32", name="big", is_mapped=False, available_bytes=16 * GIB)
     check_fit(SEVEN_B, "w8", name="big", is_mapped=True, available_bytes=16 * GIB)
+
+
+def test_int8_weights_that_do_not_fit_are_told_of_int4() -> None:
+    with pytest.raises(NotEnoughMemoryError, match=r'quantization="int4"'):
+        check_fit(SEVEN_B, "w8", name="big", is_mapped=True, available_bytes=7 * GIB)
+    check_fit(SEVEN_B, "w4", name="big", is_mapped=True, available_bytes=7 * GIB)
 
 
 def test_a_pool_that_does_not_fit_is_given_a_size_that_would() -> None:

@@ -9,7 +9,7 @@ import pytest
 from models_factory import make_checkpoint
 
 from llm_decoder import quantize
-from llm_decoder.backends import unpack_w8
+from llm_decoder.backends import expand_w4, unpack_w8
 from llm_decoder.packed_tensor import DATA_ALIGN, PackedTensor, core_tensors
 from llm_decoder.quantize import pack_in_memory
 from llm_decoder.safetensors_checkpoint import SafetensorsCheckpoint
@@ -63,6 +63,29 @@ def test_int8_matrices_are_within_half_a_step_of_the_floats(
         np.testing.assert_allclose(scales, np.abs(whole).max(axis=1) / 127, rtol=1e-6)
         assert (np.abs(rows_of(packed[tensor.name]) - whole) <= scales[:, None] * 0.5001).all()
         assert np.abs(unpack_w8(packed[tensor.name].data, *tensor.shape)).max() == 127
+
+
+@pytest.mark.parametrize("block_floats", [1, 1 << 10, 1 << 20])
+def test_int4_matrices_are_near_the_floats_and_the_outer_layers_stay_int8(
+    checkpoint: SafetensorsCheckpoint, block_floats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "_BLOCK_FLOATS", block_floats)
+    packed, int8 = pack_in_memory(checkpoint, "w4"), pack_in_memory(checkpoint, "w8")
+    for tensor in core_tensors(checkpoint.config, "w4"):
+        found = packed[tensor.name]
+        assert found.data.nbytes == tensor.data_bytes
+        if tensor.layout != "w4":
+            np.testing.assert_array_equal(found.data, int8[tensor.name].data)
+            continue
+        whole = np.concatenate([checkpoint.read(part) for part in tensor.parts])
+        assert found.scales is not None
+        np.testing.assert_array_equal(found.scales, int8[tensor.name].scales)
+        error = expand_w4(found.data, *tensor.shape) * found.scales[:, None] - whole
+        assert (error**2).sum() < 0.01 * (whole**2).sum()
+    assert {tensor.name for tensor in core_tensors(checkpoint.config, "w4") if tensor.layout == "w8"} == {
+        "embedding",
+        "lm_head",
+    }
 
 
 def test_packed_matrices_are_aligned_for_vector_loads(checkpoint: SafetensorsCheckpoint) -> None:

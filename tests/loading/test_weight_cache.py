@@ -66,6 +66,17 @@ def test_mapped_and_packed_weights_are_the_same(model: Path, cache: Path) -> Non
     assert same_weights(load_model(model), load_model(model, use_cache=False))
 
 
+def test_int4_weights_are_an_entry_of_their_own(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_model(model, quantization="int8")
+    first = load_model(model, quantization="int4")
+    assert sorted(entry.layout for entry in list_entries()) == ["w4", "w8"]
+    forbid_packing(monkeypatch)
+    second = load_model(model, quantization="int4")
+    assert second.is_mapped
+    assert same_weights(first, second)
+    assert {name for name, weight in second.weights.items() if weight.layout == "w8"} == {"embedding", "lm_head"}
+
+
 def test_a_rewritten_checkpoint_is_packed_again(model: Path, cache: Path) -> None:
     first = load_model(model)
     make_checkpoint(model, "llama", dtype="BF16", seed=1)

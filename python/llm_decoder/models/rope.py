@@ -72,7 +72,9 @@ def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int) -> Ro
         raise UnsupportedModelError(
             f"[{parameters.place}: rope_type] {kind[:40]!r} is not known to this build; it runs {known}"
         )
-    base = np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
+    # The power in float64, then rounded: a float32 power differs in its last bit between CPUs and between libms.
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    base = (float(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
     original_len = parameters.integer("original_max_position_embeddings", default=max_position_embeddings)
     original_len = fields.integer("original_max_position_embeddings", default=original_len)
     scaled = _SCALINGS[kind](_Given(parameters, theta, base, max_position_embeddings, original_len))
