@@ -194,6 +194,7 @@ def test_prompt_len_and_batch_are_short_for_three_columns(cli: Program) -> None:
         ("--columns", "decode63"),  # longer than the context
         ("--columns", "prefill63"),
         (),  # so are all the default ones
+        ("--speculation", "prompt-lookup"),
         ("--gen-len", "0"),
         ("--repeat", "0"),
         ("--plot", "picture.gif"),
@@ -205,6 +206,11 @@ def test_a_bad_value_is_a_usage_error(cli: Program, arguments: tuple[str, ...]) 
     ran = cli("bench", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert (arguments[0] if arguments else "--columns") in ran.err
+
+
+def test_nothing_is_guessed_ahead(cli: Program) -> None:
+    report_of(cli, "--columns", "decode8")
+    assert cli.opened[0].speculation == "none"
 
 
 def test_sequences_that_never_run_together_are_told_with_the_remedy(cli: Program) -> None:
