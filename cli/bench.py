@@ -60,6 +60,10 @@ def bench(
     answers together, behind 128 tokens or, as batchB@N, behind N.
     """
     wanted = _wanted_columns(columns, prompt_len, batch)
+    if model.speculation not in (None, "none"):
+        message = f"need none, so that a step computes what its column says, got {model.speculation}; leave it out"
+        raise typer.BadParameter(message, param_hint="--speculation")
+    model = dataclasses.replace(model, speculation="none")
     for name, file in (("--plot", plot), ("--output", output)):
         if file is not None and not file.parent.is_dir():
             raise typer.BadParameter(f"need a file in a folder that is there, got {file}", param_hint=name)

@@ -320,7 +320,7 @@ class CpuBackend:
         self.vocab_size = config.vocab_size
         self.max_tokens_per_step = options.max_tokens_per_step
         self.kv_cache_dtype = _kv_dtype(model, options)
-        self._layout = model.weights["embedding"].layout
+        self._layout = model.weights["layer_0/attn_qkv"].layout
         wanted_len = options.max_model_len or config.max_model_len
         pool = divide_pool(
             config,

@@ -87,10 +87,19 @@ def test_float_weights_and_pages_are_four_bytes_and_float_operations():
     assert mixed["lm_head"].f32_ops == 0
 
 
-@pytest.mark.parametrize("quantization", ["int8", "none"])
+def test_int4_is_fewer_bytes_of_the_same_int8_operations_and_bfloat16_half_the_bytes_of_float32():
+    w4, w8 = step_work(SMALL, "w4", "bfloat16", DECODE), step_work(SMALL, "w8", "float32", DECODE)
+    assert w4["mlp_down"].int8_ops == w8["mlp_down"].int8_ops
+    assert w4["mlp_down"].read_bytes < w8["mlp_down"].read_bytes
+    assert w4["lm_head"] == w8["lm_head"], "the output layer stays int8"
+    assert 2 * w4["attention"].read_bytes == w8["attention"].read_bytes
+    assert w4["attention"].f32_ops == w8["attention"].f32_ops > 0
+
+
+@pytest.mark.parametrize("quantization", ["int4", "int8", "none"])
 def test_the_bytes_of_the_embedded_model_are_those_of_its_weights(quantization):
     model = load_model(quantization=quantization)
-    layout = model.weights["embedding"].layout
+    layout = model.weights["layer_0/attn_qkv"].layout
     parts = step_work(model.config, layout, "int8", DECODE)
     matrices = [weight for weight in model.weights.values() if weight.layout != "vector"]
     n_bytes = sum(weight.data.nbytes + (0 if weight.scales is None else weight.scales.nbytes) for weight in matrices)
