@@ -3,6 +3,7 @@
 #   make test   every test that needs no torch
 #   make lint   formats, types, floors
 #   make asan   C++ and kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make arm    the core for 64-bit ARM, its C++ tests under qemu
 #   make judge  the live judges: HF transformers on torch
 #   make bench  speed here and its share of the limits, as JSON on standard output
 #   make wheel  dist/*.whl
@@ -12,12 +13,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
 SAN_BUILD := build-asan
+ARM_BUILD := build-arm
 
 CPP_SOURCES := $(shell find include kv_cache attention_cpu decoder src tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run build test lint format asan judge bench wheel clean
+.PHONY: run build test lint format asan arm judge bench wheel clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -73,6 +75,13 @@ asan: $(STAMPS)/dev
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=$(SAN_BUILD)/python $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/engine/test_kv_cache_properties.py \
 	  tests/engine/test_int8_decoder.py $(PYTEST_ARGS)
+
+arm: $(STAMPS)/tools
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool >/dev/null || { \
+	  echo "missing: $$tool (Debian, Ubuntu: apt install g++-aarch64-linux-gnu qemu-user)" >&2; exit 1; }; done
+	$(BIN)/cmake -S . -B $(ARM_BUILD) --toolchain cmake/aarch64-linux-gnu.cmake -DLLM_DECODER_PYTHON=OFF
+	$(BIN)/cmake --build $(ARM_BUILD) -j $(JOBS)
+	$(BIN)/ctest --test-dir $(ARM_BUILD) --output-on-failure
 
 bench: $(STAMPS)/build
 	$(BIN)/llm-decoder bench --json

@@ -16,8 +16,8 @@ inline void put(Bf16* to, float x) {
 }
 
 template <class Element>
-inline void append_floats(const PagedKvView& kv, std::int32_t page, std::int32_t slot, std::int32_t head, const float* key,
-                       const float* value) {
+inline void append_floats(const PagedKvView& kv, std::int32_t page, std::int32_t slot, std::int32_t head,
+                          const float* key, const float* value) {
   Element* k_tile = reinterpret_cast<Element*>(kv.k_tile(page, head));
   Element* v_row =
       reinterpret_cast<Element*>(kv.v_tile(page, head)) + static_cast<std::int64_t>(slot) * kv.head_dim_padded;

@@ -7,6 +7,8 @@
 // Below this a page's weights p * v_scale count as zero; 255 over it is finite.
 constexpr float kSmallestWeight = 255.0f * kSmallestNormal;
 
+constexpr std::int64_t kPrefetchBytes = 64;
+
 // Slots begin <= slot < end, of a span or of a page.
 struct SlotRange {
   std::int32_t begin, end;
@@ -18,11 +20,13 @@ struct SpanTile {
   std::int32_t kv_head;
   const std::int32_t* pages;  // ids of the span's pages; those outside seen_by_any are dead
   std::int32_t span_slots;
-  std::int32_t first_row;    // of the tile, within the block
+  std::int32_t first_row;  // of the tile, within the block
+  std::int32_t n_rows;
   SlotRange seen[kRowTile];  // by each row, slots of the span, perhaps none
   SlotRange seen_by_any;     // never empty
   State state[kRowTile];     // receives each row's state over the span
-  // What is asked for meanwhile: V of this span while K is read, K of the next span while V is read.
+  // What is asked for meanwhile, spread over the work, because few lines can be under way at a time: V of this span
+  // while K is read, K of the next span while weights are made and while V is read, half and half.
   bool asks_for_v;
   std::int32_t n_pages_ahead;  // of the next span, whose ids follow those of this one
   std::int32_t span_pages;
@@ -46,7 +50,9 @@ struct TilePage {
   std::int32_t first_slot;  // of the page, in the span
   SlotRange seen_by_any;    // slots of the page from here on
   std::int32_t slot_begin, slot_end;
-  const std::byte *k, *k_ahead, *v, *v_ahead;  // tiles; *_ahead have the place of what is read, or are that itself
+  const std::byte *k, *v;  // tiles
+  // What the steps ask for: a tile while K is read, two halves of a tile later; what is there already if nothing.
+  const std::byte *ahead_of_score, *ahead_of_weigh, *ahead_of_accumulate;
 };
 
 inline SlotRange within_page(SlotRange of_span, std::int32_t first_slot, std::int32_t page_size) {
@@ -64,9 +70,11 @@ inline TilePage page_of_tile(const SpanTile& tile, std::int32_t number) {
   page.slot_end = (page.seen_by_any.end + kLanes - 1) / kLanes * kLanes;
   page.k = tile.kv.k_tile(page.id, tile.kv_head);
   page.v = tile.kv.v_tile(page.id, tile.kv_head);
-  page.k_ahead = tile.asks_for_v ? page.v : page.k;
-  page.v_ahead =
-      number < tile.n_pages_ahead ? tile.kv.k_tile(tile.pages[number + tile.span_pages], tile.kv_head) : page.v;
+  const bool goes_on = number < tile.n_pages_ahead;
+  const std::byte* next = goes_on ? tile.kv.k_tile(tile.pages[number + tile.span_pages], tile.kv_head) : page.v;
+  page.ahead_of_score = tile.asks_for_v ? page.v : page.k;
+  page.ahead_of_weigh = goes_on ? next : nullptr;
+  page.ahead_of_accumulate = next + tile.kv.head_stride_bytes / 2;
   return page;
 }
 
@@ -88,8 +96,8 @@ inline void for_vectors(const SpanTile& tile, const TilePage& page, std::int32_t
   for (; i < end; i += kLanes) Step<kRows, 1>::run(tile, page, i);
 }
 
-// ---- s8 pages. Score: q . k for slots [slot, slot + 16 * kVectors) of the page, whether seen or not; the row's q_scale
-// is left to exp.
+// ---- s8 pages. Score: q . k for slots [slot, slot + 16 * kVectors) of the page, whether seen or not; the row's
+// q_scale is left to exp.
 
 template <int kRows, int kVectors>
 struct ScoreS8 {
@@ -97,7 +105,7 @@ struct ScoreS8 {
     const std::int64_t hd = tile.kv.head_dim_padded;
     const std::int64_t quad_stride = static_cast<std::int64_t>(tile.kv.page_size) * kDotWidth;
     const std::uint8_t* k = reinterpret_cast<const std::uint8_t*>(page.k) + slot * kDotWidth;
-    const std::uint8_t* ahead = reinterpret_cast<const std::uint8_t*>(page.k_ahead) + slot * kDotWidth;
+    const std::uint8_t* ahead = reinterpret_cast<const std::uint8_t*>(page.ahead_of_score) + slot * kDotWidth;
     const std::int8_t* q = tile.scratch.q_s8 + tile.first_row * hd;
     I32 acc[kRows][kVectors];
 #pragma GCC unroll 8
@@ -125,7 +133,8 @@ struct ScoreS8 {
     for (int row = 0; row < kRows; ++row) {
       float* scores = tile.scores(row) + page.first_slot + slot;
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) store(scores + j * kLanes, mul(to_f32(acc[row][j]), load(k_scale + j * kLanes)));
+      for (int j = 0; j < kVectors; ++j)
+        store(scores + j * kLanes, mul(to_f32(acc[row][j]), load(k_scale + j * kLanes)));
     }
   }
 };
@@ -136,7 +145,6 @@ struct AccumulateS8 {
   static void run(const SpanTile& tile, const TilePage& page, std::int32_t channel) {
     const std::int64_t quad_stride = static_cast<std::int64_t>(tile.kv.head_dim_padded) * kDotWidth;
     const std::int8_t* v = reinterpret_cast<const std::int8_t*>(page.v) + channel * kDotWidth;
-    const std::int8_t* ahead = reinterpret_cast<const std::int8_t*>(page.v_ahead) + channel * kDotWidth;
     const std::uint8_t* weights = tile.weights(0) + page.first_slot;
     I32 acc[kRows][kVectors];
 #pragma GCC unroll 8
@@ -150,7 +158,8 @@ struct AccumulateS8 {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         values[j] = load_quads(v + quad * quad_stride + j * kLanes * kDotWidth);
-        prefetch(ahead + quad * quad_stride + j * kLanes * kDotWidth);
+        if (j % 2 == 0)
+          prefetch(page.ahead_of_accumulate + (quad * quad_stride + (channel + j * kLanes) * kDotWidth) / 2);
       }
 #pragma GCC unroll 8
       for (int row = 0; row < kRows; ++row) {
@@ -180,7 +189,7 @@ struct FloatPages {
     static void run(const SpanTile& tile, const TilePage& page, std::int32_t slot) {
       const std::int64_t page_size = tile.kv.page_size, hd = tile.kv.head_dim_padded;
       const Element* k = reinterpret_cast<const Element*>(page.k) + slot;
-      const Element* ahead = reinterpret_cast<const Element*>(page.k_ahead) + slot;
+      const Element* ahead = reinterpret_cast<const Element*>(page.ahead_of_score) + slot;
       const float* q = tile.scratch.q + tile.first_row * hd;
       F32 acc[kRows][kVectors];
 #pragma GCC unroll 8
@@ -218,7 +227,7 @@ struct FloatPages {
     static void run(const SpanTile& tile, const TilePage& page, std::int32_t channel) {
       const std::int64_t hd = tile.kv.head_dim_padded;
       const Element* v = reinterpret_cast<const Element*>(page.v) + channel;
-      const Element* ahead = reinterpret_cast<const Element*>(page.v_ahead) + channel;
+      const Element* ahead = reinterpret_cast<const Element*>(page.ahead_of_accumulate);
       const float* p = tile.scores(0) + page.first_slot;
       F32 acc[kRows][kVectors];
 #pragma GCC unroll 8
@@ -231,7 +240,7 @@ struct FloatPages {
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) {
           values[j] = load(v + slot * hd + j * kLanes);
-          prefetch(ahead + slot * hd + j * kLanes);
+          if (j % 2 == 0) prefetch(ahead + (slot * hd + channel + j * kLanes) / 2);
         }
 #pragma GCC unroll 8
         for (int row = 0; row < kRows; ++row) {
@@ -323,6 +332,22 @@ inline F32 weigh_floats(const SpanTile& tile, std::int32_t row, F32 row_max, See
   return sum;
 }
 
+// Asks for the first half of the tile ahead, an even part of it at each of the page's vectors under each row.
+struct AskForHalf {
+  const std::byte* line;
+  std::int64_t bytes;
+
+  AskForHalf(const SpanTile& tile, const TilePage& page, std::int32_t row) : line(page.ahead_of_weigh), bytes(0) {
+    if (line == nullptr) return;
+    const std::int64_t n_vectors = std::int64_t{tile.n_rows} * (tile.kv.page_size / kLanes);
+    bytes = round_up(ceil_div(tile.kv.head_stride_bytes / 2, n_vectors), kPrefetchBytes);
+    line += row * (tile.kv.page_size / kLanes) * bytes;
+  }
+  void next() {
+    for (const std::byte* end = line + bytes; line < end; line += kPrefetchBytes) prefetch(line);
+  }
+};
+
 inline float float_of_bits(std::int32_t bits) {
   float x;
   __builtin_memcpy(&x, &bits, sizeof(x));
@@ -338,6 +363,7 @@ inline F32 weigh_page_s8(const SpanTile& tile, const TilePage& page, std::int32_
   const float* v_scale = tile.kv.v_scales(page.id, tile.kv_head);
   float* scores = tile.scores(row) + page.first_slot;
   std::uint8_t* weights = tile.weights(row) + page.first_slot;
+  AskForHalf ask(tile, page, row);
   I32 largest_bits = as_i32(zero);
   for (std::int32_t slot = page.slot_begin; slot < page.slot_end; slot += kLanes) {
     const std::int32_t span_slot = page.first_slot + slot;
@@ -346,6 +372,7 @@ inline F32 weigh_page_s8(const SpanTile& tile, const TilePage& page, std::int32_
     store(scores + slot, weight);
     sum = add(sum, p);
     largest_bits = max_bits(as_i32(weight), largest_bits);  // a NaN wins, and shows in weight_scale
+    ask.next();
   }
   const float largest = float_of_bits(reduce_max_bits(largest_bits));
   const bool is_nothing = largest < kSmallestWeight;
@@ -367,7 +394,8 @@ inline void weigh(const SpanTile& tile, std::int32_t row, Seen seen) {
   if (tile.kv.dtype == Dtype::s8) {
     const float q_scale = tile.scratch.q_scale[tile.first_row + row], scaled_max = max * q_scale;
     const F32 sixteenths = splat(q_scale * kSixteenthsPerUnit);
-    for_pages(tile, [&](const TilePage& page) { sum = weigh_page_s8(tile, page, row, row_max, sixteenths, sum, seen); });
+    for_pages(tile,
+              [&](const TilePage& page) { sum = weigh_page_s8(tile, page, row, row_max, sixteenths, sum, seen); });
     state.max() = scaled_max > kNoMaximum ? scaled_max : kNoMaximum;
   } else {
     sum = weigh_floats(tile, row, row_max, seen);

@@ -2,8 +2,11 @@
 // all rows of the tile share, and goes on as w8 does. Many rows are worth expanding a few panels into memory for once,
 // where the w8 product takes them.
 
-// Two rows of the w8 tile's width: more of them spill.
-constexpr int kMaxW4TileRows = 12;
+// Sums of a tile, which leave registers for a group's scales and minima, for lines and constants.
+constexpr int kMaxW4TileRows = 24;
+constexpr int w4_tile_panels(int n_rows) { return n_rows <= 4 ? 4 : n_rows <= 12 ? 2 : 1; }
+// Up to so many rows the few tiles do less work than expanding into memory does.
+constexpr int kMaxUnexpandedRows = 48;
 constexpr std::int32_t kMaxExpandedPanels = 12;
 constexpr std::int64_t kExpandedBytes = 512 << 10;
 
@@ -56,11 +59,12 @@ inline void add_block(Pack<kRow...>, const std::uint8_t* block, const std::int8_
   }
 }
 
-// kPanels panels, `panel_bytes` apart, by kRows rows as copy_rows_by_block lays them.
+// kPanels panels, `panel_bytes` apart, by kRows rows as copy_rows_by_block lays them. Beside what is needed soon, the
+// lines `ahead_bytes` further on are asked for: where the next panels begin, no hardware prefetcher knows it.
 template <int kRows, int kPanels, int... kPanel, int... kSum>
 __attribute__((noinline)) void add_w4_panels(Pack<kPanel...>, Pack<kSum...>, const std::uint8_t* panels,
-                                             std::int64_t panel_bytes, const std::int8_t* rows,
-                                             __m512i (&sums)[kPanels][kRows]) {
+                                             std::int64_t panel_bytes, std::int64_t ahead_bytes,
+                                             const std::int8_t* rows, __m512i (&sums)[kPanels][kRows]) {
   constexpr int kSums = sizeof...(kSum) / kPanels;
   __m512i acc[] = {(static_cast<void>(kSum), _mm512_setzero_si512())...};
   for (const std::uint8_t* end = panels + panel_bytes; panels < end; panels += kBlockBytes) {
@@ -68,6 +72,7 @@ __attribute__((noinline)) void add_w4_panels(Pack<kPanel...>, Pack<kSum...>, con
 #pragma GCC unroll 9
       for (std::int64_t line = 0; line < kBlockBytes; line += kLineBytes) {
         __builtin_prefetch(block + kW4NearBytes + line, 0, 3);
+        __builtin_prefetch(block + ahead_bytes + line, 0, 2);
       }
       add_block<kRows, kSums>(PackTo<kRows>(), block, rows, of_panel);
     };
@@ -93,8 +98,9 @@ std::int32_t multiply_w4_panels(const GemmW8Args& args, std::int32_t row, std::i
     for (int p = 0; p < kPanels; ++p) {
       for (int r = 0; r < kRows; ++r) sums[p][r] = ProductW8::first_sums(args, row + r);
     }
+    const std::int64_t ahead_bytes = panel + 2 * kPanels <= end ? kPanels * panel_bytes : kW4NearBytes;
     add_w4_panels<kRows, kPanels>(PackTo<kPanels>(), PackTo<kPanels * kRows * kSplit>(), w4_panel(args, panel),
-                                  panel_bytes, rows, sums);
+                                  panel_bytes, ahead_bytes, rows, sums);
     for (int p = 0; p < kPanels; ++p) ProductW8::finish(args, row, kRows, panel + p, sums[p]);
   }
   return panel;
@@ -105,12 +111,22 @@ template <int kRows>
 void multiply_w4_tile(const GemmW8Args& args, std::int32_t row, std::int32_t n_rows, std::int32_t begin,
                       std::int32_t end, std::int8_t* rows) {
   if (n_rows == kRows) {
-    constexpr int kPanels = kRows <= 6 ? 4 : 2;
     copy_rows_by_block(args, row, kRows, rows);
-    const std::int32_t panel = multiply_w4_panels<kRows, kPanels>(args, row, begin, end, rows);
+    const std::int32_t panel = multiply_w4_panels<kRows, w4_tile_panels(kRows)>(args, row, begin, end, rows);
     multiply_w4_panels<kRows, 1>(args, row, panel, end, rows);
   } else if constexpr (kRows > 1) {
     multiply_w4_tile<kRows - 1>(args, row, n_rows, begin, end, rows);
+  }
+}
+
+// All rows, in tiles of about one height.
+void multiply_w4_tiles(const GemmW8Args& args, std::int32_t panel_begin, std::int32_t panel_end, std::int8_t* rows) {
+  const std::int64_t m = args.m;
+  const std::int64_t n_tiles = ceil_div(m, kMaxW4TileRows);
+  for (std::int64_t tile = 0; tile < n_tiles; ++tile) {
+    const std::int32_t row = static_cast<std::int32_t>(m * tile / n_tiles);
+    const std::int32_t n_rows = static_cast<std::int32_t>(m * (tile + 1) / n_tiles) - row;
+    multiply_w4_tile<kMaxW4TileRows>(args, row, n_rows, panel_begin, panel_end, rows);
   }
 }
 
@@ -138,11 +154,11 @@ inline std::int32_t expanded_panels(std::int64_t k) {
 }
 
 void gemm_w4(const GemmW8Args& args, std::int32_t panel_begin, std::int32_t panel_end, std::byte* scratch) {
-  if (args.m > kMaxW4TileRows) {
+  if (args.m > kMaxUnexpandedRows) {
     multiply_expanded(args, panel_begin, panel_end, expanded_panels(args.k), reinterpret_cast<std::uint8_t*>(scratch),
                       expand_panel);
   } else {
-    multiply_w4_tile<kMaxW4TileRows>(args, 0, args.m, panel_begin, panel_end, reinterpret_cast<std::int8_t*>(scratch));
+    multiply_w4_tiles(args, panel_begin, panel_end, reinterpret_cast<std::int8_t*>(scratch));
   }
 }
 

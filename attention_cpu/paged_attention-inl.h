@@ -16,18 +16,19 @@ struct SpanWalk {
   std::int32_t last_page;
 };
 
-// Calls fn(slots of the span that row i sees) for each row of the tile.
+// The slots that a row sees of the span that begins at first_position.
 inline SlotRange seen_of_span(const AttentionRow& row, std::int32_t first_position, std::int32_t span_slots) {
   return {larger(row.see_begin - first_position, 0), smaller(row.see_end - first_position, span_slots)};
 }
 
 inline bool is_empty(SlotRange range) { return range.begin >= range.end; }
 
-// Rows [first_row, first_row + n_rows) of the block over span `span`. Returns false when none sees any of it.
+// Rows [first_row, first_row + n_rows) of the block over a span. Returns false when none sees any of it.
 inline bool attend_rows(const SpanWalk& walk, SpanTile& tile, std::int32_t span, std::int32_t first_row,
                         std::int32_t n_rows) {
   const std::int32_t hd = tile.kv.head_dim_padded;
   tile.first_row = first_row;
+  tile.n_rows = n_rows;
   tile.seen_by_any = {tile.span_slots, 0};
   for (std::int32_t i = 0; i < n_rows; ++i) {
     const AttentionRow& row = walk.scratch.rows[first_row + i];
@@ -46,19 +47,6 @@ inline bool attend_rows(const SpanWalk& walk, SpanTile& tile, std::int32_t span,
     merge_state(state_at(walk.scratch.gathered, first_row + i, hd), tile.state[i]);
   }
   return true;
-}
-
-inline void prefetch_scales(const SpanTile& tile, const float* scales) {
-  for (std::int32_t slot = 0; slot < tile.kv.page_size; slot += kLanes) prefetch(scales + slot);
-}
-
-// Scales are asked for ahead of the tiles that they belong to.
-inline void ask_for_scales(const SpanTile& tile, std::int32_t n_pages) {
-  if (tile.kv.dtype != Dtype::s8) return;
-  for (std::int32_t i = 0; i < n_pages; ++i) prefetch_scales(tile, tile.kv.v_scales(tile.pages[i], tile.kv_head));
-  for (std::int32_t i = 0; i < tile.n_pages_ahead; ++i) {
-    prefetch_scales(tile, tile.kv.k_scales(tile.pages[tile.span_pages + i], tile.kv_head));
-  }
 }
 
 // The block over one span, in tiles of even size.

@@ -10,14 +10,14 @@ alignas(64) constexpr std::uint32_t kExp2Sixteenths[kLanes] = {
     0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
 constexpr float kSixteenthsPerUnit = 23.0831203f;  // 16 / ln 2 as a float, and what that float lacks
 constexpr float kSixteenthsPerUnitRest = 3.08154085e-7f;
-constexpr float kExpFloor = -87.3f;           // a little above the smallest normal float: no result is subnormal
-constexpr float kExpFloorSixteenths = -2015;  // the same for a rounded number of sixteenths
+constexpr float kExpFloor = -87.3f;             // a little above the smallest normal float: no result is subnormal
+constexpr float kExpFloorSixteenths = -2015;    // the same for a rounded number of sixteenths
 constexpr float kRoundToInteger = 12582912.0f;  // 1.5 * 2^23: the low bits of a sum with it are the rounded integer
 
 // 2^((n + f) / 16) where `shifted` is n + kRoundToInteger.
 inline F32 exp2_sixteenths(F32 shifted, F32 f) {
-  const F32 cubic =
-      mul(f, fma(f, fma(f, splat(1.3550808e-5f), splat(9.38384794e-4f)), splat(4.33216989e-2f)));  // exp(f ln 2 / 16) - 1
+  const F32 cubic = mul(
+      f, fma(f, fma(f, splat(1.3550808e-5f), splat(9.38384794e-4f)), splat(4.33216989e-2f)));  // exp(f ln 2 / 16) - 1
   const I32 index = as_i32(shifted);
   const F32 table = load(reinterpret_cast<const float*>(kExp2Sixteenths));
   const F32 power = as_f32(add(as_i32(lookup(table, index)), shift_left<19>(index)));  // higher bits of k fall off

@@ -131,9 +131,12 @@ inline F32 abs(F32 a) {
 }
 inline float sqrt(float a) { return __builtin_sqrtf(a); }
 
-// a * b + c rounded once, without the instruction: the product is exact in double, the sum is rounded to odd there
+// a * b + c rounded once. Without the instruction: the product is exact in double, the sum is rounded to odd there
 // (Boldo and Melquiond 2008), which makes the second rounding harmless.
 inline float fma(float a, float b, float c) {
+#ifdef __FP_FAST_FMAF
+  return __builtin_fmaf(a, b, c);
+#else
   const double product = static_cast<double>(a) * static_cast<double>(b);
   const double addend = static_cast<double>(c);
   double sum = product + addend;
@@ -146,6 +149,7 @@ inline float fma(float a, float b, float c) {
   bits += is_inexact && (bits & 1) == 0 ? toward_error : 0;
   __builtin_memcpy(&sum, &bits, sizeof(bits));
   return static_cast<float>(sum);
+#endif
 }
 inline F32 fma(F32 a, F32 b, F32 c) {
   for (std::int32_t i = 0; i < kLanes; ++i) c.lane[i] = fma(a.lane[i], b.lane[i], c.lane[i]);

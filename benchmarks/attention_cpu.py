@@ -4,7 +4,8 @@
 
 Decode reads every page of a pool larger than the caches once a call; its limit is the core's read bandwidth, measured
 in the same run. Prefill is one chunk of rows behind a context; an operation is a multiply or an add of QK or PV that
-causality allows. Figures are medians of --repeats calls.
+causality allows. Shared: --sequences that have --shared tokens in common and 64 of their own, against as many with
+pages of their own. Figures are medians of --repeats calls.
 """
 
 from __future__ import annotations
@@ -48,9 +49,11 @@ def aligned(array: np.ndarray) -> np.ndarray:
 def make_pool(dtype: str, n_pages: int, n_kv_heads: int, head_dim: int, page_size: int) -> Pool:
     rng = np.random.default_rng(0)
     padded = -(-head_dim // 16) * 16
-    if dtype == "f32":
+    if dtype != "s8":
         k = rng.standard_normal((n_pages, n_kv_heads, padded, page_size), np.float32)
         v = rng.standard_normal((n_pages, n_kv_heads, page_size, padded), np.float32)
+        if dtype == "bf16":
+            k, v = ((x.view(np.uint32) >> 16).astype(np.uint16) for x in (k, v))
         return Pool(aligned(k), aligned(v), None, None)
     k = rng.integers(1, 256, (n_pages, n_kv_heads, padded // 4, page_size, 4), np.uint8)
     v = rng.integers(-127, 128, (n_pages, n_kv_heads, page_size // 4, padded, 4), np.int8)
@@ -74,8 +77,11 @@ def read_bandwidth(repeats: int) -> float:
     return _core.MachineLimits(1, 1 << 30).read_bytes_per_s(repeats) / 1e9
 
 
-def attention(args: argparse.Namespace, pool: Pool, tables: np.ndarray, n_tokens: int, context: int) -> float:
-    """Seconds of `n_tokens` query tokens a sequence, the last at position context - 1."""
+def attention(
+    args: argparse.Namespace, pool: Pool, tables: np.ndarray, n_tokens: int, context: int, n_threads: int = 0
+) -> float:
+    """Seconds of `n_tokens` query tokens a sequence, the last at position context - 1. n_threads 1: pages are shared as
+    a decoder shares them."""
     n_sequences = tables.shape[0]
     q = np.random.default_rng(1).standard_normal((n_sequences * n_tokens, args.n_heads, args.head_dim), np.float32)
     begins = np.arange(n_sequences + 1, dtype=np.int32) * n_tokens
@@ -83,7 +89,7 @@ def attention(args: argparse.Namespace, pool: Pool, tables: np.ndarray, n_tokens
     scale = args.head_dim**-0.5
     return median_s(
         lambda: _core.kernels.paged_attention(
-            args.isa, q, pool.k, pool.v, pool.k_scale, pool.v_scale, tables, begins, positions, scale
+            args.isa, q, pool.k, pool.v, pool.k_scale, pool.v_scale, tables, begins, positions, scale, 0, n_threads
         ),
         args.repeats,
     )
@@ -99,6 +105,18 @@ def decode_rows(args: argparse.Namespace) -> list[dict[str, float]]:
         seconds = attention(args, pool, tables, 1, context)
         rows.append({"context": context, "sequences": tables.shape[0], "gb_per_s": pool.nbytes / seconds / 1e9})
     return rows
+
+
+def shared_row(args: argparse.Namespace) -> dict[str, float]:
+    """Microseconds of a layer's attention over a trunk and a page for each sequence, shared and with copies of it."""
+    trunk, n = -(-args.shared // args.page_size), args.sequences
+    context = (trunk + 1) * args.page_size
+    pool = make_pool(args.dtype, n * (trunk + 1), args.n_kv_heads, args.head_dim, args.page_size)
+    separate = np.random.default_rng(2).permutation(n * (trunk + 1)).astype(np.int32).reshape(n, -1)
+    shared = np.concatenate([np.repeat(separate[:1, :trunk], n, axis=0), separate[:, trunk:]], axis=1)
+    separate_s = attention(args, pool, separate, 1, context, n_threads=1)
+    shared_s = attention(args, pool, np.ascontiguousarray(shared), 1, context, n_threads=1)
+    return {"separate_us": separate_s * 1e6, "shared_us": shared_s * 1e6, "ratio": shared_s / separate_s}
 
 
 def prefill_rows(args: argparse.Namespace) -> list[dict[str, float]]:
@@ -118,7 +136,7 @@ def prefill_rows(args: argparse.Namespace) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", default=_core.isas()[0], choices=_core.isas())
-    parser.add_argument("--dtype", default="s8", choices=("s8", "f32"))
+    parser.add_argument("--dtype", default="s8", choices=("s8", "bf16", "f32"))
     parser.add_argument("--n-heads", type=int, default=32)
     parser.add_argument("--n-kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
@@ -127,6 +145,8 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="*", default=[128, 2048, 8192])
     parser.add_argument("--prefill", type=int, nargs="*", default=[16, 128, 512], help="tokens of the chunk")
     parser.add_argument("--prefill-context", type=int, default=512, help="tokens before the chunk")
+    parser.add_argument("--shared", type=int, default=2048, help="tokens in common (default 2048)")
+    parser.add_argument("--sequences", type=int, default=8, help="that have them in common (default 8)")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     print(
@@ -135,6 +155,7 @@ def main() -> None:
                 "settings": vars(args),
                 "read_gb_per_s": read_bandwidth(args.repeats),
                 "decode": decode_rows(args),
+                "shared": shared_row(args),
                 "prefill": prefill_rows(args),
             }
         )

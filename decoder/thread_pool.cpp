@@ -35,6 +35,8 @@ constexpr std::uint64_t end_of(std::uint64_t ticket) { return ticket & kMaxPlace
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
   _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
 #else
   std::this_thread::yield();
 #endif

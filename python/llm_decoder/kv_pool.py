@@ -45,8 +45,8 @@ def divide_pool(
     """Every group holds equally many sequences of wanted_len tokens, or what one sequence as long as the pool allows
     needs.
 
-    kv_dtype: float32, bfloat16 or int8. max_step: tokens that a step computes. pool_bytes: None = room for n_sequences, but no
-    more than most_bytes. Raises NotEnoughMemoryError when not one sequence of least_len tokens has room.
+    kv_dtype: float32, bfloat16 or int8. max_step: tokens that a step computes. pool_bytes: None = room for n_sequences,
+    but no more than most_bytes. Raises NotEnoughMemoryError when not one sequence of least_len tokens has room.
     """
     groups, layer_groups = _groups(config, wanted_len)
     layer_bytes = kv_bytes_per_token(config, kv_dtype) // config.n_layers * page_size
