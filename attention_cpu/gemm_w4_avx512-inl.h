@@ -95,10 +95,10 @@ std::int32_t multiply_w4_panels(const GemmW8Args& args, std::int32_t row, std::i
   std::int32_t panel = begin;
   for (; panel + kPanels <= end; panel += kPanels) {
     __m512i sums[kPanels][kRows];
-    const std::int64_t ahead_bytes = panel + 2 * kPanels <= end ? kPanels * panel_bytes : kW4NearBytes;
     for (int p = 0; p < kPanels; ++p) {
       for (int r = 0; r < kRows; ++r) sums[p][r] = ProductW8::first_sums(args, row + r);
     }
+    const std::int64_t ahead_bytes = panel + 2 * kPanels <= end ? kPanels * panel_bytes : kW4NearBytes;
     add_w4_panels<kRows, kPanels>(PackTo<kPanels>(), PackTo<kPanels * kRows * kSplit>(), w4_panel(args, panel),
                                   panel_bytes, ahead_bytes, rows, sums);
     for (int p = 0; p < kPanels; ++p) ProductW8::finish(args, row, kRows, panel + p, sums[p]);
