@@ -1,18 +1,9 @@
-// One token's key and value into its page's slot. Included after rows-inl.h.
+// One token's key and value into its page's slot. Included after bf16-inl.h and rows-inl.h.
 #pragma once
 
 // element of a padded head vector, 0 past head_dim.
 inline float element_or_zero(const float* x, std::int32_t head_dim, std::int32_t i) {
   return i < head_dim ? x[i] : 0.0f;
-}
-
-inline void put(float* to, float x) { *to = x; }
-// To the nearest, ties to even; a NaN stays one.
-inline void put(Bf16* to, float x) {
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof(bits));
-  const std::uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
-  to->bits = static_cast<std::uint16_t>((x == x ? rounded : bits | 0x400000) >> 16);
 }
 
 template <class Element>

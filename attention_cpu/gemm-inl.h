@@ -1,7 +1,7 @@
-// Products on packed weights, for every ISA with vectors. The int8 and the float product are one algorithm over a
-// Product:
+// Products on packed weights, for every ISA with vectors. The int8 and the float products are one algorithm over
+// a Product:
 //
-//   step    one line of 64 bytes of a panel: 4 input channels (w8) or 1 (f32) for its 16 output channels
+//   step    one line of a panel: 4 input channels (w8) or 1 (f32, bf16) for its 16 output channels
 //   slice   the output channels of a line that one register holds: all 16 or half of them
 //   tile    rows x slices whose sums stay in registers while the lines go by
 //   chunk   the steps of a tile's rows that fit in the L1 cache; the rows are copied side by side, so that no stride of
@@ -10,11 +10,12 @@
 //
 // A sum is one chain over ascending k whatever the tile, so splitting rows or panels another way changes no bit.
 //
-// A Product names: Args, Unit (what a row gives to one step), Sums (those of a row and a slice), Line, Factor; kSlices
-// (of a panel); kMaxTileRows, kMaxLoneTileRows (when one tile holds all rows), tile_slices(n_rows); n_steps, panel,
-// copy_row, first_sums (what a row's sums start at), load_line, broadcast, add, finish.
+// A Product names: Args, Unit (what a row gives to one step), Sums (those of a row and a slice), Line, Factor;
+// kStepBytes (of a line in memory), kSlices (of a panel); kMaxTileRows, kMaxLoneTileRows (when one tile holds all
+// rows), tile_slices(n_rows); n_steps, panel, copy_row, first_sums (what a row's sums start at), load_line, broadcast,
+// add, finish.
 
-constexpr std::int64_t kLineBytes = 64;
+constexpr std::int64_t kLineBytes = 64;  // of the cache
 constexpr std::int64_t kChunkBytes = 28 << 10;
 constexpr int kMaxChunkSteps = 512;
 constexpr std::int64_t kGroupBytes = 1 << 20;
@@ -54,7 +55,7 @@ struct Ahead {
 // Where a slice lies behind the first one of its panel.
 template <class Product>
 constexpr std::int64_t slice_offset(std::int64_t slice, std::int64_t panel_bytes) {
-  return slice / Product::kSlices * panel_bytes + slice % Product::kSlices * (kLineBytes / Product::kSlices);
+  return slice / Product::kSlices * panel_bytes + slice % Product::kSlices * (Product::kStepBytes / Product::kSlices);
 }
 
 // to[s][r] = from[s * from_stride + r] + chunk of row r . chunk of slice s. `lines` is the chunk's first line in the
@@ -70,7 +71,7 @@ __attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kSlice...>, Pack<kS
   typename Product::Sums acc[] = {from[kSum % kTileSlices * from_stride + kSum / kTileSlices]...};
   for (std::int64_t step = 0; step < n_steps;) {
     (__builtin_prefetch(ahead.lines + kStream * panel_bytes, 0, 2), ...);
-    ahead.lines += kLineBytes;
+    ahead.lines += Product::kStepBytes;
     const std::int64_t end = n_steps - step < ahead.interval ? n_steps : step + ahead.interval;
     do {
       const typename Product::Line line[] = {Product::load_line(lines + slice_offset<Product>(kSlice, panel_bytes))...};
@@ -79,7 +80,7 @@ __attribute__((noinline)) void add_chunk(Pack<kSum...>, Pack<kSlice...>, Pack<kS
       ((acc[kSum] =
             Product::add(acc[kSum], line[kSum % kTileSlices], Product::broadcast(unit + kSum / kTileSlices * kStride))),
        ...);
-      lines += kLineBytes;
+      lines += Product::kStepBytes;
     } while (++step < end);
   }
   ((to[kSum % kTileSlices][kSum / kTileSlices] = acc[kSum]), ...);
@@ -99,21 +100,28 @@ struct Chunk {
   bool is_first, is_last;
 };
 
-inline Chunk chunk_at(const std::uint8_t* panel, std::int64_t step, std::int64_t max_steps, std::int64_t n_steps) {
+template <class Product>
+Chunk chunk_at(const std::uint8_t* panel, std::int64_t step, std::int64_t max_steps, std::int64_t n_steps) {
   const std::int64_t n_left = n_steps - step;
   const bool is_last = n_left <= max_steps;
-  return {panel + step * kLineBytes, n_steps * kLineBytes, step, is_last ? n_left : max_steps, step == 0, is_last};
+  return {panel + step * Product::kStepBytes,
+          n_steps * Product::kStepBytes,
+          step,
+          is_last ? n_left : max_steps,
+          step == 0,
+          is_last};
 }
 
 // The lines that are needed next but are not in the L2 cache, of the kStreams panels that panel `p` of the group is one
 // of. Many tiles pass over the group: they need the next group. A lone one needs its next panels, the next chunk of the
 // first, or the next group.
-inline const std::uint8_t* next_lines(const TilePlace& place, const Chunk& chunk, std::int32_t p) {
+template <class Product>
+const std::uint8_t* next_lines(const TilePlace& place, const Chunk& chunk, std::int32_t p) {
   const std::int32_t first = p / kStreams * kStreams;
   if (place.n_tiles > 1) return chunk.lines + (place.n_group + first) * chunk.panel_bytes;
   if (first + kStreams < place.n_group) return chunk.lines + (first + kStreams) * chunk.panel_bytes;
-  if (!chunk.is_last) return chunk.lines + chunk.n_steps * kLineBytes;
-  return chunk.lines - chunk.first_step * kLineBytes + place.n_group * chunk.panel_bytes;
+  if (!chunk.is_last) return chunk.lines + chunk.n_steps * Product::kStepBytes;
+  return chunk.lines - chunk.first_step * Product::kStepBytes + place.n_group * chunk.panel_bytes;
 }
 
 // The tiles that pass over kStreams panels, n_slices at a time, each ask for their share of the next lines. A lone tile
@@ -125,7 +133,8 @@ Ahead ahead_of(const TilePlace& place, const Chunk& chunk, std::int32_t slice, s
   const std::int64_t n_turns = kStreamSlices / n_slices;
   const std::int64_t turn = place.tile * n_turns + slice % kStreamSlices / n_slices;
   const std::int64_t share = chunk.n_steps * turn / (place.n_tiles * n_turns);
-  return {next_lines(place, chunk, slice / Product::kSlices) + share * kLineBytes, place.n_tiles * n_turns};
+  return {next_lines<Product>(place, chunk, slice / Product::kSlices) + share * Product::kStepBytes,
+          place.n_tiles * n_turns};
 }
 
 // Asks for the lines of `out` that a slice's sums will go to, so that they are there, and ours to write, by then.
@@ -176,7 +185,7 @@ void multiply_tile(const typename Product::Args& args, const TilePlace& place) {
   const std::int64_t chunk_steps =
       round_up(ceil_div(n_steps, ceil_div(n_steps, kSteps)), TileRows<Product, kRows>::kLineUnits);
   for (std::int64_t step = 0; step < n_steps; step += chunk_steps) {
-    const Chunk chunk = chunk_at(Product::panel(args, place.panel), step, chunk_steps, n_steps);
+    const Chunk chunk = chunk_at<Product>(Product::panel(args, place.panel), step, chunk_steps, n_steps);
     for (int r = 0; r < kRows; ++r) {
       Product::copy_row(args, place.row + r, step, chunk.n_steps, tile.rows.units + r * tile.rows.kStride);
     }
@@ -197,7 +206,7 @@ void multiply_tile_of(const typename Product::Args& args, const TilePlace& place
 
 template <class Product>
 std::int32_t group_panels(const typename Product::Args& args, std::int64_t n_tiles) {
-  const std::int64_t n_fit = kGroupBytes / (Product::n_steps(args) * kLineBytes) / kStreams * kStreams;
+  const std::int64_t n_fit = kGroupBytes / (Product::n_steps(args) * Product::kStepBytes) / kStreams * kStreams;
   if (n_tiles == 1 || n_fit > kMaxGroupPanels) return kMaxGroupPanels;
   return n_fit < kStreams ? kStreams : static_cast<std::int32_t>(n_fit);
 }

@@ -1,4 +1,4 @@
-// The two products of gemm-inl.h on AVX2: a slice is 8 output channels, and a tile has as many sums as 16 registers
+// The products of gemm-inl.h on AVX2: a slice is 8 output channels, and a tile has as many sums as 16 registers
 // allow.
 
 // The first `n` of 8 lanes.
@@ -25,6 +25,7 @@ struct ProductW8 {
   struct Factor {
     __m256i even, odd;
   };
+  static constexpr std::int64_t kStepBytes = kPanelWidth * kDotWidth;
   static constexpr int kSlices = 2;
   static constexpr int kMaxTileRows = 10;
   static constexpr int kMaxLoneTileRows = 10;
@@ -33,7 +34,7 @@ struct ProductW8 {
 
   static std::int64_t n_steps(const Args& args) { return ceil_div(args.k, kDotWidth); }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
-    return args.w + panel * n_steps(args) * kLineBytes;
+    return args.w + panel * n_steps(args) * kStepBytes;
   }
 
   static std::int32_t pair(std::int8_t first, std::int8_t second) {
@@ -84,12 +85,15 @@ struct ProductW8 {
   }
 };
 
-struct ProductF32 {
-  using Args = GemmF32Args;
+// Weights are float or Bf16, which is widened: then the sums are those of the floats that it stands for, bit for bit.
+template <class Weight>
+struct ProductFloat {
+  using Args = GemmFloatArgs<Weight>;
   using Unit = float;
   using Sums = __m256;
   using Line = __m256;
   using Factor = __m256;
+  static constexpr std::int64_t kStepBytes = kPanelWidth * sizeof(Weight);
   static constexpr int kSlices = 2;
   static constexpr int kMaxTileRows = 6;
   static constexpr int kMaxLoneTileRows = 6;
@@ -97,14 +101,14 @@ struct ProductF32 {
 
   static std::int64_t n_steps(const Args& args) { return args.k; }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
-    return reinterpret_cast<const std::uint8_t*>(args.w) + panel * n_steps(args) * kLineBytes;
+    return reinterpret_cast<const std::uint8_t*>(args.w) + panel * n_steps(args) * kStepBytes;
   }
   static void copy_row(const Args& args, std::int32_t row, std::int64_t step, std::int64_t n, Unit* out) {
     std::memcpy(out, args.a + row * args.a_stride + step, static_cast<std::size_t>(n) * sizeof(Unit));
   }
 
   static Sums first_sums(const Args&, std::int32_t) { return _mm256_setzero_ps(); }
-  static Line load_line(const std::uint8_t* line) { return _mm256_loadu_ps(reinterpret_cast<const float*>(line)); }
+  static Line load_line(const std::uint8_t* line) { return load_half(reinterpret_cast<const Weight*>(line)); }
   static Factor broadcast(const Unit* unit) { return _mm256_set1_ps(*unit); }
   static Sums add(Sums sums, Line line, Factor factor) { return _mm256_fmadd_ps(line, factor, sums); }
 
@@ -124,5 +128,9 @@ void gemm_w8(const GemmW8Args& args, std::int32_t panel_begin, std::int32_t pane
 }
 
 void gemm_f32(const GemmF32Args& args, std::int32_t panel_begin, std::int32_t panel_end) {
-  multiply<ProductF32>(args, panel_begin, panel_end);
+  multiply<ProductFloat<float>>(args, panel_begin, panel_end);
+}
+
+void gemm_bf16(const GemmBf16Args& args, std::int32_t panel_begin, std::int32_t panel_end) {
+  multiply<ProductFloat<Bf16>>(args, panel_begin, panel_end);
 }

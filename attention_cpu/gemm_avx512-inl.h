@@ -1,4 +1,4 @@
-// The two products of gemm-inl.h on AVX-512: a line is one register, a tile has at most 28 sums, which leaves registers
+// The products of gemm-inl.h on AVX-512: a line is one register, a tile has at most 28 sums, which leaves registers
 // for two lines and a broadcast. kAllLanes: see vec_avx512.h.
 
 constexpr int kMaxTileSums = 28;
@@ -35,12 +35,13 @@ struct ProductW8 {
   using Factor = __m512i;
   static constexpr int kMaxTileRows = kMaxTileSums / 2;
   static constexpr int kMaxLoneTileRows = kMaxTileSums;
+  static constexpr std::int64_t kStepBytes = kPanelWidth * kDotWidth;
   static constexpr int kSlices = 1;
   static constexpr int tile_slices(int n_rows) { return slices_of_tile(n_rows); }
 
   static std::int64_t n_steps(const Args& args) { return ceil_div(args.k, kDotWidth); }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
-    return args.w + panel * n_steps(args) * kLineBytes;
+    return args.w + panel * n_steps(args) * kStepBytes;
   }
   static void copy_row(const Args& args, std::int32_t row, std::int64_t step, std::int64_t n, Unit* out) {
     copy_units(reinterpret_cast<const std::uint8_t*>(args.a + row * args.a_stride + step * kDotWidth), n, out);
@@ -69,27 +70,30 @@ struct ProductW8 {
   }
 };
 
-struct ProductF32 {
-  using Args = GemmF32Args;
+// Weights are float or Bf16, which is widened: then the sums are those of the floats that it stands for, bit for bit.
+template <class Weight>
+struct ProductFloat {
+  using Args = GemmFloatArgs<Weight>;
   using Unit = float;
   using Sums = __m512;
   using Line = __m512;
   using Factor = __m512;
   static constexpr int kMaxTileRows = kMaxTileSums / 2;
   static constexpr int kMaxLoneTileRows = kMaxTileSums;
+  static constexpr std::int64_t kStepBytes = kPanelWidth * sizeof(Weight);
   static constexpr int kSlices = 1;
   static constexpr int tile_slices(int n_rows) { return slices_of_tile(n_rows); }
 
   static std::int64_t n_steps(const Args& args) { return args.k; }
   static const std::uint8_t* panel(const Args& args, std::int32_t panel) {
-    return reinterpret_cast<const std::uint8_t*>(args.w) + panel * n_steps(args) * kLineBytes;
+    return reinterpret_cast<const std::uint8_t*>(args.w) + panel * n_steps(args) * kStepBytes;
   }
   static void copy_row(const Args& args, std::int32_t row, std::int64_t step, std::int64_t n, Unit* out) {
     copy_units(reinterpret_cast<const std::uint8_t*>(args.a + row * args.a_stride + step), n, out);
   }
 
   static Sums first_sums(const Args&, std::int32_t) { return _mm512_setzero_ps(); }
-  static Line load_line(const std::uint8_t* line) { return _mm512_loadu_ps(line); }
+  static Line load_line(const std::uint8_t* line) { return load(reinterpret_cast<const Weight*>(line)).v; }
   static Factor broadcast(const Unit* unit) { return _mm512_set1_ps(*unit); }
   static Sums add(Sums sums, Line line, Factor factor) { return _mm512_fmadd_ps(line, factor, sums); }
 
@@ -108,5 +112,9 @@ void gemm_w8(const GemmW8Args& args, std::int32_t panel_begin, std::int32_t pane
 }
 
 void gemm_f32(const GemmF32Args& args, std::int32_t panel_begin, std::int32_t panel_end) {
-  multiply<ProductF32>(args, panel_begin, panel_end);
+  multiply<ProductFloat<float>>(args, panel_begin, panel_end);
+}
+
+void gemm_bf16(const GemmBf16Args& args, std::int32_t panel_begin, std::int32_t panel_end) {
+  multiply<ProductFloat<Bf16>>(args, panel_begin, panel_end);
 }

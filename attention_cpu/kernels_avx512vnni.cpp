@@ -13,6 +13,7 @@ namespace llm_decoder {
 namespace {
 // clang-format off
 #include "vec_avx512.h"
+#include "bf16-inl.h"
 #include "softmax_lut-inl.h"
 #include "rows-inl.h"
 #include "append_kv-inl.h"

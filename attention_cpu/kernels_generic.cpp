@@ -11,6 +11,7 @@ namespace llm_decoder {
 namespace {
 // clang-format off
 #include "vec_generic.h"
+#include "bf16-inl.h"
 #include "softmax_lut-inl.h"
 #include "rows-inl.h"
 #include "append_kv-inl.h"

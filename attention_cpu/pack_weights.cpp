@@ -8,13 +8,15 @@ namespace llm_decoder {
 
 namespace {
 
-// Both layouts are the same picture in units of 4 bytes (one float or 4 int8): a panel is the transpose of its 16 rows.
+#include "bf16-inl.h"
+
+// These layouts are one picture in units (a float, a bf16 or 4 int8): a panel is the transpose of its 16 rows.
 // Blocks of 16 x 16 units read and write whole cache lines. `unit_at(row, i)` reads unit i of a row of the panel.
-template <class UnitAt>
-void transpose_panel(std::int64_t n_units, const UnitAt& unit_at, std::uint32_t* lines) {
+template <class Unit, class UnitAt>
+void transpose_panel(std::int64_t n_units, const UnitAt& unit_at, Unit* lines) {
   for (std::int64_t begin = 0; begin < n_units; begin += kPanelWidth) {
     const std::int64_t end = std::min<std::int64_t>(begin + kPanelWidth, n_units);
-    std::uint32_t block[kPanelWidth][kPanelWidth];
+    Unit block[kPanelWidth][kPanelWidth];
     for (std::int64_t row = 0; row < kPanelWidth; ++row) {
       for (std::int64_t i = begin; i < end; ++i) block[i - begin][row] = unit_at(row, i);
     }
@@ -44,19 +46,28 @@ W4Place<Byte> w4_place(Byte* panel, std::int64_t i, std::int64_t channel) {
           i / kDotWidth % 2 == 0 ? 0 : 4};
 }
 
-}  // namespace
-
-void pack_f32(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, float* out) {
+template <class Weight>
+void pack_floats(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, Weight* out) {
   for (std::int64_t panel = 0; panel < n_panels(n); ++panel) {
     const float* rows = w + panel * kPanelWidth * row_stride;
     const std::int64_t n_rows = n - panel * kPanelWidth;
     const auto unit_at = [&](std::int64_t row, std::int64_t i) {
-      std::uint32_t unit = 0;
-      if (row < n_rows) std::memcpy(&unit, rows + row * row_stride + i, sizeof(unit));
+      Weight unit;
+      put(&unit, row < n_rows ? rows[row * row_stride + i] : 0.0f);
       return unit;
     };
-    transpose_panel(k, unit_at, reinterpret_cast<std::uint32_t*>(out + panel * k * kPanelWidth));
+    transpose_panel(k, unit_at, out + panel * k * kPanelWidth);
   }
+}
+
+}  // namespace
+
+void pack_f32(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, float* out) {
+  pack_floats(w, row_stride, n, k, out);
+}
+
+void pack_bf16(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, Bf16* out) {
+  pack_floats(w, row_stride, n, k, out);
 }
 
 void pack_w8(const std::int8_t* q, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::uint8_t* out) {

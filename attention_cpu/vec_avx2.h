@@ -39,12 +39,15 @@ inline I32 first_lanes(std::int32_t n) {
   return {_mm256_cmpgt_epi32(count, lane_index_lo()), _mm256_cmpgt_epi32(count, lane_index_hi())};
 }
 
-inline F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline __m256 load_half(const float* p) { return _mm256_loadu_ps(p); }
 inline __m256 load_half(const Bf16* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-inline F32 load(const Bf16* p) { return {load_half(p), load_half(p + 8)}; }
+template <class Element>
+inline F32 load(const Element* p) {
+  return {load_half(p), load_half(p + 8)};
+}
 inline F32 load_first(const float* p, std::int32_t n, float fill) {
   const I32 mask = first_lanes(n);
   const __m256 rest = _mm256_set1_ps(fill);

@@ -26,7 +26,7 @@ COLD_BYTES = 256 << 20
 LIMITS_BYTES = 1 << 30
 MIN_OPERATIONS = 2e10
 MAX_OUT_BYTES = 128 << 20
-BYTES_OF_WEIGHT = {"w4": 4.5 / 8, "w8": 1, "f32": 4}
+BYTES_OF_WEIGHT = {"w4": 4.5 / 8, "w8": 1, "bf16": 2, "f32": 4}
 
 
 @dataclass
@@ -71,9 +71,10 @@ def run(isa: str, layout: str, m: int, k: int, n: int, n_threads: int, n_runs: i
         arguments = (isa, a, np.ones(m, np.float32), a_sum, w, scales, k, out)
         product = _core.kernels.gemm_w8 if layout == "w8" else _core.kernels.gemm_w4
     else:
-        w = np.tile(_core.pack_f32(rng.standard_normal((n, k), np.float32)), copies)
+        pack = _core.pack_f32 if layout == "f32" else _core.pack_bf16
+        w = np.tile(pack(rng.standard_normal((n, k), np.float32)), copies)
         arguments = (isa, rng.standard_normal((m, k), np.float32), w, n_all, out)
-        product = _core.kernels.gemm_f32
+        product = _core.kernels.gemm_f32 if layout == "f32" else _core.kernels.gemm_bf16
     times = []
     for _ in range(n_runs + 1):
         start = time.perf_counter()

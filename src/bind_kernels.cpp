@@ -46,6 +46,16 @@ py::array_t<float> py_pack_f32(Array w) {
   return packed;
 }
 
+py::array_t<std::uint16_t> py_pack_bf16(Array w) {
+  const float* data = read_array<float>(w, "pack_bf16", "w", {kAny, kAny}).data;
+  const std::int64_t n = w.shape(0), k = w.shape(1);
+  py::array_t<std::uint16_t> packed = aligned_array<std::uint16_t>({packed_bf16_bytes(n, k) / 2});
+  Bf16* out = reinterpret_cast<Bf16*>(packed.mutable_data());
+  const py::gil_scoped_release release;
+  pack_bf16(data, k, n, k, out);
+  return packed;
+}
+
 py::array_t<std::uint8_t> py_pack_w8(Array q) {
   const std::int8_t* data = read_array<std::int8_t>(q, "pack_w8", "q", {kAny, kAny}).data;
   const std::int64_t n = q.shape(0), k = q.shape(1);
@@ -163,18 +173,43 @@ PanelRange checked_panels(const char* place, std::int64_t n, std::int32_t begin,
   return {begin, end};
 }
 
-void gemm_f32(const std::string& isa, Array a, Array w, std::int32_t n, py::array& out,
-              const std::optional<py::array>& bias, bool accumulate, std::int32_t panel_begin, std::int32_t panel_end,
-              int n_threads) {
-  constexpr const char* kPlace = "kernels.gemm_f32";
-  GemmF32Args args;
+// What differs between the float products: the weights in the kernel and in NumPy.
+struct F32 {
+  using Weight = float;
+  using Element = float;
+  static constexpr const char* kGemmPlace = "kernels.gemm_f32";
+  static constexpr const char* kEmbedPlace = "kernels.embed_f32";
+  static constexpr auto kGemm = &CpuKernels::gemm_f32;
+  static constexpr auto kEmbed = &CpuKernels::embed_f32;
+};
+struct Bfloat16 {
+  using Weight = Bf16;
+  using Element = std::uint16_t;
+  static constexpr const char* kGemmPlace = "kernels.gemm_bf16";
+  static constexpr const char* kEmbedPlace = "kernels.embed_bf16";
+  static constexpr auto kGemm = &CpuKernels::gemm_bf16;
+  static constexpr auto kEmbed = &CpuKernels::embed_bf16;
+};
+
+template <class Layout>
+const typename Layout::Weight* read_float_weights(Array w, const char* place, std::int64_t n, std::int64_t k) {
+  const auto* data = read_array<typename Layout::Element>(w, place, "w", {n_panels(n) * kPanelWidth * k}).data;
+  return reinterpret_cast<const typename Layout::Weight*>(data);
+}
+
+template <class Layout>
+void gemm_floats(const std::string& isa, Array a, Array w, std::int32_t n, py::array& out,
+                 const std::optional<py::array>& bias, bool accumulate, std::int32_t panel_begin,
+                 std::int32_t panel_end, int n_threads) {
+  constexpr const char* kPlace = Layout::kGemmPlace;
+  GemmFloatArgs<typename Layout::Weight> args;
   args.a = read_array<float>(a, kPlace, "a", {kAny, kAny}).data;
   check_arg(n > 0, kPlace, "n must be positive, got ", n);
   args.m = static_cast<std::int32_t>(a.shape(0));
   args.n = n;
   args.k = static_cast<std::int32_t>(w.size() / (n_panels(n) * kPanelWidth));
   args.a_stride = a.shape(1);
-  args.w = read_array<float>(w, kPlace, "w", {packed_f32_bytes(n, args.k) / 4}).data;
+  args.w = read_float_weights<Layout>(w, kPlace, n, args.k);
   check_arg(args.k > 0 && a.shape(1) >= args.k, kPlace, "a must have at least ", args.k, " columns, got ", a.shape(1));
   args.out = write_array<float>(out, kPlace, "out", {a.shape(0), kAny}).data;
   args.out_stride = out.shape(1);
@@ -182,7 +217,7 @@ void gemm_f32(const std::string& isa, Array a, Array w, std::int32_t n, py::arra
   if (bias) args.bias = read_array<float>(*bias, kPlace, "bias", {n}).data;
   args.accumulate = accumulate;
   const PanelRange panels = checked_panels(kPlace, n, panel_begin, panel_end);
-  const auto gemm = select_cpu_kernels(isa.c_str()).gemm_f32;
+  const auto gemm = select_cpu_kernels(isa.c_str()).*Layout::kGemm;
   run_panels([&](std::int32_t begin, std::int32_t end) { gemm(args, begin, end); }, panels.begin, panels.end,
              n_threads);
 }
@@ -241,12 +276,13 @@ void check_token(const char* place, std::int32_t token, std::int64_t n) {
   check_arg(0 <= token && token < n, place, "token must lie in [0, ", n, "), got ", token);
 }
 
-py::array_t<float> embed_f32(const std::string& isa, Array w, std::int32_t n, std::int32_t hidden, std::int32_t token) {
-  constexpr const char* kPlace = "kernels.embed_f32";
-  check_token(kPlace, token, n);
-  const float* data = read_array<float>(w, kPlace, "w", {packed_f32_bytes(n, hidden) / 4}).data;
+template <class Layout>
+py::array_t<float> embed_floats(const std::string& isa, Array w, std::int32_t n, std::int32_t hidden,
+                                std::int32_t token) {
+  check_token(Layout::kEmbedPlace, token, n);
+  const auto* data = read_float_weights<Layout>(w, Layout::kEmbedPlace, n, hidden);
   py::array_t<float> out(hidden);
-  select_cpu_kernels(isa.c_str()).embed_f32(data, token, hidden, out.mutable_data());
+  (select_cpu_kernels(isa.c_str()).*Layout::kEmbed)(data, token, hidden, out.mutable_data());
   return out;
 }
 
@@ -266,6 +302,8 @@ void register_kernels(py::module_& m) {
   using py::arg;
   m.def("isas", &isas, "The ISAs that this machine runs, best first.");
   m.def("pack_f32", &py_pack_f32, "float32 [n, k] -> float32 [packed], see cpu_kernels.h", arg("w"));
+  m.def("pack_bf16", &py_pack_bf16, "float32 [n, k] -> uint16 [packed], rounded to the nearest, ties to even",
+        arg("w"));
   m.def("pack_w8", &py_pack_w8, "int8 [n, k] -> uint8 [packed], see cpu_kernels.h", arg("q"));
   m.def("unpack_w8", &py_unpack_w8, "uint8 [packed] -> int8 [n, k]", arg("packed"), arg("n"), arg("k"));
   m.def("pack_w4", &py_pack_w4, "as quantize_weight_groups returns them -> uint8 [packed], see cpu_kernels.h", arg("q"),
@@ -278,9 +316,12 @@ void register_kernels(py::module_& m) {
   m.def("quantize_weight_rows", &py_quantize_weight_rows, "float32 [n, k] -> int8 [n, k], float32 [n]", arg("w"));
 
   py::module_ kernels = m.def_submodule("kernels", "Each kernel on NumPy arrays, for tests and benchmarks only.");
-  kernels.def("gemm_f32", &gemm_f32, "out [m, >= n] (+)= a [m, >= k] . w [n, k] + bias [n]", arg("isa"), arg("a"),
-              arg("w"), arg("n"), arg("out"), arg("bias") = py::none(), arg("accumulate") = false,
+  kernels.def("gemm_f32", &gemm_floats<F32>, "out [m, >= n] (+)= a [m, >= k] . w [n, k] + bias [n]", arg("isa"),
+              arg("a"), arg("w"), arg("n"), arg("out"), arg("bias") = py::none(), arg("accumulate") = false,
               arg("panel_begin") = 0, arg("panel_end") = -1, arg("n_threads") = 1);
+  kernels.def("gemm_bf16", &gemm_floats<Bfloat16>, "The same on bf16 weights.", arg("isa"), arg("a"), arg("w"),
+              arg("n"), arg("out"), arg("bias") = py::none(), arg("accumulate") = false, arg("panel_begin") = 0,
+              arg("panel_end") = -1, arg("n_threads") = 1);
   kernels.def("gemm_w8", &gemm_w8, "out [m, >= n] (+)= (a [m, >= k] . w [n, k]) * a_scale [m] * w_scale [n] + bias [n]",
               arg("isa"), arg("a"), arg("a_scale"), arg("a_sum"), arg("w"), arg("w_scale"), arg("k"), arg("out"),
               arg("bias") = py::none(), arg("accumulate") = false, arg("panel_begin") = 0, arg("panel_end") = -1,
@@ -288,7 +329,8 @@ void register_kernels(py::module_& m) {
   kernels.def("gemm_w4", &gemm_w4, "The same on w4 weights.", arg("isa"), arg("a"), arg("a_scale"), arg("a_sum"),
               arg("w"), arg("w_scale"), arg("k"), arg("out"), arg("bias") = py::none(), arg("accumulate") = false,
               arg("panel_begin") = 0, arg("panel_end") = -1, arg("n_threads") = 1);
-  kernels.def("embed_f32", &embed_f32, arg("isa"), arg("w"), arg("n"), arg("hidden"), arg("token"));
+  kernels.def("embed_f32", &embed_floats<F32>, arg("isa"), arg("w"), arg("n"), arg("hidden"), arg("token"));
+  kernels.def("embed_bf16", &embed_floats<Bfloat16>, arg("isa"), arg("w"), arg("n"), arg("hidden"), arg("token"));
   kernels.def("embed_w8", &embed_w8, arg("isa"), arg("w"), arg("w_scale"), arg("hidden"), arg("token"));
   register_row_kernels(kernels);
 }

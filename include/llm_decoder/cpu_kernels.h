@@ -21,6 +21,7 @@ namespace llm_decoder {
 //          high
 //        What is past n or k is 0.
 //   f32  float [n_panels][k][16], channels past n are 0
+//   bf16 Bf16 [n_panels][k][16], the same
 constexpr std::int32_t kPanelWidth = 16;
 constexpr std::int32_t kDotWidth = 4;
 constexpr std::int32_t kGroupWidth = 32;
@@ -38,18 +39,23 @@ constexpr std::int64_t packed_w4_bytes(std::int64_t n, std::int64_t k) {
   return n_panels(n) * n_blocks(k) * kBlockBytes;
 }
 constexpr std::int64_t packed_f32_bytes(std::int64_t n, std::int64_t k) { return n_panels(n) * kPanelWidth * k * 4; }
+constexpr std::int64_t packed_bf16_bytes(std::int64_t n, std::int64_t k) { return n_panels(n) * kPanelWidth * k * 2; }
 
-// out[m, n] (+)= a[m, k] . w[n, k] + bias[n], for the columns of panels [panel_begin, panel_end).
-struct GemmF32Args {
+// out[m, n] (+)= a[m, k] . w[n, k] + bias[n], for the columns of panels [panel_begin, panel_end). Bf16 weights give bit
+// for bit what the floats that they stand for give.
+template <class Weight>
+struct GemmFloatArgs {
   const float* a = nullptr;  // [m, k]
   std::int64_t a_stride = 0;
-  const float* w = nullptr;     // packed f32
+  const Weight* w = nullptr;    // packed f32 or bf16
   const float* bias = nullptr;  // [n] or null
   float* out = nullptr;         // [m, n]
   std::int64_t out_stride = 0;
   std::int32_t m = 0, n = 0, k = 0;
   bool accumulate = false;  // add to what out holds
 };
+using GemmF32Args = GemmFloatArgs<float>;
+using GemmBf16Args = GemmFloatArgs<Bf16>;
 
 // The same on int8: out = (sum_k a_q * w_q) * a_scale * w_scale + bias. The int32 sum is exact and equal on every ISA.
 // Weights are w8, or w4, which gives bit for bit what the w8 weights that it stands for give.
@@ -125,6 +131,7 @@ struct CpuKernels {
 
   // Products.
   void (*gemm_f32)(const GemmF32Args&, std::int32_t panel_begin, std::int32_t panel_end);
+  void (*gemm_bf16)(const GemmBf16Args&, std::int32_t panel_begin, std::int32_t panel_end);
   void (*gemm_w8)(const GemmW8Args&, std::int32_t panel_begin, std::int32_t panel_end);
   // scratch: gemm_w4_scratch_bytes(k) bytes of the calling thread, 64-byte aligned.
   void (*gemm_w4)(const GemmW8Args&, std::int32_t panel_begin, std::int32_t panel_end, std::byte* scratch);
@@ -145,6 +152,7 @@ struct CpuKernels {
 
   // Embedding rows out of the packed matrices, so that tied weights exist once. out: [hidden].
   void (*embed_f32)(const float* w, std::int32_t token, std::int32_t hidden, float* out);
+  void (*embed_bf16)(const Bf16* w, std::int32_t token, std::int32_t hidden, float* out);
   void (*embed_w8)(const std::uint8_t* w, const float* w_scale, std::int32_t token, std::int32_t hidden, float* out);
 
   // Pages. key, value: one token's [n_kv_heads, head_dim], written at `slot` of `page`, quantised when the view is s8.
@@ -177,6 +185,8 @@ const CpuKernels& select_cpu_kernels(const char* isa);
 
 // Packing, once at load, baseline flags. w: [n, k] rows; `row_stride` in elements.
 void pack_f32(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, float* out);
+// Rounds to the nearest, ties to even.
+void pack_bf16(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, Bf16* out);
 // Already quantised rows (symmetric int8) into the w8 layout.
 void pack_w8(const std::int8_t* q, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::uint8_t* out);
 // The inverse: rows [n, k] of int8 out of the packed form.

@@ -27,6 +27,22 @@ def test_pack_f32_lays_panels_of_16_channels_k_by_k(n, k):
 
 
 @pytest.mark.parametrize(("n", "k"), SIZES)
+def test_pack_bf16_lays_the_upper_halves_of_the_floats_as_pack_f32_does(n, k):
+    w = np.random.default_rng(k).standard_normal((n, k)).astype(np.float32)
+    w = (w.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    np.testing.assert_array_equal(_core.pack_bf16(w), _core.pack_f32(w).view(np.uint32) >> 16)
+
+
+def test_pack_bf16_rounds_to_the_nearest_ties_to_even_and_keeps_a_nan():
+    one, step = 0x3F80, 1 << 16
+    bits = [one << 16, (one << 16) + step // 2 - 1, (one << 16) + step // 2, (one << 16) + step // 2 + 1]
+    bits += [((one + 1) << 16) + step // 2, 0x80000000, 0x7F7FFFFF, 0xFF800000, 0x7F800001]
+    packed = _core.pack_bf16(np.array([bits], np.uint32).view(np.float32)).reshape(len(bits), 16)[:, 0]
+    assert packed[:-1].tolist() == [one, one, one, one + 1, one + 2, 0x8000, 0x7F80, 0xFF80]
+    assert packed[-1] & 0x7FFF > 0x7F80
+
+
+@pytest.mark.parametrize(("n", "k"), SIZES)
 def test_pack_w8_lays_panels_of_16_channels_four_k_by_four_k_biased_by_128(n, k):
     q = np.random.default_rng(k).integers(-127, 128, (n, k), np.int8)
     quads = padded(q, 4).reshape(-1, 16, -(-k // 4), 4).transpose(0, 2, 1, 3)
@@ -42,6 +58,7 @@ def test_unpack_w8_undoes_pack_w8(n, k):
 def test_packed_matrices_are_aligned_for_the_decoder():
     w = np.ones((5, 7), np.float32)
     assert _core.pack_f32(w).ctypes.data % 64 == 0
+    assert _core.pack_bf16(w).ctypes.data % 64 == 0
     assert _core.pack_w8(w.astype(np.int8)).ctypes.data % 64 == 0
 
 
