@@ -44,7 +44,7 @@ class ModelOptions:
     cache_dir: Annotated[str | None, _flag("DIR", "Where quantised weights are kept.")] = None
     device: Annotated[str | None, _flag("NAME", "auto, cpu or cuda.")] = None
     quantization: Annotated[str | None, _flag("NAME", "auto, none, int8 or int4.")] = None
-    dtype: Annotated[str | None, _flag("NAME", "auto or float32, the reference precision.")] = None
+    dtype: Annotated[str | None, _flag("NAME", "auto, bfloat16, or float32, the reference precision.")] = None
     kv_cache_dtype: Annotated[str | None, _flag("NAME", "auto, float32, bfloat16 or int8.")] = None
     kv_cache_bytes: Annotated[str | None, _flag("SIZE", "Memory of the KV cache: 512MiB, 2G.")] = None
     max_model_len: Annotated[int | None, _flag("N", "Context length in tokens, at most the model's.")] = None

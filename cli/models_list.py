@@ -199,6 +199,7 @@ def _memory(checkpoint: Checkpoint) -> dict[str, Any]:
         "files_bytes": sum(identity.n_bytes for identity in checkpoint.identity()),
         "weights_as_int4_bytes": packed_bytes(config, "w4"),
         "weights_as_int8_bytes": packed_bytes(config, "w8"),
+        "weights_as_bfloat16_bytes": packed_bytes(config, "bf16"),
         "weights_as_float32_bytes": packed_bytes(config, "f32"),
         "kv_cache_per_token_as_int8_bytes": per_token,
         "kv_cache_per_token_as_float32_bytes": kv_bytes_per_token(config, "float32"),

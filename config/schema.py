@@ -49,7 +49,7 @@ class RuntimeSettings:
 
     device: str | None = _choice("auto", "cpu", "cuda")
     quantization: str | None = _choice("auto", "none", "int8", "int4")
-    dtype: str | None = _choice("auto", "float32")
+    dtype: str | None = _choice("auto", "float32", "bfloat16")
     kv_cache_dtype: str | None = _choice("auto", "float32", "bfloat16", "int8")
     kv_cache_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1, "high": 2**50})
     max_model_len: int | None = _integer(1, 2**26)

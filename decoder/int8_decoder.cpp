@@ -70,7 +70,7 @@ void INT8Decoder::set_weight(const std::string& name, const WeightView& view) {
     check_arg(view.k > 0 && view.k <= std::numeric_limits<std::int32_t>::max(), kPlace, name,
               " has a wrong size: ", view.k);
     check_arg(reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0, kPlace, name,
-              " must be aligned to 64 bytes; pack_w8, pack_w4 and pack_f32 return such arrays");
+              " must be aligned to 64 bytes; pack_w8, pack_w4, pack_f32 and pack_bf16 return such arrays");
   }
   named_weights_[name] = view;
 }
@@ -144,8 +144,10 @@ void INT8Decoder::embed() {
   for_rows(n_rows_, config_.hidden_size, [&](std::int32_t row, int) {
     const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
     float* out = workspace_.residual + row * workspace_.residual_stride;
-    if (is_quantized()) {
+    if (table.layout == WeightView::Layout::w8) {
       kernels_.embed_w8(static_cast<const std::uint8_t*>(table.data), table.scales, token.id, config_.hidden_size, out);
+    } else if (table.layout == WeightView::Layout::bf16) {
+      kernels_.embed_bf16(static_cast<const Bf16*>(table.data), token.id, config_.hidden_size, out);
     } else {
       kernels_.embed_f32(static_cast<const float*>(table.data), token.id, config_.hidden_size, out);
     }

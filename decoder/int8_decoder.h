@@ -1,4 +1,5 @@
-// The decoder of the CPU: one loop over the layers that reads ModelConfig, with quantised (w8, w4) or float32 matrices.
+// The decoder of the CPU: one loop over the layers that reads ModelConfig, with quantised (w8, w4) or float (f32, bf16)
+// matrices.
 #pragma once
 
 #include <cstdint>

@@ -32,23 +32,25 @@ struct Split {
 
 Split split_product(const Matrix& w, std::int64_t m, int n_threads) {
   const std::int64_t row_bytes = std::int64_t{w.k} * (is_quantized(w.layout) ? 1 : 4);
+  const std::int64_t channel_bytes = w.layout == WeightView::Layout::bf16 ? row_bytes / 2 : row_bytes;
   Split split;
   split.n_rows = m;
   split.n_panels = n_panels(w.n);
   split.panels_at_once = m <= kFewRows ? kPanelsAtOnceOfFewRows : kPanelsAtOnce;
   split.n_row_blocks = ceil_div(m * row_bytes, kOperandBytes);
   const std::int64_t n_units = ceil_div(split.n_panels, split.panels_at_once);
-  const std::int64_t panels_of_item = std::max(kItemBytes / (kPanelWidth * row_bytes), kMinItemPanels);
+  const std::int64_t panels_of_item = std::max(kItemBytes / (kPanelWidth * channel_bytes), kMinItemPanels);
   const std::int64_t share = ceil_div(split.n_panels, n_threads);
   split.n_panel_blocks = std::min(std::max(kMinItemsPerThread, ceil_div(share, panels_of_item)) * n_threads, n_units);
   return split;
 }
 
-GemmF32Args f32_args(const Matrix& w, const Operand& in, const Output& out) {
-  GemmF32Args args;
+template <class Weight>
+GemmFloatArgs<Weight> float_args(const Matrix& w, const Operand& in, const Output& out) {
+  GemmFloatArgs<Weight> args;
   args.a = in.rows;
   args.a_stride = in.stride;
-  args.w = static_cast<const float*>(w.data);
+  args.w = static_cast<const Weight*>(w.data);
   args.bias = w.bias;
   args.out = out.rows;
   args.out_stride = out.stride;
@@ -75,7 +77,8 @@ GemmW8Args w8_args(const Matrix& w, const Operand& in, const Output& out) {
   return args;
 }
 
-GemmF32Args rows_from(GemmF32Args args, std::int64_t row) {
+template <class Weight>
+GemmFloatArgs<Weight> rows_from(GemmFloatArgs<Weight> args, std::int64_t row) {
   args.a += row * args.a_stride;
   args.out += row * args.out_stride;
   return args;
@@ -118,9 +121,14 @@ void multiply(const CpuKernels& kernels, ThreadPool& pool, const Matrix& w, cons
               const Output& out, const ProductScratch& scratch) {
   const Split split = split_product(w, m, pool.n_threads());
   if (w.layout == WeightView::Layout::f32) {
-    run_items(pool, split, f32_args(w, in, out),
+    run_items(pool, split, float_args<float>(w, in, out),
               [&](const GemmF32Args& args, std::int32_t begin, std::int32_t end, int) {
                 kernels.gemm_f32(args, begin, end);
+              });
+  } else if (w.layout == WeightView::Layout::bf16) {
+    run_items(pool, split, float_args<Bf16>(w, in, out),
+              [&](const GemmBf16Args& args, std::int32_t begin, std::int32_t end, int) {
+                kernels.gemm_bf16(args, begin, end);
               });
   } else if (w.layout == WeightView::Layout::w8) {
     run_items(pool, split, w8_args(w, in, out), [&](const GemmW8Args& args, std::int32_t begin, std::int32_t end, int) {

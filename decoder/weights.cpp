@@ -17,6 +17,8 @@ const char* name_of(Layout layout) {
       return "vector";
     case Layout::f32:
       return "f32";
+    case Layout::bf16:
+      return "bf16";
     case Layout::w8:
       return "w8";
     case Layout::w4:
@@ -75,13 +77,13 @@ class Resolver {
   // The first matrix, the embedding, decides.
   void check_kind(const std::string& name, const WeightView& view) {
     if (!has_matrix_) {
-      check_arg(view.layout != Layout::w4, kPlace, name, " must be f32 or w8, got ", shape_text(view));
+      check_arg(view.layout != Layout::w4, kPlace, name, " must be f32, bf16 or w8, got ", shape_text(view));
       is_quantized_ = llm_decoder::is_quantized(view.layout);
     }
     has_matrix_ = true;
     check_arg(llm_decoder::is_quantized(view.layout) == is_quantized_, kPlace, "all matrices must be ",
-              is_quantized_ ? "w8 or w4, as the embedding is quantised" : "f32, as the embedding is", ", got ", name,
-              " as ", shape_text(view));
+              is_quantized_ ? "w8 or w4, as the embedding is quantised" : "f32 or bf16, as the embedding is", ", got ",
+              name, " as ", shape_text(view));
   }
 
   const NamedWeights& weights_;

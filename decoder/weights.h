@@ -32,7 +32,7 @@ struct LayerWeights {
 
 struct DecoderWeights {
   bool is_quantized = false;  // all matrices are, or none
-  Matrix embedding;           // f32 or w8
+  Matrix embedding;           // f32, bf16 or w8
   Matrix lm_head;             // the embedding again when tied
   const float* final_norm = nullptr;
   std::vector<LayerWeights> layers;

@@ -176,9 +176,10 @@ class PyDecoder {
   static WeightView read_weight(const std::string& name, const std::string& layout, const Shape& shape,
                                 const py::array& data, const std::optional<py::array>& scales) {
     constexpr char kPlace[] = "INT8Decoder.set_weight";
-    const bool is_vector = layout == "vector", is_w8 = layout == "w8", is_w4 = layout == "w4";
-    check_arg(is_vector || is_w8 || is_w4 || layout == "f32", kPlace, "layout of ", name,
-              " must be 'vector', 'f32', 'w8' or 'w4', got '", layout, "'");
+    const bool is_vector = layout == "vector", is_bf16 = layout == "bf16";
+    const bool is_w8 = layout == "w8", is_w4 = layout == "w4";
+    check_arg(is_vector || is_bf16 || is_w8 || is_w4 || layout == "f32", kPlace, "layout of ", name,
+              " must be 'vector', 'f32', 'bf16', 'w8' or 'w4', got '", layout, "'");
     check_arg(shape.size() == (is_vector ? 1u : 2u), kPlace, "shape of ", name, " must have ", is_vector ? 1 : 2,
               " sizes, got ", shape_text(shape));
     for (const py::ssize_t size : shape) {
@@ -195,6 +196,11 @@ class PyDecoder {
       const std::int64_t n_bytes = is_w8 ? packed_w8_bytes(view.n, view.k) : packed_w4_bytes(view.n, view.k);
       view.data = read_array<std::uint8_t>(data, kPlace, of.c_str(), {n_bytes}).data;
       view.scales = read_array<float>(*scales, kPlace, (name + " scales").c_str(), {view.n}).data;
+      return view;
+    }
+    if (is_bf16) {
+      view.layout = WeightView::Layout::bf16;
+      view.data = read_array<std::uint16_t>(data, kPlace, of.c_str(), {packed_bf16_bytes(view.n, view.k) / 2}).data;
       return view;
     }
     view.layout = is_vector ? WeightView::Layout::vector : WeightView::Layout::f32;
@@ -215,7 +221,8 @@ class PyDecoder {
 void register_decoder(py::module_& m) {
   py::class_<PyDecoder>(
       m, "INT8Decoder",
-      "A decoder on the CPU, with quantised (w8, w4) or float32 matrices. One thread uses it at a time; a second "
+      "A decoder on the CPU, with quantised (w8, w4) or float (f32, bf16) matrices. One thread uses it at a time; a "
+      "second "
       "one gets RuntimeError.\n\nconfig: a dict with the fields of ModelConfig (model_config.h). threads: "
       "how many compute, the caller included.\nisa: 'generic', 'avx2', 'avx512vnni' or 'auto'. ValueError "
       "for a configuration that contradicts itself or an isa that this machine lacks.")
@@ -227,7 +234,8 @@ void register_decoder(py::module_& m) {
       .def("set_weight", &PyDecoder::set_weight, py::arg("name"), py::arg("layout"), py::arg("shape"), py::arg("data"),
            py::arg("scales") = py::none(),
            "Gives the decoder a weight; it keeps a reference, never a copy. layout 'vector': float32 [n]; 'f32', "
-           "'w8' and 'w4': as\npack_f32, pack_w8 and pack_w4 return, aligned to 64 bytes, of a matrix with shape "
+           "'bf16', 'w8' and 'w4': as\npack_f32, pack_bf16, pack_w8 and pack_w4 return, aligned to 64 bytes, of a "
+           "matrix with shape "
            "(n, k); w8 and w4 with scales float32 [n].")
       .def("finalize", &PyDecoder::finalize, py::arg("max_tokens_per_step"),
            "Checks the weights and takes all scratch memory. ValueError names a weight that is missing, unknown or of "

@@ -72,6 +72,17 @@ def random_weights(config: dict[str, Any], seed: int = 0, *, biases: bool = Fals
     return weights
 
 
+def rounded_to_bf16(weights: Weights) -> Weights:
+    """Every matrix as the floats that its bf16 form stands for."""
+    rounded = dict(weights)
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            panels = _core.pack_bf16(weight).astype(np.uint32) << np.uint32(16)
+            rows = panels.view(np.float32).reshape(-1, weight.shape[1], 16).transpose(0, 2, 1)
+            rounded[name] = np.ascontiguousarray(rows.reshape(-1, weight.shape[1])[: len(weight)])
+    return rounded
+
+
 _FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "mlp_gate_up": ("mlp_gate", "mlp_up")}
 
 
@@ -98,11 +109,13 @@ def quantized_as_float(weights: Weights) -> Weights:
 
 
 def set_weight(decoder: Any, name: str, weight: np.ndarray, layout: str) -> None:
-    """layout: f32, w8, w4 (embedding and output layer w8), or "w4 as w8": the w8 weights that w4 stands for."""
+    """layout: f32, bf16, w8, w4 (embedding and output layer w8), or "w4 as w8": the w8 weights that w4 stands for."""
     if weight.ndim == 1:
         decoder.set_weight(name, "vector", weight.shape, weight)
     elif layout == "f32":
         decoder.set_weight(name, "f32", weight.shape, _core.pack_f32(weight))
+    elif layout == "bf16":
+        decoder.set_weight(name, "bf16", weight.shape, _core.pack_bf16(weight))
     elif layout == "w4" and name not in ("embedding", "lm_head"):
         *groups, scale = _core.quantize_weight_groups(weight)
         decoder.set_weight(name, "w4", weight.shape, _core.pack_w4(*groups), scale)

@@ -12,7 +12,7 @@ namespace llm_decoder {
 
 // A weight as the core keeps it; memory is borrowed and must outlive the decoder (it may be a mapped file).
 struct WeightView {
-  enum class Layout : std::uint8_t { vector, f32, w8, w4 } layout = Layout::vector;
+  enum class Layout : std::uint8_t { vector, f32, bf16, w8, w4 } layout = Layout::vector;
   std::int64_t n = 0, k = 0;      // [n] for a vector, [n, k] for a packed matrix
   const void* data = nullptr;     // float32 [n], or a packed matrix as in cpu_kernels.h
   const float* scales = nullptr;  // [n] for w8 and w4

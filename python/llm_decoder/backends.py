@@ -18,6 +18,7 @@ from llm_decoder._core import (
     MachineLimits,
     expand_w4,
     isas,
+    pack_bf16,
     pack_f32,
     pack_w4,
     pack_w8,
@@ -28,7 +29,7 @@ from llm_decoder._core import (
 from llm_decoder._core import INT8Decoder as CoreDecoder
 from llm_decoder.cpu_topology import cpu_name, last_cache_bytes, usable_cores
 from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
-from llm_decoder.fit import available_memory_bytes
+from llm_decoder.fit import auto_kv_dtype, available_memory_bytes
 from llm_decoder.kv_pool import KvPool, divide_pool
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ __all__ = [
     "devices",
     "expand_w4",
     "open_limits",
+    "pack_bf16",
     "pack_f32",
     "pack_w4",
     "pack_w8",
@@ -164,7 +166,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """device: "auto" or "cpu". kv_cache_dtype: "auto" (float32 with float weights, int8 with quantised ones),
+    """device: "auto" or "cpu". kv_cache_dtype: "auto" (that of float weights, int8 with quantised ones),
     "float32", "bfloat16", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768
     tokens if that is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16.
     max_model_len: tokens of a sequence; None = the model's, or what the pool holds if that is less. isa: a name of
@@ -393,7 +395,6 @@ class CpuBackend:
 
 
 def _kv_dtype(model: Model, options: BackendOptions) -> str:
-    is_float = all(weight.layout not in ("w8", "w4") for weight in model.weights.values())
     if options.kv_cache_dtype == "auto":
-        return "float32" if is_float else "int8"
+        return auto_kv_dtype(model.weights["layer_0/attn_qkv"].layout)
     return options.kv_cache_dtype

@@ -69,12 +69,13 @@ class INT8Decoder:
         self._config: ModelConfig | None = None
         self._backend: CpuBackend | None = None
 
-    def load_weights(self, directory: str | Path) -> None:
-        """Reads float weights, from a Hugging Face folder or a `weights/` directory, as float32 matrices.
+    def load_weights(self, directory: str | Path, dtype: str = "float32") -> None:
+        """Reads float weights, from a Hugging Face folder or a `weights/` directory, as matrices of `dtype`: "float32"
+        or "bfloat16".
 
         Raises ModelLoadError, ConfigError, or NotEnoughMemoryError before anything large is read.
         """
-        self._load(_folder("load_weights", directory), "f32")
+        self._load(_folder("load_weights", directory), choose_layout("none", dtype))
 
     def quantize_weights(self, quantization: str = "int8") -> None:
         """Puts quantised matrices, "int8" (a scale a row) or "int4" (groups of 32), in the place of those that

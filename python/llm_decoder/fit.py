@@ -8,9 +8,17 @@ from pathlib import Path
 
 from llm_decoder.errors import NotEnoughMemoryError
 from llm_decoder.model_config import ModelConfig
-from llm_decoder.packed_tensor import MatrixLayout, core_tensors
+from llm_decoder.packed_tensor import Layout, MatrixLayout, core_tensors
 
-__all__ = ["MemoryNeed", "available_memory_bytes", "check_fit", "kv_bytes_per_token", "memory_need", "packed_bytes"]
+__all__ = [
+    "MemoryNeed",
+    "auto_kv_dtype",
+    "available_memory_bytes",
+    "check_fit",
+    "kv_bytes_per_token",
+    "memory_need",
+    "packed_bytes",
+]
 
 # The interpreter, the tokenizer and the decoder's workspace at the default step size.
 _BASE_BYTES = 128 * 2**20
@@ -37,6 +45,11 @@ def packed_bytes(config: ModelConfig, layout: MatrixLayout) -> int:
     return sum(tensor.data_bytes + tensor.scale_bytes for tensor in core_tensors(config, layout))
 
 
+def auto_kv_dtype(layout: Layout) -> str:
+    """Keys and values are as precise as the weights unless the caller says otherwise."""
+    return {"f32": "float32", "bf16": "bfloat16"}.get(layout, "int8")
+
+
 def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
     """Bytes of one position's keys and values over all layers; `kv_dtype` is float32, bfloat16 or int8."""
     padded_dim = -(-config.head_dim // 16) * 16
@@ -49,7 +62,7 @@ def memory_need(
     config: ModelConfig, layout: MatrixLayout, *, is_mapped: bool, kv_cache_bytes: int | None
 ) -> MemoryNeed:
     """What running `config` takes; without `kv_cache_bytes` the least useful cache is counted."""
-    kv_each = kv_bytes_per_token(config, "float32" if layout == "f32" else "int8")
+    kv_each = kv_bytes_per_token(config, auto_kv_dtype(layout))
     kv_bytes = kv_each * min(_LEAST_CONTEXT, config.max_model_len) if kv_cache_bytes is None else kv_cache_bytes
     weights = packed_bytes(config, layout)
     anonymous = _BASE_BYTES + kv_bytes + (_PACKING_BYTES if weights > _PACKING_BYTES else 0)
@@ -87,7 +100,7 @@ def _advice(
     config: ModelConfig, layout: MatrixLayout, need: MemoryNeed, available: int, kv_cache_bytes: int | None
 ) -> str:
     smaller: tuple[tuple[MatrixLayout, str], ...] = (
-        ("w8", 'int8 weights (quantization="int8"), which take a quarter of float32'),
+        ("w8", 'int8 weights (quantization="int8"), which take a byte a weight'),
         ("w4", 'int4 weights (quantization="int4"), which take a little more than half of int8'),
     )
     for other, words in smaller:

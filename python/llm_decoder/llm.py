@@ -39,8 +39,9 @@ class LLM:
     text (prompts, chats, stop strings, bad words) is an InvalidRequestError that says which files are missing.
 
     model: a Hugging Face folder, a `weights/` folder, or a hub id; None = the small story model in the package.
-    device: "auto" or "cpu". quantization: "auto" (int8), "none", "int8", "int4". dtype: "auto", or "float32" for the
-    reference precision. kv_cache_dtype: "auto" (int8 with quantised weights), "float32", "bfloat16", "int8".
+    device: "auto" or "cpu". quantization: "auto" (int8), "none", "int8", "int4". dtype: "auto", "float32", the
+    reference precision, or "bfloat16". kv_cache_dtype: "auto" (dtype, or int8 with quantised weights), "float32",
+    "bfloat16", "int8".
     kv_cache_bytes: size of the KV pool; None = four sequences of full length, or 32768 tokens if that is more, at most
     a quarter of the free memory.
     max_model_len: tokens of prompt and answer; None = the model's own, or what the pool holds if that is less.

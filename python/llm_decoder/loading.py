@@ -26,8 +26,9 @@ __all__ = ["LoadedModel", "PackedTensor", "choose_layout", "find_model", "load_m
 
 
 Quantization = Literal["none", "int8", "int4"]
-_QUANTIZATIONS: dict[MatrixLayout, Quantization] = {"f32": "none", "w8": "int8", "w4": "int4"}
-_LAYOUTS: dict[str, MatrixLayout] = {quantization: layout for layout, quantization in _QUANTIZATIONS.items()}
+_QUANTIZATIONS: dict[MatrixLayout, Quantization] = {"f32": "none", "bf16": "none", "w8": "int8", "w4": "int4"}
+_FLOAT_LAYOUTS: dict[str, MatrixLayout] = {"auto": "f32", "float32": "f32", "bfloat16": "bf16"}
+_INTEGER_LAYOUTS: dict[str, MatrixLayout] = {"int8": "w8", "int4": "w4"}
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,12 @@ def load_model(
     """Find, check and load a model.
 
     `model` is a HF folder, a `weights/` directory or a hub id; None is the embedded model. `quantization` "auto" is
-    int8, or none when `dtype` is "float32". Quantised weights are kept in the cache of packed weights (`cache_dir`,
-    `use_cache`) and mapped from there. `tokenizer` names another folder to take the tokenizer from; `chat_template`
-    and `system` replace the template's text and its system message. `config_dir` is a settings folder that describes a
-    `weights/` directory without a config of its own. `kv_cache_bytes` counts in the check that all of
-    it fits. `progress(n_done_bytes, n_total_bytes, what)` is called while files are fetched and weights packed, on
-    this thread or a helper's.
+    int8, or none when `dtype` is "float32" or "bfloat16". All but float32 weights are kept in the cache of packed
+    weights (`cache_dir`, `use_cache`) and mapped from there. `tokenizer` names another folder to take the tokenizer
+    from; `chat_template` and `system` replace the template's text and its system message. `config_dir` is a settings
+    folder that describes a `weights/` directory without a config of its own. `kv_cache_bytes` counts in the check that
+    all of it fits. `progress(n_done_bytes, n_total_bytes, what)` is called while files are fetched and weights packed,
+    on this thread or a helper's.
 
     Raises ModelLoadError (ModelNotFoundError, UnsupportedModelError, MalformedFileError), NotEnoughMemoryError before
     anything large is read, ConfigError for an option with a bad value.
@@ -110,13 +111,13 @@ def load_model(
 
 def choose_layout(quantization: str, dtype: str) -> MatrixLayout:
     """The layout of matrices. Raises ConfigError for names that are not known or contradict each other."""
-    if quantization != "auto" and quantization not in _LAYOUTS:
-        raise ConfigError(f"[quantization] need auto, {', '.join(_LAYOUTS)}, got {quantization!r:.60}")
-    if dtype not in ("auto", "float32"):
-        raise ConfigError(f"[dtype] need auto or float32 on the CPU, got {dtype!r:.60}")
+    if quantization not in ("auto", "none", *_INTEGER_LAYOUTS):
+        raise ConfigError(f"[quantization] need auto, none, {', '.join(_INTEGER_LAYOUTS)}, got {quantization!r:.60}")
+    if dtype not in _FLOAT_LAYOUTS:
+        raise ConfigError(f"[dtype] need auto, float32 or bfloat16 on the CPU, got {dtype!r:.60}")
     if quantization == "auto":
-        return "f32" if dtype == "float32" else "w8"
-    return _LAYOUTS[quantization]
+        quantization = "int8" if dtype == "auto" else "none"
+    return _FLOAT_LAYOUTS[dtype] if quantization == "none" else _INTEGER_LAYOUTS[quantization]
 
 
 def find_model(model: str | Path | None, *, progress: Progress | None = None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,8 @@ from llm_decoder.model_config import ModelConfig
 
 __all__ = ["DATA_ALIGN", "CoreTensor", "Layout", "MatrixLayout", "PackedTensor", "core_tensors"]
 
-Layout = Literal["vector", "f32", "w8", "w4"]
-MatrixLayout = Literal["f32", "w8", "w4"]
+Layout = Literal["vector", "f32", "bf16", "w8", "w4"]
+MatrixLayout = Literal["f32", "bf16", "w8", "w4"]
 
 PANEL_WIDTH = 16  # output channels of a panel; cpu_kernels.h draws the layouts
 DOT_WIDTH = 4
@@ -27,13 +27,13 @@ DATA_ALIGN = 64  # bytes, of a packed matrix in memory and in files
 class PackedTensor:
     """One weight for `INT8Decoder.set_weight`.
 
-    `shape` is [n] or [n, k] before packing. `data` is 1-D: float32 for vectors and f32 matrices, uint8 for w8 and w4;
-    it may be a read-only view of a mapped file. `scales` is float32 [n] for w8 and w4, else None.
+    `shape` is [n] or [n, k] before packing. `data` is 1-D: float32 for vectors and f32 matrices, uint16 for bf16,
+    uint8 for w8 and w4; it may be a read-only view of a mapped file. `scales` is float32 [n] for w8 and w4, else None.
     """
 
     layout: Layout
     shape: tuple[int, ...]
-    data: npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+    data: npt.NDArray[np.float32] | npt.NDArray[np.uint16] | npt.NDArray[np.uint8]
     scales: npt.NDArray[np.float32] | None = None
 
 
@@ -60,7 +60,16 @@ class CoreTensor:
         n_in = self.shape[1]
         if self.layout == "w4":
             return -(-n_in // BLOCK_WIDTH) * BLOCK_ROW_BYTES
-        return n_in * 4 if self.layout == "f32" else n_in // -DOT_WIDTH * -DOT_WIDTH
+        if self.layout == "w8":
+            return n_in // -DOT_WIDTH * -DOT_WIDTH
+        return n_in * self.dtype.itemsize
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the packed data in NumPy."""
+        if self.is_quantized:
+            return np.dtype(np.uint8)
+        return np.dtype(np.uint16 if self.layout == "bf16" else np.float32)
 
     @property
     def is_quantized(self) -> bool:

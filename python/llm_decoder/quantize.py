@@ -1,8 +1,9 @@
 """Float rows -> the core's packed layouts, a block of rows at a time: memory stays bounded whatever the model's size.
 
 A packed matrix is a run of panels of 16 output channels, so blocks of whole panels can be packed on their own and
-written one after the other. W8 is symmetric, one scale a row: scale = max|w| / 127, an all-zero row has scale 1. W4 is
-W8 compressed: in each group of 32 inputs the int8 weight is an integer scale times 0..15 plus an integer minimum.
+written one after the other. Bf16 is float32 rounded to the nearest. W8 is symmetric, one scale a row: scale = max|w| /
+127, an all-zero row has scale 1. W4 is W8 compressed: in each group of 32 inputs the int8 weight is an integer scale
+times 0..15 plus an integer minimum.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from llm_decoder.checkpoint import Checkpoint
 from llm_decoder.errors import MalformedFileError
 from llm_decoder.packed_tensor import DATA_ALIGN, PANEL_WIDTH, CoreTensor, MatrixLayout, PackedTensor, core_tensors
+from llm_decoder.safetensors_file import to_float32
 
 __all__ = ["Chunk", "Progress", "pack_in_memory", "packed_chunks"]
 
@@ -95,7 +97,13 @@ def _blocks(tensors: Iterable[CoreTensor]) -> Iterator[tuple[CoreTensor, int, in
 
 
 def _pack_block(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int) -> Chunk:
-    from llm_decoder.backends import pack_f32, pack_w4, pack_w8, quantize_weight_groups  # the one door to the core
+    from llm_decoder.backends import (
+        pack_bf16,
+        pack_f32,
+        pack_w4,
+        pack_w8,
+        quantize_weight_groups,
+    )  # the one door to the core
 
     if tensor.layout == "vector":
         values = np.concatenate([checkpoint.read(part) for part in tensor.parts])
@@ -106,6 +114,10 @@ def _pack_block(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int
         values = _fused_rows(checkpoint, tensor, begin, end)
         _check_finite(checkpoint, tensor, values)
         return Chunk(tensor, offset, pack_f32(values), begin, None)
+    if tensor.layout == "bf16":
+        packed = pack_bf16(_fused_rows(checkpoint, tensor, begin, end))
+        _check_finite(checkpoint, tensor, to_float32(packed))  # what rounds past the largest bfloat16 is infinite
+        return Chunk(tensor, offset, packed, begin, None)
     if tensor.layout == "w4":
         values = _fused_rows(checkpoint, tensor, begin, end)
         _check_finite(checkpoint, tensor, values)
@@ -174,7 +186,7 @@ def _empty(tensor: CoreTensor) -> PackedTensor:
     raw = np.empty(tensor.data_bytes + DATA_ALIGN, np.uint8)
     skip = -raw.ctypes.data % DATA_ALIGN
     data = raw[skip : skip + tensor.data_bytes]
-    return PackedTensor(tensor.layout, tensor.shape, data if tensor.is_quantized else data.view(np.float32), scales)
+    return PackedTensor(tensor.layout, tensor.shape, data.view(tensor.dtype), scales)
 
 
 def _report(progress: Progress | None, n_done: int, n_total: int, chunk: Chunk) -> int:

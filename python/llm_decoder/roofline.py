@@ -85,7 +85,7 @@ def floor_s(parts: Mapping[str, Work], limits: Limits) -> float:
 def step_work(config: ModelConfig, layout: MatrixLayout, kv_dtype: str, chunks: Sequence[Chunk]) -> dict[str, Work]:
     """The work of a step by its parts, named as the core's profile names them; a part that is not here has none.
 
-    layout: of the layers' matrices; all but f32 are computed in int8. kv_dtype: of the cache; all but int8 is computed
+    layout: of the layers' matrices; w8 and w4 are computed in int8. kv_dtype: of the cache; all but int8 is computed
     in float32. In the last layer only the rows that get logits go on after the keys and values are written.
     """
     n_tokens, n_rows = sum(chunk.n_tokens for chunk in chunks), sum(chunk.n_rows for chunk in chunks)
@@ -105,7 +105,7 @@ def step_work(config: ModelConfig, layout: MatrixLayout, kv_dtype: str, chunks: 
         if rows:
             n_out, n_in = tensor.shape
             n_bytes = tensor.data_bytes + tensor.scale_bytes
-            _add(parts, name, _computed(tensor.layout != "f32", 2 * rows * n_out * n_in, n_bytes))
+            _add(parts, name, _computed(tensor.is_quantized, 2 * rows * n_out * n_in, n_bytes))
     _add(parts, "attention", _attention(config, kv_dtype, chunks))
     return parts
 

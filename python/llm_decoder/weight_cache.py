@@ -334,7 +334,7 @@ def _map_entry(path: Path, tensors: list[CoreTensor], identity: str) -> dict[str
 def _view(data: npt.NDArray[np.uint8], tensor: CoreTensor, span: dict[str, int]) -> PackedTensor:
     raw = data[span["data"] : span["data"] + tensor.data_bytes]
     if not tensor.is_quantized:
-        return PackedTensor(tensor.layout, tensor.shape, raw.view(np.float32))
+        return PackedTensor(tensor.layout, tensor.shape, raw.view(tensor.dtype))
     scales = data[span["scales"] : span["scales"] + tensor.scale_bytes].view(np.float32)
     return PackedTensor(tensor.layout, tensor.shape, raw, scales)
 

@@ -114,6 +114,19 @@ def test_the_same_seed_gives_the_same_text_and_greedy_needs_none(environment: di
         assert first.stdout.strip()
 
 
+def test_bfloat16_weights_are_packed_once_and_the_embedded_model_s_text_is_that_of_float32(
+    environment: dict[str, str],
+) -> None:
+    flags = ("generate", "Once upon a time", "--max-tokens", "24", "--temperature", "0")
+    reference = run(environment, *flags, "--dtype", "float32")
+    found = run(environment, *flags, "--dtype", "bfloat16", "--kv-cache-dtype", "float32")
+    assert found.stdout == reference.stdout
+    assert found.stdout.strip()
+    again = run(environment | {"LLM_DECODER_DTYPE": "bfloat16", "LLM_DECODER_KV_CACHE_DTYPE": "float32"}, *flags)
+    assert again.stdout == reference.stdout
+    assert "bf16" in run(environment, "cache", "ls").stdout
+
+
 def test_results_go_to_standard_output_the_rest_to_standard_error_and_no_colour_to_a_pipe(
     environment: dict[str, str],
 ) -> None:
@@ -412,7 +425,8 @@ def test_show_tells_sizes_and_needs_without_loading_weights(environment: dict[st
     assert facts["config"]["family"] == "llama"
     assert facts["config"]["context"] >= 1024
     memory = facts["memory"]
-    assert 0 < memory["weights_as_int4_bytes"] < memory["weights_as_int8_bytes"] < memory["weights_as_float32_bytes"]
+    sizes = [memory[f"weights_as_{name}_bytes"] for name in ("int4", "int8", "bfloat16", "float32")]
+    assert 0 < sizes[0] < sizes[1] < sizes[2] < sizes[3]
     assert memory["needed_with_one_full_context_as_int8_bytes"] > memory["weights_as_int8_bytes"]
     plain = run(environment, "show").stdout
     assert "family: llama" in plain

@@ -1,4 +1,4 @@
-"""What int8 costs in quality: perplexity of the embedded model on stories that it has never seen."""
+"""What fewer bits cost in quality: perplexity of the embedded model on stories that it has never seen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from llm_decoder import LLM
 
 STORIES = (Path(__file__).parent / "held_out_stories.txt").read_text().strip().split("\n\n")
+MAX_LOSS_BFLOAT16 = 1.005
 MAX_LOSS_INT8_WEIGHTS = 1.01
 MAX_LOSS_INT8_WEIGHTS_AND_KV = 1.015
 MAX_LOSS_INT4_WEIGHTS_AND_KV = 1.06
@@ -29,6 +30,10 @@ def reference() -> float:
 
 def test_the_embedded_model_predicts_simple_stories(reference: float) -> None:
     assert 1 < reference < 60
+
+
+def test_bfloat16_weights_and_kv_cost_at_most_half_a_percent(reference: float) -> None:
+    assert perplexity(dtype="bfloat16") <= reference * MAX_LOSS_BFLOAT16
 
 
 def test_int8_weights_cost_at_most_one_percent(reference: float) -> None:

@@ -28,7 +28,9 @@ def int8(folder):
     return load_model(folder, quantization="int8", use_cache=False)
 
 
-def test_kv_follows_the_precision_of_the_weights(floats, int8):
+def test_kv_follows_the_precision_of_the_weights(folder, floats, int8):
+    bfloat16 = load_model(folder, dtype="bfloat16", use_cache=False)
+    assert create_backend(bfloat16, BackendOptions()).info()["kv_cache_dtype"] == "bfloat16"
     assert create_backend(floats, BackendOptions()).info()["kv_cache_dtype"] == "float32"
     assert create_backend(int8, BackendOptions()).info()["kv_cache_dtype"] == "int8"
     assert create_backend(int8, BackendOptions(kv_cache_dtype="float32")).info()["kv_cache_dtype"] == "float32"

@@ -55,6 +55,17 @@ def test_float_weights_are_computed_in_float(folder):
     assert decoder.info()["kv_cache_dtype"] == "float32"
 
 
+def test_bfloat16_weights_are_computed_in_float_and_keep_pages_in_bfloat16(folder):
+    decoder = INT8Decoder()
+    decoder.load_weights(folder, dtype="bfloat16")
+    with LLM(folder, dtype="bfloat16") as llm:
+        expected = llm.generate([PROMPT], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))[0]
+    assert decoder.generate(PROMPT, max_tokens=20) == expected.outputs[0].token_ids
+    assert (decoder.info()["layout"], decoder.info()["kv_cache_dtype"]) == ("bf16", "bfloat16")
+    with pytest.raises(ConfigError, match="float32 or bfloat16"):
+        decoder.load_weights(folder, dtype="float16")
+
+
 def test_quantized_weights_give_the_same_tokens_from_disk(decoder, weights_folder):
     other = INT8Decoder()
     other.load_weights(weights_folder)

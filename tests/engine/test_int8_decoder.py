@@ -18,13 +18,14 @@ from tiny_decoder import (
     make_decoder,
     quantized_as_float,
     random_weights,
+    rounded_to_bf16,
     set_weight,
     tiny_config,
 )
 
 from llm_decoder import _core, reference
 
-LAYOUTS = ["f32", "w8"]
+LAYOUTS = ["f32", "bf16", "w8"]
 # Each knob of the layer loop, on sizes that are multiples of nothing.
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "3_heads_on_1": ({}, {}),
@@ -85,6 +86,18 @@ def test_int8_logits_are_the_same_on_every_isa(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", _core.isas())
 @pytest.mark.parametrize("tied", [True, False])
+def test_bf16_logits_have_the_bits_of_the_floats_that_they_stand_for(isa: str, tied: bool) -> None:
+    config = tiny_config()
+    weights = random_weights(config, biases=True, tied=tied)
+    tokens = tokens_of(config, 70)
+    want = Runner(make_decoder(config, rounded_to_bf16(weights), "f32", isa=isa), make_cache(config)).run(tokens)
+    for chunks in ([70], [1] * 70, [9, 61]):
+        got = Runner(make_decoder(config, weights, "bf16", isa=isa, threads=2), make_cache(config))
+        np.testing.assert_array_equal(got.run(tokens, chunks), want)
+
+
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize("tied", [True, False])
 def test_w4_logits_have_the_bits_of_the_w8_weights_that_they_stand_for(isa: str, tied: bool) -> None:
     config = tiny_config()
     weights = random_weights(config, biases=True, tied=tied)
@@ -95,7 +108,7 @@ def test_w4_logits_have_the_bits_of_the_w8_weights_that_they_stand_for(isa: str,
         np.testing.assert_array_equal(got.run(tokens, chunks), want)
 
 
-CUTS = [("f32", "f32"), ("w8", "f32"), ("w8", "bf16"), ("w8", "s8"), ("w4", "s8")]
+CUTS = [("f32", "f32"), ("bf16", "bf16"), ("w8", "f32"), ("w8", "bf16"), ("w8", "s8"), ("w4", "s8")]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -441,7 +454,7 @@ class TestWeights:
         decoder = self.unfinished("w8", {"embedding": None})
         groups = _core.quantize_weight_groups(np.ones((1003, 72), np.float32))
         decoder.set_weight("embedding", "w4", (1003, 72), _core.pack_w4(*groups[:3]), groups[3])
-        with pytest.raises(ValueError, match="embedding must be f32 or w8, got w4 matrix"):
+        with pytest.raises(ValueError, match="embedding must be f32, bf16 or w8, got w4 matrix"):
             decoder.finalize(8)
 
     def test_arrays_that_do_not_fit_their_shape_are_refused(self) -> None:
@@ -449,11 +462,13 @@ class TestWeights:
         packed = _core.pack_f32(np.ones((20, 8), np.float32))
         with pytest.raises(ValueError, match=r"embedding data must have shape \[384\], got \[256\]"):
             decoder.set_weight("embedding", "f32", (40, 8), packed)
+        with pytest.raises(ValueError, match=r"embedding data must have shape \[384\], got \[256\]"):
+            decoder.set_weight("embedding", "bf16", (40, 8), _core.pack_bf16(np.ones((20, 8), np.float32)))
         with pytest.raises(ValueError, match="w8 and w4 need scales, got none for embedding"):
             decoder.set_weight("embedding", "w8", (16, 4), np.zeros(64, np.uint8))
         with pytest.raises(ValueError, match=r"embedding data must have shape \[576\], got \[64\]"):
             decoder.set_weight("embedding", "w4", (16, 4), np.zeros(64, np.uint8), np.ones(16, np.float32))
-        with pytest.raises(ValueError, match="'vector', 'f32', 'w8' or 'w4', got 'w2'"):
+        with pytest.raises(ValueError, match="'vector', 'f32', 'bf16', 'w8' or 'w4', got 'w2'"):
             decoder.set_weight("embedding", "w2", (16, 4), np.zeros(64, np.uint8))
         with pytest.raises(ValueError, match="aligned to 64 bytes"):
             decoder.set_weight("embedding", "f32", (3, 4), np.zeros(80, np.float32)[1:65])

@@ -87,6 +87,12 @@ def test_float_weights_and_pages_are_four_bytes_and_float_operations():
     assert mixed["lm_head"].f32_ops == 0
 
 
+def test_bfloat16_weights_are_half_the_bytes_of_the_same_float_operations():
+    half, whole = step_work(SMALL, "bf16", "bfloat16", DECODE), step_work(SMALL, "f32", "float32", DECODE)
+    for name, work in whole.items():
+        assert half[name] == Work(work.read_bytes // 2, 0, work.f32_ops)
+
+
 def test_int4_is_fewer_bytes_of_the_same_int8_operations_and_bfloat16_half_the_bytes_of_float32():
     w4, w8 = step_work(SMALL, "w4", "bfloat16", DECODE), step_work(SMALL, "w8", "float32", DECODE)
     assert w4["mlp_down"].int8_ops == w8["mlp_down"].int8_ops
@@ -96,9 +102,11 @@ def test_int4_is_fewer_bytes_of_the_same_int8_operations_and_bfloat16_half_the_b
     assert w4["attention"].f32_ops == w8["attention"].f32_ops > 0
 
 
-@pytest.mark.parametrize("quantization", ["int4", "int8", "none"])
-def test_the_bytes_of_the_embedded_model_are_those_of_its_weights(quantization):
-    model = load_model(quantization=quantization)
+@pytest.mark.parametrize(
+    ("quantization", "dtype"), [("int4", "auto"), ("auto", "auto"), ("none", "bfloat16"), ("none", "auto")]
+)
+def test_the_bytes_of_the_embedded_model_are_those_of_its_weights(quantization, dtype):
+    model = load_model(quantization=quantization, dtype=dtype)
     layout = model.weights["layer_0/attn_qkv"].layout
     parts = step_work(model.config, layout, "int8", DECODE)
     matrices = [weight for weight in model.weights.values() if weight.layout != "vector"]

@@ -83,7 +83,7 @@ def test_a_nan_in_the_weights_is_refused_with_the_tensor_s_name(tmp_path: Path) 
     poisoned = weights["model.layers.1.self_attn.k_proj.weight"].copy()
     poisoned[5, 7] = np.nan
     rewrite(folder, {"model.layers.1.self_attn.k_proj.weight": poisoned})
-    for dtype in ("auto", "float32"):
+    for dtype in ("auto", "bfloat16", "float32"):
         with pytest.raises(MalformedFileError, match="layer_1/attn_k"):
             load_model(folder, dtype=dtype)
 

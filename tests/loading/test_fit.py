@@ -33,7 +33,7 @@ SEVEN_B = parse_config(
 
 def test_the_bytes_foreseen_are_the_bytes_packed(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(make_checkpoint(tmp_path, "qwen2"))
-    for layout in ("w4", "w8", "f32"):
+    for layout in ("w4", "w8", "bf16", "f32"):
         packed = pack_in_memory(checkpoint, layout)
         n_bytes = sum(
             tensor.data.nbytes + (0 if tensor.scales is None else tensor.scales.nbytes) for tensor in packed.values()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models_factory import make_checkpoint
+from models_factory import hf_config, make_checkpoint, random_weights, write_shards
 
 from llm_decoder import quantize
-from llm_decoder.backends import expand_w4, unpack_w8
+from llm_decoder.backends import expand_w4, pack_bf16, unpack_w8
+from llm_decoder.errors import MalformedFileError
 from llm_decoder.packed_tensor import DATA_ALIGN, PackedTensor, core_tensors
 from llm_decoder.quantize import pack_in_memory
 from llm_decoder.safetensors_checkpoint import SafetensorsCheckpoint
@@ -46,6 +47,39 @@ def test_float_matrices_hold_every_part_in_order(
         found = packed[tensor.name]
         np.testing.assert_array_equal(found.data if tensor.layout == "vector" else rows_of(found), whole, tensor.name)
         assert found.data.nbytes == tensor.data_bytes
+
+
+@pytest.mark.parametrize("block_floats", [1, 1 << 10, 1 << 20])
+def test_bfloat16_matrices_are_the_floats_rounded_and_take_half_the_bytes(
+    checkpoint: SafetensorsCheckpoint, block_floats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "_BLOCK_FLOATS", block_floats)
+    packed, floats = pack_in_memory(checkpoint, "bf16"), pack_in_memory(checkpoint, "f32")
+    for tensor in core_tensors(checkpoint.config, "bf16"):
+        found, whole = packed[tensor.name], floats[tensor.name]
+        assert found.data.nbytes == tensor.data_bytes
+        if tensor.layout == "vector":
+            np.testing.assert_array_equal(found.data, whole.data)
+            continue
+        np.testing.assert_array_equal(found.data, pack_bf16(whole.data.reshape(-1, 16).T.copy()).ravel())
+        assert 2 * found.data.nbytes == whole.data.nbytes
+
+
+def test_a_checkpoint_in_bfloat16_is_taken_as_it_is(tmp_path: Path) -> None:
+    checkpoint = SafetensorsCheckpoint(make_checkpoint(tmp_path, "llama", dtype="BF16"))
+    packed, floats = pack_in_memory(checkpoint, "bf16"), pack_in_memory(checkpoint, "f32")
+    for name, found in packed.items():
+        if found.layout == "bf16":
+            np.testing.assert_array_equal(found.data, floats[name].data.view(np.uint32) >> 16)
+
+
+def test_a_float_past_the_largest_bfloat16_is_refused(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "llama")
+    weights = random_weights(hf_config("llama"))
+    weights["lm_head.weight"][17, 3] = np.finfo(np.float32).max
+    write_shards(folder, weights)
+    with pytest.raises(MalformedFileError, match=r"lm_head.*another dtype"):
+        pack_in_memory(SafetensorsCheckpoint(folder), "bf16")
 
 
 @pytest.mark.parametrize("block_floats", [1, 1 << 10, 1 << 20])
@@ -103,8 +137,6 @@ def test_progress_counts_bytes_up_to_the_total(checkpoint: SafetensorsCheckpoint
 
 
 def test_a_row_of_zeros_has_scale_one(tmp_path: Path) -> None:
-    from models_factory import hf_config, random_weights, write_shards
-
     folder = make_checkpoint(tmp_path, "llama")
     weights = random_weights(hf_config("llama"))
     weights["lm_head.weight"][17] = 0.0

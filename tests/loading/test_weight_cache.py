@@ -93,6 +93,14 @@ def test_a_changed_config_is_packed_again(model: Path, cache: Path) -> None:
     assert len(list_entries()) == 2
 
 
+def test_bfloat16_weights_are_cached_and_mapped(model: Path, cache: Path) -> None:
+    first = load_model(model, dtype="bfloat16")
+    assert first.is_mapped
+    assert [entry.layout for entry in list_entries()] == ["bf16"]
+    assert same_weights(first, load_model(model, dtype="bfloat16"))
+    assert same_weights(first, load_model(model, dtype="bfloat16", use_cache=False))
+
+
 def test_the_float_reference_is_not_cached(model: Path, cache: Path) -> None:
     assert not load_model(model, dtype="float32").is_mapped
     assert list_entries() == []
