@@ -71,7 +71,8 @@ class StepCost:
             self._mean_rows, self._mean_s = float(n_rows), seconds
             return
         rows = n_rows - self._mean_rows
-        over_s = min(seconds, 2.0 * self._mean_s) - self._mean_s  # who is interrupted learns nothing from it
+        most_s = 2.0 * self._mean_s * max(1.0, n_rows / self._mean_rows)  # more is an interruption
+        over_s = min(seconds, most_s) - self._mean_s
         self._mean_rows += self._FADE * rows
         self._mean_s += self._FADE * over_s
         self._variance = (1.0 - self._FADE) * (self._variance + self._FADE * rows * rows)
