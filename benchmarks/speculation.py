@@ -6,7 +6,7 @@
 themselves a lot. The other columns are texts of this repository, for models that could not write them: everything is
 computed and drawn as always, then the text's next token is put in the place of the drawn one. So what is guessed right
 is what would be with a model that writes this text. edit: a source file with a name changed; code: the second half of a
-file, after its first; summary: the first sentences of a page's paragraphs; new: stories after another story.
+file, after its first; summary: the first sentences of the paragraphs in the prompt; new: stories after another story.
 
 Prints JSON: medians of tokens/s after the first token, their ratio, and the share of drafts that were right.
 """
@@ -29,12 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model_dir", nargs="?", help="default: the embedded model")
     parser.add_argument("--tokens", type=int, default=200, help="of an answer")
-    parser.add_argument("--prompt", type=int, default=1000, help="tokens of a prompt, at most")
+    parser.add_argument("--prompt", type=int, default=2000, help="tokens of a prompt, at most")
     parser.add_argument("--sequences", type=int, default=1, help="requests at a time")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--speculative-tokens", type=int, default=7)
+    parser.add_argument("--speculative-tokens", type=int, default=15)
     parser.add_argument("--texts", nargs="*", default=["itself", "edit", "code", "summary", "new"])
     args = parser.parse_args()
     options: dict[str, Any] = {"threads": args.threads, "kv_cache_bytes": 256 << 20}
@@ -49,10 +49,7 @@ def main() -> None:
             if name == "itself":
                 prompt, script = itself(plain, room, args.tokens), None
             else:
-                before, after = (plain.tokenizer.encode(text) for text in TEXTS[name]())
-                # What is continued needs its end, what is edited its beginning.
-                prompt = before[-room:] if name in ("code", "new") else before[:room]
-                script = after[: args.tokens]
+                prompt, script = texts(plain, name, room, args.tokens)
             report[name] = compare(players, prompt, script, args)
     print(json.dumps(report, indent=1))
 
@@ -116,6 +113,19 @@ def itself(llm: LLM, room: int, n_tokens: int) -> list[int]:
     return (prompt + answer) * 2 + prompt
 
 
+def texts(llm: LLM, name: str, room: int, n_tokens: int) -> tuple[list[int], list[int]]:
+    """(prompt, answer): what is continued needs its end, what is edited its beginning."""
+    if name == "summary":
+        n_paragraphs = 1
+        while len(llm.tokenizer.encode(_summary(n_paragraphs + 1)[0])) <= room:
+            n_paragraphs += 1
+        before, after = _summary(n_paragraphs)  # of what the prompt holds, and nothing else
+    else:
+        before, after = TEXTS[name]()
+    prompt, script = llm.tokenizer.encode(before), llm.tokenizer.encode(after)
+    return prompt[-room:] if name in ("code", "new") else prompt[:room], script[:n_tokens]
+
+
 def _read(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
@@ -131,10 +141,10 @@ def _code() -> tuple[str, str]:
     return source[:cut], source[cut:]
 
 
-def _summary() -> tuple[str, str]:
-    page = _read("docs/kernels.md")
-    paragraphs = [part.replace("\n", " ") for part in page.split("\n\n") if part[:1].isalpha()]
-    return page, " ".join(re.split(r"(?<=\.) ", part)[0] for part in paragraphs)
+def _summary(n_paragraphs: int) -> tuple[str, str]:
+    paragraphs = _read("docs/kernels.md").split("\n\n")[:n_paragraphs]
+    told = [part.replace("\n", " ") for part in paragraphs if part[:1].isalpha()]
+    return "\n\n".join(paragraphs), " ".join(re.split(r"(?<=\.) ", part)[0] for part in told)
 
 
 def _new() -> tuple[str, str]:
@@ -142,7 +152,7 @@ def _new() -> tuple[str, str]:
     return first, others
 
 
-TEXTS = {"edit": _edit, "code": _code, "summary": _summary, "new": _new}
+TEXTS = {"edit": _edit, "code": _code, "new": _new}
 
 if __name__ == "__main__":
     main()

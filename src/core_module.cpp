@@ -8,6 +8,7 @@ void register_kernels(pybind11::module_& m);
 void register_sampling(pybind11::module_& m);
 void register_decoder(pybind11::module_& m);
 void register_machine_limits(pybind11::module_& m);
+void register_prompt_lookup(pybind11::module_& m);
 
 }  // namespace llm_decoder
 
@@ -18,4 +19,5 @@ PYBIND11_MODULE(_core, m) {
   llm_decoder::register_sampling(m);
   llm_decoder::register_decoder(m);
   llm_decoder::register_machine_limits(m);
+  llm_decoder::register_prompt_lookup(m);
 }

@@ -17,7 +17,7 @@ from llm_decoder.errors import RequestFailedError
 from llm_decoder.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.scheduler import Scheduler, SchedulerLimits
 from llm_decoder.sequence import Request, Sequence
-from llm_decoder.speculation import Speculation
+from llm_decoder.speculation import Speculation, StepCost
 
 __all__ = ["EngineCore"]
 
@@ -54,6 +54,7 @@ class EngineCore:
         self.requests: dict[str, Request] = {}
         self._tokenizer = tokenizer
         self._start_speculation = start_speculation
+        self._step_cost = StepCost()
         self._batch = StepBatch(backend.max_tokens_per_step)
         self._sampling = SamplingBatch()
         self._n_finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
@@ -115,7 +116,7 @@ class EngineCore:
         not_finite = self._collect(collectors, n_rows) if collectors else set()
         drawn = self._draw(draws, rows) if draws else []
         not_finite.update(sequence.request for sequence, tokens, _, _ in drawn if tokens[0] == NOT_FINITE)
-        self._verify(drawn)
+        is_decode = self._verify(drawn)
         for request in not_finite:
             if not request.finished:
                 self._fail(request, _numbers_are_broken(request))
@@ -129,7 +130,10 @@ class EngineCore:
                 self._attempt(sequence.request, self._advance_all, sequence, tokens, row, scores)
         self._finish_prompts_that_want_no_answer()
         self._n_steps += 1
-        self._busy_s += time.perf_counter() - started_s
+        step_s = time.perf_counter() - started_s
+        self._busy_s += step_s
+        if is_decode:
+            self._step_cost.learn(len(batch.tokens), step_s)
         return True
 
     def _give_way(self, error: MemoryError) -> None:
@@ -276,10 +280,12 @@ class EngineCore:
             begin = end
         return drawn
 
-    def _verify(self, drawn: list[Drawn]) -> None:
-        """Cuts off what was drawn behind a draft that is wrong: nobody would have drawn it, one token a step."""
+    def _verify(self, drawn: list[Drawn]) -> bool:
+        """Cuts off what was drawn behind a draft that is wrong: nobody would have drawn it, one token a step. Whether
+        the step has decodes and their drafts only."""
         n_drafted = sum(sequence.n_drafted for sequence in self._batch.sequences)
         n_rows = len(self._batch.tokens) - n_drafted
+        fixed_rows = self._step_cost.fixed_rows
         for sequence, tokens, _, _ in drawn:
             if sequence.n_drafted:
                 n_accepted = _n_accepted(tokens, sequence.drafted_tokens.tolist(), sequence.request.stop_ids)
@@ -292,8 +298,9 @@ class EngineCore:
             else:
                 n_accepted = 0
             if sequence.speculation is not None:
-                sequence.speculation.learn(len(tokens), sequence.n_drafted, n_accepted, n_rows)
+                sequence.speculation.learn(len(tokens), sequence.n_drafted, n_accepted, n_rows, fixed_rows)
             sequence.n_drafted = 0
+        return n_rows == len(self._batch.sequences)
 
     def _commit(self) -> None:
         """The step's tokens are in pages now, but for drafts that were wrong, and for requests that have failed: theirs

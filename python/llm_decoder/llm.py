@@ -77,7 +77,7 @@ class LLM:
         isa: str = "auto",
         max_num_seqs: int = 64,
         speculation: str = "prompt-lookup",
-        speculative_tokens: int = 7,
+        speculative_tokens: int = 15,
         max_tokens_per_step: int = 512,
         max_requests: int | None = None,
         sampling_defaults: Mapping[str, Any] | None = None,

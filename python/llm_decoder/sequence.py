@@ -208,9 +208,13 @@ class Sequence:
     def draft(self) -> None:
         """Guesses what comes next, as far as speculation allows. The last token of an answer is drawn, not drafted; a
         sequence that holds no pages waits, and will have more to compute than a decode."""
-        if self.speculation is None or self.seq_id < 0:
+        speculation = self.speculation
+        if speculation is None or self.seq_id < 0:
             return
-        draft = self.speculation.draft(self.tokens, self.request.max_new - self.n_generated - 1)
+        if speculation.pause:
+            speculation.pause -= 1
+            return
+        draft = speculation.draft(self.tokens, self.request.max_new - self.n_generated - 1)
         if draft is not None:
             self._make_room(len(draft))
             self.n_drafted = len(draft)

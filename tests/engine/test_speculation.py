@@ -11,8 +11,9 @@ from fakes import ByteTokenizer, Desk, FakeBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_decoder.backends import PromptLookup
 from llm_decoder.errors import ConfigError, RequestFailedError
-from llm_decoder.speculation import PromptLookup, Speculation, SpeculationOptions
+from llm_decoder.speculation import Speculation, SpeculationOptions, StepCost
 
 EOS = ByteTokenizer.eos_token_id
 NOTHING = np.zeros(0, np.int32)
@@ -21,14 +22,14 @@ NOTHING = np.zeros(0, np.int32)
 class RandomDrafter:
     """Nearly always wrong."""
 
-    def propose(self, tokens, max_tokens):
+    def propose(self, tokens, max_tokens, min_chance):
         return np.random.default_rng(len(tokens)).integers(0, 258, max_tokens, np.int32)
 
 
 class Alphabet:
     """What `chanting` is likely to say: mostly right."""
 
-    def propose(self, tokens, max_tokens):
+    def propose(self, tokens, max_tokens, min_chance):
         return np.array([(int(tokens[-1]) + 1 + i) % 256 for i in range(max_tokens)], np.int32)
 
 
@@ -36,9 +37,8 @@ class Unlimited(Speculation):
     """Drafts all it may in every step, whatever came of it before."""
 
     FIRST_CREDIT = 1e9
-    FIRST_LENGTH = 64
 
-    def learn(self, n_drawn, n_drafted, n_accepted, n_rows):
+    def learn(self, n_drawn, n_drafted, n_accepted, n_rows, fixed_rows):
         pass
 
 
@@ -117,11 +117,11 @@ def test_an_answer_has_no_token_more_than_it_may():
 
 def test_an_end_token_among_the_drafts_ends_the_answer_and_what_is_cached_of_it():
     class SaysItAgain:
-        def propose(self, tokens, max_tokens):
+        def propose(self, tokens, max_tokens, min_chance):
             return np.array([*b"cdef" * 10, 0, 0, 0, EOS, *b"cdef" * 20], np.int32)[len(tokens) :][:max_tokens]
 
     def spoil(history, logits):
-        logits[SaysItAgain().propose(history, 1)] = 50.0
+        logits[SaysItAgain().propose(history, 1, 0.0)] = 50.0
 
     made = FakeBackend()
     made.spoil = spoil
@@ -268,7 +268,7 @@ def test_numbers_that_break_behind_a_wrong_draft_are_nobodys():
             logits[:] = np.nan
 
     class Poison:
-        def propose(self, tokens, max_tokens):
+        def propose(self, tokens, max_tokens, min_chance):
             return np.array([255] * max_tokens, np.int32)
 
     made.spoil = spoil
@@ -382,27 +382,29 @@ class Never:
     def __init__(self):
         self.n_asked = 0
 
-    def propose(self, tokens, max_tokens):
+    def propose(self, tokens, max_tokens, min_chance):
         self.n_asked += max_tokens
         return np.zeros(max_tokens, np.int32)
 
 
+@pytest.mark.parametrize("fixed_rows", [1.0, 4.0, 30.0])
 @pytest.mark.parametrize("n_rows", [1, 4, 32, 500])
-def test_drafts_that_are_never_right_cost_a_small_share_of_the_steps(n_rows):
+def test_drafts_that_are_never_right_cost_a_small_share_of_the_steps(n_rows, fixed_rows):
     speculation = Speculation(drafter := Never(), 7)
     for _ in range(2000):
         draft = speculation.draft(NOTHING, 100)
-        speculation.learn(1, 0 if draft is None else len(draft), 0, n_rows)
-    # In rows; a step costs n_rows and FIXED_ROWS, of which each of its sequences pays its part.
-    cost_of_steps = 2000 * (n_rows + Speculation.FIXED_ROWS) / n_rows
+        speculation.learn(1, 0 if draft is None else len(draft), 0, n_rows, fixed_rows)
+    # In rows; a step costs n_rows and fixed_rows, of which each of its sequences pays its part.
+    cost_of_steps = 2000 * (n_rows + fixed_rows) / n_rows
     assert 0 < drafter.n_asked <= Speculation.FIRST_CREDIT + Speculation.SHARE * cost_of_steps
 
 
 @given(
     steps=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 80)), max_size=80),
     max_tokens=st.integers(1, 16),
+    fixed_rows=st.floats(1, 64),
 )
-def test_what_wrong_drafts_cost_has_been_saved_or_earned_before(steps, max_tokens):
+def test_what_wrong_drafts_cost_has_been_saved_or_earned_before(steps, max_tokens, fixed_rows):
     speculation = Speculation(Never(), max_tokens)
     allowed = Speculation.FIRST_CREDIT
     for n_right, n_rows in steps:
@@ -410,19 +412,65 @@ def test_what_wrong_drafts_cost_has_been_saved_or_earned_before(steps, max_token
         n_drafted = 0 if draft is None else len(draft)
         assert n_drafted <= min(allowed, max_tokens)
         n_accepted = min(n_right, n_drafted)
-        saved = Speculation.FIXED_ROWS / n_rows
+        saved = fixed_rows / n_rows
         allowed += Speculation.SHARE * (1 + saved) * (1 + n_accepted) + saved * n_accepted - (n_drafted - n_accepted)
-        speculation.learn(1 + n_accepted, n_drafted, n_accepted, n_rows)
+        speculation.learn(1 + n_accepted, n_drafted, n_accepted, n_rows, fixed_rows)
 
 
-def test_drafts_that_are_right_grow_to_the_most_and_wrong_ones_shrink_them():
-    speculation = Speculation(Never(), 15)
-    lengths = []
-    for is_right in [True] * 4 + [False] * 2 + [True] * 2:
-        draft = speculation.draft(NOTHING, 100)
-        lengths.append(len(draft))
-        speculation.learn(1, len(draft), len(draft) if is_right else 0, 1)
-    assert lengths == [3, 7, 15, 15, 15, 1, 1, 3]
+def asked_chance(n_rows, fixed_rows):
+    asked = []
+
+    class Notes:
+        def propose(self, tokens, max_tokens, min_chance):
+            asked.append(min_chance)
+            return NOTHING
+
+    speculation = Speculation(Notes(), 7)
+    speculation.learn(1, 0, 0, n_rows, fixed_rows)
+    assert speculation.draft(NOTHING, 100) is None
+    return asked[-1]
+
+
+def test_the_dearer_a_row_is_the_surer_a_draft_must_be():
+    chances = [asked_chance(n_rows, fixed_rows) for n_rows, fixed_rows in [(1, 64), (1, 8), (2, 8), (8, 8), (500, 1)]]
+    assert chances == sorted(chances)
+    assert chances[0] < 0.05
+    assert chances[-1] == Speculation.MOST_CHANCE
+
+
+@pytest.mark.parametrize("fixed_rows", [2.0, 8.0, 40.0])
+def test_what_a_row_costs_is_learnt_from_the_steps_times(fixed_rows):
+    cost = StepCost()
+    for n_rows in [1, 1, 4, 1, 9, 1, 1, 16] * 40:
+        cost.learn(n_rows, 1e-3 * (n_rows + fixed_rows))
+    assert cost.fixed_rows == pytest.approx(fixed_rows, rel=0.1)
+
+
+def test_steps_of_one_size_or_nonsense_tell_nothing_impossible_of_a_rows_cost():
+    cost = StepCost()
+    for _ in range(100):
+        cost.learn(8, 1e-3)
+    assert cost.fixed_rows == pytest.approx(StepCost.FIRST_ROWS)
+    for i in range(1000):
+        cost.learn(1 + i % 7, 1e-3 * (10 - i % 7) if i % 50 else 100.0)  # more rows take less time
+        assert StepCost.LIMITS[0] <= cost.fixed_rows <= StepCost.LIMITS[1]
+    for i in range(1000):
+        cost.learn(1 + i % 7, 1e-3 * (1 + i % 7) ** 2)
+        assert StepCost.LIMITS[0] <= cost.fixed_rows <= StepCost.LIMITS[1]
+
+
+@pytest.mark.parametrize(("n_rows", "fixed_rows", "most"), [(1, 64, 0), (1, 3, 4), (8, 4, 10)])
+def test_looks_in_vain_are_made_less_often_the_dearer_a_row_is(n_rows, fixed_rows, most):
+    class Nothing:
+        def propose(self, tokens, max_tokens, min_chance):
+            return NOTHING
+
+    speculation, pauses = Speculation(Nothing(), 7), []
+    for _ in range(6):
+        speculation.learn(1, 0, 0, n_rows, fixed_rows)
+        assert speculation.draft(NOTHING, 100) is None
+        pauses.append(speculation.pause)
+    assert pauses == [min(pause, most) for pause in (1, 3, 7, 15, 31, 63)]
 
 
 def test_options_that_are_none_are_refused():
@@ -438,16 +486,18 @@ def test_options_that_are_none_are_refused():
 
 
 def looked_up(tokens, max_tokens=4):
-    return PromptLookup().propose(np.array(tokens, np.int32), max_tokens).tolist()
+    return PromptLookup().propose(np.array(tokens, np.int32), max_tokens, 0.0).tolist()
 
 
 def test_what_followed_the_newest_tokens_before_is_proposed():
     assert looked_up([1, 2, 3, 4, 5, 6, 7, 1, 2], 3) == [3, 4, 5]
+    assert looked_up([1, 2, 3, 4, 5, 6, 7, 9, 2], 3) == [3, 4, 5]
 
 
-def test_the_latest_of_the_longest_runs_counts():
-    assert looked_up([1, 2, 7, 3, 1, 2, 8, 4, 1, 2], 1) == [8]
+def test_the_longest_run_counts_and_what_followed_it_most_often_and_then_latest():
     assert looked_up([5, 6, 1, 2, 7, 9, 9, 1, 2, 8, 5, 6, 1, 2], 1) == [7]
+    assert looked_up([1, 2, 7, 3, 1, 2, 8, 4, 1, 2], 1) == [8]
+    assert looked_up([1, 2, 7, 3, 1, 2, 7, 5, 1, 2, 8, 4, 1, 2], 2) == [7, 5]
 
 
 def test_a_run_that_overlaps_what_follows_it_goes_round():
@@ -455,22 +505,53 @@ def test_a_run_that_overlaps_what_follows_it_goes_round():
     assert looked_up([3, 3, 3], 4) == [3, 3, 3, 3]
 
 
-@pytest.mark.parametrize("tokens", [[1], [1, 2], [1, 2, 3], [1, 2, 3, 1]])
+@pytest.mark.parametrize("tokens", [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]])
 def test_nothing_is_proposed_for_tokens_that_stand_nowhere_else(tokens):
     assert looked_up(tokens) == []
 
 
+def test_guesses_grow_while_they_are_right_shrink_when_they_are_wrong_and_recover():
+    rng = np.random.default_rng(1)
+    text = rng.permutation(5000)[:300].astype(np.int32)
+    lookup, sequence, lengths = PromptLookup(), list(text), []
+
+    def grow(tokens):
+        for token in tokens:
+            sequence.append(int(token))
+            lengths.append(len(lookup.propose(np.array(sequence, np.int32), 15, 0.3)))
+
+    grow(text[:60])
+    assert lengths[-1] == 15
+    for at in range(60, 200, 10):
+        grow([*text[at : at + 8], 6000 + at])  # what is copied always breaks off after eight tokens
+    assert 0 < max(lengths[-9:]) < 15
+    for at in range(0, 200, 2):
+        grow([text[at], text[299 - at]])  # what follows a token never does again
+    assert lengths[-1] == 0
+    grow(text[:100])
+    assert lengths[-1] == 15
+
+
 def naive(tokens, max_tokens):
-    for length in PromptLookup.LENGTHS:
-        for end in range(len(tokens) - 1, length - 1, -1):
-            if tokens[end - length : end] == tokens[len(tokens) - length :]:
-                return [tokens[end + i % (len(tokens) - end)] for i in range(max_tokens)]
-    return []
+    """The same by comparing everything; for runs that occur less often than are looked at."""
+    n_tokens = len(tokens)
+    for length in range(min(8, n_tokens - 1), 0, -1):
+        ends = [end for end in range(n_tokens - 1, length - 1, -1) if tokens[end - length : end] == tokens[-length:]]
+        if ends:
+            break
+    else:
+        return []
+    ends, draft = ends[:16], []
+    for i in range(max_tokens):
+        following = [[*tokens, *draft][end + i] for end in ends]
+        draft.append(max(following, key=following.count))
+        ends = [end for end, token in zip(ends, following, strict=True) if token == draft[-1]]
+    return draft
 
 
 @settings(deadline=None)
 @given(
-    tokens=st.lists(st.integers(0, 5), min_size=1, max_size=300),
+    tokens=st.lists(st.integers(0, 5), min_size=1, max_size=60) | st.lists(st.integers(0, 30), max_size=600),
     steps=st.lists(st.integers(1, 40), min_size=1, max_size=20),
 )
 def test_a_sequence_that_grows_is_looked_up_like_one_that_is_there_at_once(tokens, steps):
@@ -479,7 +560,7 @@ def test_a_sequence_that_grows_is_looked_up_like_one_that_is_there_at_once(token
         n_tokens += step
         if n_tokens > len(tokens):
             return
-        found = lookup.propose(np.array(tokens[:n_tokens], np.int32), 3).tolist()
+        found = lookup.propose(np.array(tokens[:n_tokens], np.int32), 3, 0.0).tolist()
         assert found == naive(tokens[:n_tokens], 3)
 
 
@@ -489,5 +570,5 @@ def test_a_long_prompt_of_a_large_vocabulary_is_found_again_nearly_everywhere():
     n_found = 0
     for begin in range(0, 19_000, 100):
         whole = np.concatenate([tokens, tokens[begin : begin + 10]])
-        n_found += np.array_equal(PromptLookup().propose(whole, 5), tokens[begin + 10 : begin + 15])
-    assert n_found > 170
+        n_found += np.array_equal(PromptLookup().propose(whole, 5, 0.0), tokens[begin + 10 : begin + 15])
+    assert n_found == 190
