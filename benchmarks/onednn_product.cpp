@@ -1,5 +1,6 @@
-// One product of oneDNN, weights packed as it likes them: out float32 [m, n] = (a int8 [m, k] . w int8 [k, n]) * scale[n].
-// usage: onednn_product M K N COPIES   prints GOPS, the median of 5 walks over COPIES matrices. Threads: OMP_NUM_THREADS.
+// One product of oneDNN, weights packed as it likes them: out float32 [m, n] = (a int8 [m, k] . w int8 [k, n]) *
+// scale[n]. usage: onednn_product M K N COPIES   prints GOPS, the median of 5 walks over COPIES matrices. Threads:
+// OMP_NUM_THREADS.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -18,7 +19,8 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 void fill(memory& bytes) {
   auto* p = static_cast<std::int8_t*>(bytes.get_data_handle());
-  for (std::size_t i = 0; i < bytes.get_desc().get_size(); ++i) p[i] = static_cast<std::int8_t>(std::rand() % 255 - 127);
+  for (std::size_t i = 0; i < bytes.get_desc().get_size(); ++i)
+    p[i] = static_cast<std::int8_t>(std::rand() % 255 - 127);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ import pytest
 from llm_decoder import _core
 
 kernels = _core.kernels
-# m: one row, each kind of tile, one more than a tile. n: up to more than a group. k: part of a step, a full chunk and more.
+# m: one row, each kind of tile, one more than a tile. n: more than a group. k: part of a step, a full chunk and more.
 SHAPES = (
     (1, 1, 1),
     (1, 31, 33),
