@@ -8,6 +8,7 @@ import pytest
 from models_factory import make_checkpoint
 
 from llm_decoder import LLM, SamplingParams
+from llm_decoder.speculation import StepCost
 
 STORY = (
     "Tom and his dog found a red ball under the old tree. They did not know whose ball it was, so they asked the bird. "
@@ -29,6 +30,13 @@ PARAMS = {
 def contents(outputs):
     """All that is answered; floats are compared bit for bit."""
     return [(output.outputs, output.prompt_logprobs) for output in outputs]
+
+
+@pytest.fixture(autouse=True)
+def rows_that_cost_next_to_nothing(monkeypatch):
+    """So that much is drafted, and the same on every machine."""
+    monkeypatch.setattr(StepCost, "FIRST_ROWS", 64.0)
+    monkeypatch.setattr(StepCost, "LIMITS", (64.0, 64.0))
 
 
 @pytest.fixture(scope="module")
