@@ -90,12 +90,15 @@ inline void for_pages(const SpanTile& tile, const Fn& fn) {
 }
 
 // Calls Step<kRows, kVectors>::run(tile, page, i) for the vectors of elements [begin, end), i their first element: as
-// many beside each other as the registers hold, then one by one.
+// many beside each other as the registers hold, then two (a small page has no more), then one.
 template <template <int, int> class Step, int kRows>
 inline void for_vectors(const SpanTile& tile, const TilePage& page, std::int32_t begin, std::int32_t end) {
   constexpr std::int32_t kBeside = vectors_beside(kRows);
   std::int32_t i = begin;
   for (; end - i >= kBeside * kLanes; i += kBeside * kLanes) Step<kRows, kBeside>::run(tile, page, i);
+  if constexpr (kBeside > 2) {
+    for (; end - i >= 2 * kLanes; i += 2 * kLanes) Step<kRows, 2>::run(tile, page, i);
+  }
   for (; i < end; i += kLanes) Step<kRows, 1>::run(tile, page, i);
 }
 

@@ -5,8 +5,8 @@
 
 constexpr std::int32_t kLanes = 16;
 // 32 registers: the accumulators, one vector of K or V for each column of the tile, one broadcast.
-constexpr std::int32_t kRowTile = 8;
-constexpr std::int32_t vectors_beside(std::int32_t n_rows) { return n_rows <= 6 ? 4 : 2; }
+constexpr std::int32_t kRowTile = 6;
+constexpr std::int32_t vectors_beside(std::int32_t /*n_rows*/) { return 4; }
 
 struct F32 {
   __m512 v;
