@@ -120,10 +120,8 @@ def shared_row(args: argparse.Namespace) -> dict[str, float]:
     context = (trunk + 1) * args.page_size
     page_bytes = make_pool(args.dtype, 1, args.n_kv_heads, args.head_dim, args.page_size).nbytes
     n_pages = max(args.pool_bytes // page_bytes, n * (trunk + 1))
-    pool, pages = (
-        make_pool(args.dtype, n_pages, args.n_kv_heads, args.head_dim, args.page_size),
-        shuffled_pages(n_pages),
-    )
+    pool = make_pool(args.dtype, n_pages, args.n_kv_heads, args.head_dim, args.page_size)
+    pages = shuffled_pages(n_pages)
 
     def layers_of(layer_pages: int) -> np.ndarray:
         return pages[: n_pages // layer_pages * layer_pages].reshape(-1, layer_pages)
