@@ -46,8 +46,11 @@ struct AttentionScratch {
   float* states;          // [kRowTile, state_floats]
   float* scores;          // [kRowTile, span_slots], overwritten by the weights
   std::uint8_t* weights;  // [kRowTile, span_slots], s8 pages
-  float* weight_scales;   // [kRowTile, span_pages], s8 pages: p * v_scale = byte * weight_scale
-  std::int32_t n_rows;    // of a block, at most
+  // s8 pages, [kRowTile, span_pages] and up to whole vectors.
+  float* largest_weights;   // [.., kLanes]
+  float* weight_scales;     // p * v_scale = byte * weight_scale
+  float* bytes_per_weight;  // its inverse
+  std::int32_t n_rows;      // of a block, at most
 };
 
 // Runs of elements in scratch, each on its own cache line.
@@ -83,7 +86,10 @@ inline AttentionScratch lay_out_scratch(const PagedKvView& kv, std::int32_t n_he
   scratch.states = cursor.take<float>(kRowTile * state_floats(kv.head_dim_padded));
   scratch.scores = cursor.take<float>(kRowTile * span_slots);
   scratch.weights = cursor.take<std::uint8_t>(is_s8 ? kRowTile * span_slots : 0);
-  scratch.weight_scales = cursor.take<float>(is_s8 ? kRowTile * span_pages : 0);
+  const std::int64_t n_scales = is_s8 ? round_up(kRowTile * span_pages, kLanes) : 0;
+  scratch.largest_weights = cursor.take<float>(n_scales * kLanes);
+  scratch.weight_scales = cursor.take<float>(n_scales);
+  scratch.bytes_per_weight = cursor.take<float>(n_scales);
   return scratch;
 }
 

@@ -38,6 +38,9 @@ struct SpanTile {
   float* weight_scales(std::int32_t row) const {
     return scratch.weight_scales + static_cast<std::int64_t>(row) * span_pages;
   }
+  float* largest_weights(std::int32_t row, std::int32_t page) const {
+    return scratch.largest_weights + (static_cast<std::int64_t>(row) * span_pages + page) * kLanes;
+  }
   // The slots of the span that any row sees, in whole vectors.
   std::int32_t slot_begin() const { return seen_by_any.begin / kLanes * kLanes; }
   std::int32_t slot_end() const { return (seen_by_any.end + kLanes - 1) / kLanes * kLanes; }
@@ -87,12 +90,15 @@ inline void for_pages(const SpanTile& tile, const Fn& fn) {
 }
 
 // Calls Step<kRows, kVectors>::run(tile, page, i) for the vectors of elements [begin, end), i their first element: as
-// many beside each other as the registers hold, then one by one.
+// many beside each other as the registers hold, then two (a small page has no more), then one.
 template <template <int, int> class Step, int kRows>
 inline void for_vectors(const SpanTile& tile, const TilePage& page, std::int32_t begin, std::int32_t end) {
   constexpr std::int32_t kBeside = vectors_beside(kRows);
   std::int32_t i = begin;
   for (; end - i >= kBeside * kLanes; i += kBeside * kLanes) Step<kRows, kBeside>::run(tile, page, i);
+  if constexpr (kBeside > 2) {
+    for (; end - i >= 2 * kLanes; i += 2 * kLanes) Step<kRows, 2>::run(tile, page, i);
+  }
   for (; i < end; i += kLanes) Step<kRows, 1>::run(tile, page, i);
 }
 
@@ -293,8 +299,7 @@ struct FloatPages {
   }
 };
 
-// ---- weigh: a row's scores over the span become weights, its state gets maximum and sum. A row at a time, so that the
-// chains of several rows overlap.
+// ---- weigh: a row's scores over the span become weights, its state gets maximum and sum.
 
 // What a row sees of a run of slots: keep() puts `fill` into the lanes that it must not see.
 struct SeesAll {
@@ -307,16 +312,22 @@ struct SeesSome {
   }
 };
 
-// The largest score, in every lane.
+// Calls fn with what the row sees of the slots that are worked on.
+template <class Fn>
+inline auto with_seen(const SpanTile& tile, std::int32_t row, const Fn& fn) {
+  const SlotRange seen = tile.seen[row];
+  return seen.begin <= tile.slot_begin() && seen.end >= tile.slot_end() ? fn(SeesAll{}) : fn(SeesSome{seen});
+}
+
 template <class Seen>
-inline F32 largest_score(const SpanTile& tile, std::int32_t row, Seen seen) {
+inline float largest_score(const SpanTile& tile, std::int32_t row, Seen seen) {
   const F32 none = splat(kNoMaximum);
   const float* scores = tile.scores(row);
   F32 largest = none;
   for (std::int32_t slot = tile.slot_begin(); slot < tile.slot_end(); slot += kLanes) {
     largest = max(seen.keep(load(scores + slot), slot, none), largest);
   }
-  return splat(reduce_max(largest));
+  return reduce_max(largest);
 }
 
 template <class Seen>
@@ -332,38 +343,38 @@ inline F32 weigh_floats(const SpanTile& tile, std::int32_t row, F32 row_max, See
   return sum;
 }
 
-// Asks for the first half of the tile ahead, an even part of it at each of the page's vectors under each row.
+// Asks for the first half of the tile ahead, an even part of it at each vector of each row.
 struct AskForHalf {
-  const std::byte* line;
-  std::int64_t bytes;
+  std::int64_t bytes_per_vector;
+  const std::byte* line = nullptr;
+  std::int64_t bytes = 0;
 
-  AskForHalf(const SpanTile& tile, const TilePage& page, std::int32_t row) : line(page.ahead_of_weigh), bytes(0) {
-    if (line == nullptr) return;
-    const std::int64_t n_vectors = std::int64_t{tile.n_rows} * (tile.kv.page_size / kLanes);
-    bytes = round_up(ceil_div(tile.kv.head_stride_bytes / 2, n_vectors), kPrefetchBytes);
-    line += row * (tile.kv.page_size / kLanes) * bytes;
+  explicit AskForHalf(const SpanTile& tile)
+      : bytes_per_vector(round_up(ceil_div(tile.kv.head_stride_bytes / 2, tile.n_rows * (tile.kv.page_size / kLanes)),
+                                  kPrefetchBytes)) {}
+  void begin(const TilePage& page) {
+    line = page.ahead_of_weigh;
+    bytes = line == nullptr ? 0 : bytes_per_vector;
   }
   void next() {
     for (const std::byte* end = line + bytes; line < end; line += kPrefetchBytes) prefetch(line);
   }
 };
 
-inline float float_of_bits(std::int32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, sizeof(x));
-  return x;
-}
+struct RowSums {
+  F32 max;  // the largest score, in every lane
+  F32 sixteenths;
+  F32 sum;
+};
 
-// A page's weights p * v_scale as bytes, against the largest of the page, so that a long flat tail keeps its eight bits
-// page by page. Returns `sum` with the page's p added.
+// A page's weights p * v_scale, in place of the scores, and the largest of them in each lane.
 template <class Seen>
-inline F32 weigh_page_s8(const SpanTile& tile, const TilePage& page, std::int32_t row, F32 row_max, F32 sixteenths,
-                         F32 sum, Seen seen) {
-  const F32 zero = splat(0.0f);
+inline void weigh_page_s8(const SpanTile& tile, const TilePage& page, std::int32_t row, AskForHalf& ask, RowSums& sums,
+                          Seen seen) {
+  const F32 zero = splat(0.0f), row_max = sums.max, sixteenths = sums.sixteenths;
   const float* v_scale = tile.kv.v_scales(page.id, tile.kv_head);
   float* scores = tile.scores(row) + page.first_slot;
-  std::uint8_t* weights = tile.weights(row) + page.first_slot;
-  AskForHalf ask(tile, page, row);
+  F32 sum = sums.sum;
   I32 largest_bits = as_i32(zero);
   for (std::int32_t slot = page.slot_begin; slot < page.slot_end; slot += kLanes) {
     const std::int32_t span_slot = page.first_slot + slot;
@@ -374,43 +385,69 @@ inline F32 weigh_page_s8(const SpanTile& tile, const TilePage& page, std::int32_
     largest_bits = max_bits(as_i32(weight), largest_bits);  // a NaN wins, and shows in weight_scale
     ask.next();
   }
-  const float largest = float_of_bits(reduce_max_bits(largest_bits));
-  const bool is_nothing = largest < kSmallestWeight;
-  tile.weight_scales(row)[page.number] = is_nothing ? 0.0f : largest * (1.0f / 255.0f);
-  const F32 bytes_per_weight = splat(is_nothing ? 0.0f : 255.0f / largest), round = splat(kRoundToInteger);
-  for (std::int32_t slot = page.slot_begin; slot < page.slot_end; slot += kLanes) {
-    store_low_bytes(weights + slot, as_i32(fma(load(scores + slot), bytes_per_weight, round)));
-  }
-  return sum;
+  sums.sum = sum;
+  store(tile.largest_weights(row, page.number), as_f32(largest_bits));
 }
 
-template <class Seen>
-inline void weigh(const SpanTile& tile, std::int32_t row, Seen seen) {
-  const State& state = tile.state[row];
-  clear_state(state);
-  const F32 row_max = largest_score(tile, row, seen);
-  const float max = reduce_max(row_max);
-  F32 sum = splat(0.0f);
-  if (tile.kv.dtype == Dtype::s8) {
-    const float q_scale = tile.scratch.q_scale[tile.first_row + row], scaled_max = max * q_scale;
-    const F32 sixteenths = splat(q_scale * kSixteenthsPerUnit);
-    for_pages(tile,
-              [&](const TilePage& page) { sum = weigh_page_s8(tile, page, row, row_max, sixteenths, sum, seen); });
-    state.max() = scaled_max > kNoMaximum ? scaled_max : kNoMaximum;
-  } else {
-    sum = weigh_floats(tile, row, row_max, seen);
-    state.max() = max;
+// Each page's scales from its largest weight, so that a long flat tail keeps its eight bits page by page. All rows and
+// pages at once, sixteen beside each other; those that nobody sees get scales that nobody reads.
+inline void find_weight_scales(const SpanTile& tile, std::int32_t n_rows) {
+  const F32 zero = splat(0.0f);
+  for (std::int32_t i = 0; i < n_rows * tile.span_pages; i += kLanes) {
+    const F32 largest = as_f32(reduce_max_bits_of_each(tile.scratch.largest_weights + std::int64_t{i} * kLanes));
+    const Mask is_nothing = less(largest, splat(kSmallestWeight));
+    store(tile.scratch.weight_scales + i, select(is_nothing, zero, mul(largest, splat(1.0f / 255.0f))));
+    store(tile.scratch.bytes_per_weight + i, select(is_nothing, zero, div(splat(255.0f), largest)));
   }
-  state.sum() = reduce_add(sum);
 }
 
-inline void weigh_rows(const SpanTile& tile, std::int32_t n_rows) {
-  for (std::int32_t row = 0; row < n_rows; ++row) {
-    if (tile.seen[row].begin <= tile.slot_begin() && tile.seen[row].end >= tile.slot_end()) {
-      weigh(tile, row, SeesAll{});
-    } else {
-      weigh(tile, row, SeesSome{tile.seen[row]});
+inline void quantize_weights(const SpanTile& tile, std::int32_t row) {
+  const F32 round = splat(kRoundToInteger);
+  const float* scores = tile.scores(row);
+  const float* bytes_per_weight = tile.scratch.bytes_per_weight + std::int64_t{row} * tile.span_pages;
+  std::uint8_t* weights = tile.weights(row);
+  std::int32_t slot = tile.slot_begin();
+  for (std::int32_t number = slot / tile.kv.page_size; slot < tile.slot_end(); ++number) {
+    const std::int32_t end = smaller((number + 1) * tile.kv.page_size, tile.slot_end());
+    const F32 factor = splat(bytes_per_weight[number]);
+    for (; slot < end; slot += kLanes) {
+      store_low_bytes(weights + slot, as_i32(fma(load(scores + slot), factor, round)));
     }
+  }
+}
+
+// A step for all rows before the next step, so that the chains of several rows overlap.
+inline void weigh_rows_s8(const SpanTile& tile, std::int32_t n_rows) {
+  RowSums sums[kRowTile];
+  for (std::int32_t row = 0; row < n_rows; ++row) {
+    const float q_scale = tile.scratch.q_scale[tile.first_row + row];
+    const float max = with_seen(tile, row, [&](auto seen) { return largest_score(tile, row, seen); });
+    clear_state(tile.state[row]);
+    tile.state[row].max() = max * q_scale > kNoMaximum ? max * q_scale : kNoMaximum;
+    sums[row] = {splat(max), splat(q_scale * kSixteenthsPerUnit), splat(0.0f)};
+  }
+  AskForHalf ask(tile);
+  for_pages(tile, [&](const TilePage& page) {
+    ask.begin(page);
+    for (std::int32_t row = 0; row < n_rows; ++row) {
+      with_seen(tile, row, [&](auto seen) { weigh_page_s8(tile, page, row, ask, sums[row], seen); });
+    }
+  });
+  find_weight_scales(tile, n_rows);
+  for (std::int32_t row = 0; row < n_rows; ++row) {
+    quantize_weights(tile, row);
+    tile.state[row].sum() = reduce_add(sums[row].sum);
+  }
+}
+
+inline void weigh_rows_floats(const SpanTile& tile, std::int32_t n_rows) {
+  for (std::int32_t row = 0; row < n_rows; ++row) {
+    const State& state = tile.state[row];
+    clear_state(state);
+    with_seen(tile, row, [&](auto seen) {
+      state.max() = largest_score(tile, row, seen);
+      state.sum() = reduce_add(weigh_floats(tile, row, splat(state.max()), seen));
+    });
   }
 }
 
@@ -422,7 +459,7 @@ inline void attend_float_tile(const SpanTile& tile) {
   for_pages(tile, [&](const TilePage& page) {
     for_vectors<Pages::template Score, kRows>(tile, page, page.slot_begin, page.slot_end);
   });
-  weigh_rows(tile, kRows);
+  weigh_rows_floats(tile, kRows);
   for_pages(tile, [&](const TilePage& page) { Pages::template accumulate_page<kRows>(tile, page); });
 }
 
@@ -432,7 +469,7 @@ void attend_tile(const SpanTile& tile) {
   if (tile.kv.dtype == Dtype::bf16) return attend_float_tile<Bf16, kRows>(tile);
   for_pages(tile,
             [&](const TilePage& page) { for_vectors<ScoreS8, kRows>(tile, page, page.slot_begin, page.slot_end); });
-  weigh_rows(tile, kRows);
+  weigh_rows_s8(tile, kRows);
   for_pages(tile,
             [&](const TilePage& page) { for_vectors<AccumulateS8, kRows>(tile, page, 0, tile.kv.head_dim_padded); });
 }

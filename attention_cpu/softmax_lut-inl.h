@@ -29,8 +29,8 @@ inline F32 exp2_sixteenths(F32 shifted, F32 f) {
 inline F32 exp_lut(F32 x) {
   const F32 round = splat(kRoundToInteger);
   const F32 shifted = fma(x, splat(kSixteenthsPerUnit), round);
-  const F32 n = sub(shifted, round);
-  const F32 f = fma(x, splat(kSixteenthsPerUnitRest), fma(x, splat(kSixteenthsPerUnit), sub(splat(0.0f), n)));
+  const F32 minus_n = sub(round, shifted);
+  const F32 f = fma(x, splat(kSixteenthsPerUnitRest), fma(x, splat(kSixteenthsPerUnit), minus_n));
   return select(less(x, splat(kExpFloor)), splat(0.0f), exp2_sixteenths(shifted, f));
 }
 
@@ -39,7 +39,7 @@ inline F32 exp_lut(F32 x) {
 inline F32 exp_lut_scaled(F32 x, F32 sixteenths) {
   const F32 round = splat(kRoundToInteger);
   const F32 shifted = fma(x, sixteenths, round);
-  const F32 n = sub(shifted, round);
-  const F32 f = fma(x, sixteenths, sub(splat(0.0f), n));
-  return select(less(n, splat(kExpFloorSixteenths)), splat(0.0f), exp2_sixteenths(shifted, f));
+  const F32 minus_n = sub(round, shifted);
+  const F32 f = fma(x, sixteenths, minus_n);
+  return select(less(splat(-kExpFloorSixteenths), minus_n), splat(0.0f), exp2_sixteenths(shifted, f));
 }

@@ -186,12 +186,22 @@ inline std::int32_t reduce_add(I32 a) {
   return _mm_cvtsi128_si32(_mm_add_epi32(x2, _mm_shuffle_epi32(x2, 1)));
 }
 
-inline std::int32_t reduce_max_bits(I32 a) {
-  const __m256i x8 = _mm256_max_epu32(a.lo, a.hi);
-  const __m128i x4 = _mm_max_epu32(_mm256_castsi256_si128(x8), _mm256_extracti128_si256(x8, 1));
-  const __m128i x2 = _mm_max_epu32(x4, _mm_unpackhi_epi64(x4, x4));
-  return _mm_cvtsi128_si32(_mm_max_epu32(x2, _mm_shuffle_epi32(x2, 1)));
+// Vectors 0 to 3 at p: [0 1 2 3] in each half.
+inline __m256i max_bits_of_four(const float* p) {
+  __m256i pairs[2];
+  for (int i = 0; i < 2; ++i) {
+    const float *a = p + 2 * i * kLanes, *b = a + kLanes;
+    const __m256i a8 = _mm256_max_epu32(load_bits(a), load_bits(a + 8));
+    const __m256i b8 = _mm256_max_epu32(load_bits(b), load_bits(b + 8));
+    pairs[i] = _mm256_max_epu32(_mm256_unpacklo_epi32(a8, b8), _mm256_unpackhi_epi32(a8, b8));
+  }
+  return _mm256_max_epu32(_mm256_unpacklo_epi64(pairs[0], pairs[1]), _mm256_unpackhi_epi64(pairs[0], pairs[1]));
 }
+inline __m256i max_bits_of_eight(const float* p) {
+  const __m256i a = max_bits_of_four(p), b = max_bits_of_four(p + 4 * kLanes);
+  return _mm256_max_epu32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+inline I32 reduce_max_bits_of_each(const float* p) { return {max_bits_of_eight(p), max_bits_of_eight(p + 8 * kLanes)}; }
 
 // Into the L2 cache: pages come in bursts that the few fill buffers of the L1 cache would hold up.
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

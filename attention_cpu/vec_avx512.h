@@ -5,8 +5,8 @@
 
 constexpr std::int32_t kLanes = 16;
 // 32 registers: the accumulators, one vector of K or V for each column of the tile, one broadcast.
-constexpr std::int32_t kRowTile = 8;
-constexpr std::int32_t vectors_beside(std::int32_t n_rows) { return n_rows <= 6 ? 4 : 2; }
+constexpr std::int32_t kRowTile = 6;
+constexpr std::int32_t vectors_beside(std::int32_t /*n_rows*/) { return 4; }
 
 struct F32 {
   __m512 v;
@@ -136,12 +136,26 @@ inline std::int32_t reduce_add(I32 a) {
   return _mm_cvtsi128_si32(_mm_add_epi32(x2, _mm_shuffle_epi32(x2, 1)));
 }
 
-inline std::int32_t reduce_max_bits(I32 a) {
-  const __m256i x8 =
-      _mm256_max_epu32(_mm512_maskz_extracti64x4_epi64(0xff, a.v, 0), _mm512_maskz_extracti64x4_epi64(0xff, a.v, 1));
-  const __m128i x4 = _mm_max_epu32(_mm256_castsi256_si128(x8), _mm256_extracti128_si256(x8, 1));
-  const __m128i x2 = _mm_max_epu32(x4, _mm_unpackhi_epi64(x4, x4));
-  return _mm_cvtsi128_si32(_mm_max_epu32(x2, _mm_shuffle_epi32(x2, 1)));
+// Vectors 0 to 3 at p: [0 1 2 3] in each quarter.
+inline __m512i max_bits_of_four(const float* p) {
+  __m512i pairs[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m512i a = _mm512_loadu_si512(p + 2 * i * kLanes), b = _mm512_loadu_si512(p + (2 * i + 1) * kLanes);
+    pairs[i] = _mm512_maskz_max_epu32(kAllLanes, _mm512_maskz_unpacklo_epi32(kAllLanes, a, b),
+                                      _mm512_maskz_unpackhi_epi32(kAllLanes, a, b));
+  }
+  return _mm512_maskz_max_epu32(kAllLanes, _mm512_maskz_unpacklo_epi64(0xff, pairs[0], pairs[1]),
+                                _mm512_maskz_unpackhi_epi64(0xff, pairs[0], pairs[1]));
+}
+inline I32 reduce_max_bits_of_each(const float* p) {
+  __m512i halves[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m512i a = max_bits_of_four(p + 8 * i * kLanes), b = max_bits_of_four(p + (8 * i + 4) * kLanes);
+    halves[i] = _mm512_maskz_max_epu32(kAllLanes, _mm512_maskz_shuffle_i32x4(kAllLanes, a, b, 0x44),
+                                       _mm512_maskz_shuffle_i32x4(kAllLanes, a, b, 0xee));
+  }
+  return {_mm512_maskz_max_epu32(kAllLanes, _mm512_maskz_shuffle_i32x4(kAllLanes, halves[0], halves[1], 0x88),
+                                 _mm512_maskz_shuffle_i32x4(kAllLanes, halves[0], halves[1], 0xdd))};
 }
 
 // Into the L2 cache: pages come in bursts that the few fill buffers of the L1 cache would hold up.

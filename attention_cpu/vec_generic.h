@@ -269,12 +269,17 @@ inline std::int32_t reduce_add(I32 a) {
   return static_cast<std::int32_t>(sum);
 }
 
-inline std::int32_t reduce_max_bits(I32 a) {
-  for (std::int32_t i = 1; i < kLanes; ++i) {
-    const bool is_larger = static_cast<std::uint32_t>(a.lane[i]) > static_cast<std::uint32_t>(a.lane[0]);
-    a.lane[0] = is_larger ? a.lane[i] : a.lane[0];
+// Lane i: the largest bits, as max_bits orders them, of vector i of the sixteen that begin at p.
+inline I32 reduce_max_bits_of_each(const float* p) {
+  I32 x;
+  for (std::int32_t i = 0; i < kLanes; ++i) {
+    const I32 of = as_i32(load(p + i * kLanes));
+    x.lane[i] = of.lane[0];
+    for (const std::int32_t lane : of.lane) {
+      x.lane[i] = static_cast<std::uint32_t>(lane) > static_cast<std::uint32_t>(x.lane[i]) ? lane : x.lane[i];
+    }
   }
-  return a.lane[0];
+  return x;
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }

@@ -4,8 +4,9 @@
 
 Decode reads every page of a pool larger than the caches once a call; its limit is the core's read bandwidth, measured
 in the same run. Prefill is one chunk of rows behind a context; an operation is a multiply or an add of QK or PV that
-causality allows. Shared: --sequences that have --shared tokens in common and 64 of their own, against as many with
-pages of their own. Figures are medians of --repeats calls.
+causality allows. Shared: --sequences that have --shared tokens in common and a page of their own, against as many with
+pages of their own, in layers that take turns until --pool-bytes are read, which no cache holds. Figures are medians of
+--repeats calls, or turns through the layers.
 """
 
 from __future__ import annotations
@@ -78,21 +79,27 @@ def read_bandwidth(repeats: int) -> float:
 
 
 def attention(
-    args: argparse.Namespace, pool: Pool, tables: np.ndarray, n_tokens: int, context: int, n_threads: int = 0
+    args: argparse.Namespace, pool: Pool, layers: np.ndarray, n_tokens: int, context: int, n_threads: int = 0
 ) -> float:
-    """Seconds of `n_tokens` query tokens a sequence, the last at position context - 1. n_threads 1: pages are shared as
-    a decoder shares them."""
-    n_sequences = tables.shape[0]
+    """Seconds a layer, for `n_tokens` query tokens a sequence, the last at position context - 1. layers: page tables
+    [n_layers, n_sequences, n_pages]. n_threads 1: pages are shared as a decoder shares them."""
+    n_sequences = layers.shape[1]
     q = np.random.default_rng(1).standard_normal((n_sequences * n_tokens, args.n_heads, args.head_dim), np.float32)
     begins = np.arange(n_sequences + 1, dtype=np.int32) * n_tokens
     positions = np.full(n_sequences, context - n_tokens, np.int32)
     scale = args.head_dim**-0.5
-    return median_s(
-        lambda: _core.kernels.paged_attention(
-            args.isa, q, pool.k, pool.v, pool.k_scale, pool.v_scale, tables, begins, positions, scale, 0, n_threads
-        ),
-        args.repeats,
-    )
+
+    def turn() -> None:
+        for tables in layers:
+            _core.kernels.paged_attention(
+                args.isa, q, pool.k, pool.v, pool.k_scale, pool.v_scale, tables, begins, positions, scale, 0, n_threads
+            )
+
+    return median_s(turn, args.repeats) / layers.shape[0]
+
+
+def shuffled_pages(n_pages: int) -> np.ndarray:
+    return np.random.default_rng(2).permutation(n_pages).astype(np.int32)
 
 
 def decode_rows(args: argparse.Namespace) -> list[dict[str, float]]:
@@ -101,9 +108,9 @@ def decode_rows(args: argparse.Namespace) -> list[dict[str, float]]:
         pages = -(-context // args.page_size)
         n_pages = max(args.pool_pages // pages, 1) * pages
         pool = make_pool(args.dtype, n_pages, args.n_kv_heads, args.head_dim, args.page_size)
-        tables = np.random.default_rng(2).permutation(n_pages).astype(np.int32).reshape(-1, pages)
-        seconds = attention(args, pool, tables, 1, context)
-        rows.append({"context": context, "sequences": tables.shape[0], "gb_per_s": pool.nbytes / seconds / 1e9})
+        layers = shuffled_pages(n_pages).reshape(1, -1, pages)
+        seconds = attention(args, pool, layers, 1, context)
+        rows.append({"context": context, "sequences": layers.shape[1], "gb_per_s": pool.nbytes / seconds / 1e9})
     return rows
 
 
@@ -111,11 +118,20 @@ def shared_row(args: argparse.Namespace) -> dict[str, float]:
     """Microseconds of a layer's attention over a trunk and a page for each sequence, shared and with copies of it."""
     trunk, n = -(-args.shared // args.page_size), args.sequences
     context = (trunk + 1) * args.page_size
-    pool = make_pool(args.dtype, n * (trunk + 1), args.n_kv_heads, args.head_dim, args.page_size)
-    separate = np.random.default_rng(2).permutation(n * (trunk + 1)).astype(np.int32).reshape(n, -1)
-    shared = np.concatenate([np.repeat(separate[:1, :trunk], n, axis=0), separate[:, trunk:]], axis=1)
+    page_bytes = make_pool(args.dtype, 1, args.n_kv_heads, args.head_dim, args.page_size).nbytes
+    n_pages = max(args.pool_bytes // page_bytes, n * (trunk + 1))
+    pool = make_pool(args.dtype, n_pages, args.n_kv_heads, args.head_dim, args.page_size)
+    pages = shuffled_pages(n_pages)
+
+    def layers_of(layer_pages: int) -> np.ndarray:
+        return pages[: n_pages // layer_pages * layer_pages].reshape(-1, layer_pages)
+
+    separate = layers_of(n * (trunk + 1)).reshape(-1, n, trunk + 1)
+    of_layers = layers_of(trunk + n)
+    trunks = np.repeat(of_layers[:, None, :trunk], n, axis=1)
+    shared = np.concatenate([trunks, of_layers[:, trunk:, None]], axis=2)
     separate_s = attention(args, pool, separate, 1, context, n_threads=1)
-    shared_s = attention(args, pool, np.ascontiguousarray(shared), 1, context, n_threads=1)
+    shared_s = attention(args, pool, shared, 1, context, n_threads=1)
     return {"separate_us": separate_s * 1e6, "shared_us": shared_s * 1e6, "ratio": shared_s / separate_s}
 
 
@@ -125,8 +141,7 @@ def prefill_rows(args: argparse.Namespace) -> list[dict[str, float]]:
         context = n_tokens + args.prefill_context
         pages = -(-context // args.page_size)
         pool = make_pool(args.dtype, pages, args.n_kv_heads, args.head_dim, args.page_size)
-        tables = np.random.default_rng(2).permutation(pages).astype(np.int32).reshape(1, pages)
-        seconds = attention(args, pool, tables, n_tokens, context)
+        seconds = attention(args, pool, shuffled_pages(pages).reshape(1, 1, pages), n_tokens, context)
         seen = n_tokens * args.prefill_context + n_tokens * (n_tokens + 1) // 2
         operations = 4 * seen * args.n_heads * args.head_dim
         rows.append({"tokens": n_tokens, "context": context, "gops": operations / seconds / 1e9})
@@ -147,6 +162,7 @@ def main() -> None:
     parser.add_argument("--prefill-context", type=int, default=512, help="tokens before the chunk")
     parser.add_argument("--shared", type=int, default=2048, help="tokens in common (default 2048)")
     parser.add_argument("--sequences", type=int, default=8, help="that have them in common (default 8)")
+    parser.add_argument("--pool-bytes", type=int, default=768 << 20, help="of the layers that take turns")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     print(
