@@ -10,12 +10,13 @@
 
 namespace llm_decoder {
 
-// One mapping for all layers of a group, a pool after the other:
+// One mapping, a page after the other, each with all layers of the group:
 //
-//   [n_layers][K, V][n_pages] tiles        then, for s8,        [n_layers][K, V][n_pages] scales
+//   [n_pages][n_layers]   K tiles, V tiles, and for s8 K scales, V scales
 //
-// The pages of one layer lie together because attention walks them layer by layer. Memory is the system's zero pages
-// until it is first written.
+// A page lies together so that what a sequence takes of the memory is what its tokens need: the system clears memory
+// when it is first written, a huge page at a time, and a pool for each layer would have all of them begun by the first
+// token.
 class Storage {
  public:
   // The memory of group `number`. Throws std::bad_alloc with a message when the system has too little.
@@ -26,16 +27,17 @@ class Storage {
 
   PagedKvView layer(std::int32_t layer) const;         // counted within the group
   void copy_page(std::int32_t from, std::int32_t to);  // K, V and scales, in every layer
-  std::int64_t page_bytes() const;                     // of one page over all layers of the group
+  std::int64_t page_bytes() const { return layer_bytes_ * n_layers_; }
 
  private:
   std::int32_t n_layers_;
-  PagedKvView shape_;                    // everything but the pointers
-  std::int64_t scale_stride_bytes_ = 0;  // between pages of a pool of scales
-  std::int64_t tile_pool_bytes_ = 0;     // one pool, rounded up to the alignment
-  std::int64_t scale_pool_bytes_ = 0;
+  PagedKvView shape_;             // everything but the pointers
+  std::int64_t tile_bytes_ = 0;   // of the K tiles of one page and layer; the V tiles take as many
+  std::int64_t scale_bytes_ = 0;  // of their scales
+  std::int64_t layer_bytes_ = 0;  // of one page and layer
   std::int64_t mapped_bytes_ = 0;
   std::byte* memory_ = nullptr;
+  std::byte* first_page_ = nullptr;
 };
 
 }  // namespace llm_decoder

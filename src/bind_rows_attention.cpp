@@ -124,6 +124,7 @@ PagedKvView view_of(py::array& k, py::array& v, py::object& k_scale, py::object&
       write_array<std::uint8_t>(k, place, "k", {n_pages, heads, hd / 4, page_size, 4}).data);
   view.v = reinterpret_cast<std::byte*>(
       write_array<std::int8_t>(v, place, "v", {n_pages, heads, page_size / 4, hd, 4}).data);
+  view.scale_stride_floats = std::int64_t{heads} * page_size;
   view.k_scale = write_array<float>(k_scales, place, "k_scale", {n_pages, heads, page_size}).data;
   view.v_scale = write_array<float>(v_scales, place, "v_scale", {n_pages, heads, page_size}).data;
   return view;

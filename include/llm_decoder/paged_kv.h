@@ -26,11 +26,12 @@ struct PagedKvView {
   std::int32_t n_kv_heads = 0;
   std::int32_t head_dim = 0;
   std::int32_t head_dim_padded = 0;    // round_up(head_dim, kHeadDimAlign)
-  std::int64_t page_stride_bytes = 0;  // between pages of one pool, the same for K and V
+  std::int64_t page_stride_bytes = 0;  // between the same tile of two pages, the same for K and V
   std::int64_t head_stride_bytes = 0;  // between KV heads inside a page: head_dim_padded * page_size * sizeof(element)
-  std::byte* k = nullptr;              // [n_pages][n_kv_heads] tiles, 64-byte aligned
+  std::int64_t scale_stride_floats = 0;  // between the same scales of two pages
+  std::byte* k = nullptr;                // of page 0, [n_kv_heads] tiles, 64-byte aligned
   std::byte* v = nullptr;
-  float* k_scale = nullptr;  // [n_pages][n_kv_heads][page_size]; s8 only, else null
+  float* k_scale = nullptr;  // of page 0, [n_kv_heads][page_size]; s8 only, else null
   float* v_scale = nullptr;
 
   std::byte* k_tile(std::int32_t page, std::int32_t kv_head) const {
@@ -40,10 +41,10 @@ struct PagedKvView {
     return v + page * page_stride_bytes + kv_head * head_stride_bytes;
   }
   float* k_scales(std::int32_t page, std::int32_t kv_head) const {
-    return k_scale + (static_cast<std::int64_t>(page) * n_kv_heads + kv_head) * page_size;
+    return k_scale + page * scale_stride_floats + std::int64_t{kv_head} * page_size;
   }
   float* v_scales(std::int32_t page, std::int32_t kv_head) const {
-    return v_scale + (static_cast<std::int64_t>(page) * n_kv_heads + kv_head) * page_size;
+    return v_scale + page * scale_stride_floats + std::int64_t{kv_head} * page_size;
   }
 };
 

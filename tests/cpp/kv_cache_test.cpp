@@ -565,17 +565,41 @@ TEST(layers_lie_in_the_pool_of_their_group) {
   int mark = 0;
   for (const std::int32_t layer : {0, 1, 2}) {
     const PagedKvView view = cache.layer(layer);
-    const auto n_bytes = static_cast<std::size_t>(view.page_stride_bytes * (layer == 1 ? 4 : 2));
-    std::memset(view.k, ++mark, n_bytes);
-    std::memset(view.v, ++mark, n_bytes);
+    const auto n_bytes = static_cast<std::size_t>(view.head_stride_bytes * view.n_kv_heads);
+    for (std::int32_t page = 0; page < (layer == 1 ? 4 : 2); ++page) {
+      std::memset(view.k_tile(page, 0), ++mark, n_bytes);
+      std::memset(view.v_tile(page, 0), ++mark, n_bytes);
+    }
   }
   mark = 0;
   for (const std::int32_t layer : {0, 1, 2}) {
     const PagedKvView view = cache.layer(layer);
-    const std::int64_t n_bytes = view.page_stride_bytes * (layer == 1 ? 4 : 2);
-    const std::byte first{static_cast<unsigned char>(++mark)}, second{static_cast<unsigned char>(++mark)};
-    CHECK(view.k[0] == first && view.k[n_bytes - 1] == first);
-    CHECK(view.v[0] == second && view.v[n_bytes - 1] == second);
+    const std::int64_t n_bytes = view.head_stride_bytes * view.n_kv_heads;
+    for (std::int32_t page = 0; page < (layer == 1 ? 4 : 2); ++page) {
+      const std::byte first{static_cast<unsigned char>(++mark)}, second{static_cast<unsigned char>(++mark)};
+      CHECK(view.k_tile(page, 0)[0] == first && view.k_tile(page, 0)[n_bytes - 1] == first);
+      CHECK(view.v_tile(page, 0)[0] == second && view.v_tile(page, 0)[n_bytes - 1] == second);
+    }
+  }
+}
+
+// So that a sequence makes the system clear no more memory than its pages have.
+TEST(a_page_of_all_layers_lies_together) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::s8}) {
+    const KvCache cache(with_storage(dtype));
+    const std::int64_t page_bytes = cache.stats().groups[0].page_bytes;
+    const std::byte* begin = cache.layer(0).k_tile(0, 0);
+    for (std::int32_t layer = 0; layer < 3; ++layer) {
+      const PagedKvView view = cache.layer(layer);
+      for (std::int32_t page = 0; page < 4; ++page) {
+        const std::byte* of_page = begin + page * page_bytes;
+        CHECK(view.k_tile(page, 0) >= of_page && view.v_tile(page, 0) > view.k_tile(page, 0));
+        CHECK(view.v_tile(page, 1) + view.head_stride_bytes <= of_page + page_bytes);
+        if (dtype == Dtype::f32) continue;
+        CHECK(reinterpret_cast<std::byte*>(view.k_scales(page, 0)) >= of_page);
+        CHECK(reinterpret_cast<std::byte*>(view.v_scales(page, 1) + kPage) <= of_page + page_bytes);
+      }
+    }
   }
 }
 
@@ -586,13 +610,13 @@ TEST(tiles_have_the_layout_of_the_view) {
     const PagedKvView view = cache.layer(1);
     CHECK_EQ(view.head_dim_padded, 48);
     CHECK_EQ(view.head_stride_bytes, 48 * kPage * element);
-    CHECK_EQ(view.page_stride_bytes, 2 * view.head_stride_bytes);
+    CHECK_EQ(view.page_stride_bytes, cache.stats().groups[0].page_bytes);
     CHECK_EQ(reinterpret_cast<std::uintptr_t>(view.k) % 64, std::uintptr_t{0});
     CHECK_EQ(reinterpret_cast<std::uintptr_t>(view.v) % 64, std::uintptr_t{0});
     CHECK_EQ(view.k_scale == nullptr, dtype == Dtype::f32);
     const std::int64_t scales = dtype == Dtype::f32 ? 0 : 2 * kPage * 4;
     const std::int64_t page_bytes = cache.stats().groups[0].page_bytes;
-    CHECK_EQ(page_bytes, 3 * 2 * (view.page_stride_bytes + scales));
+    CHECK_EQ(page_bytes, 3 * 2 * (2 * view.head_stride_bytes + scales));
     CHECK_EQ(cache.stats().pool_bytes, 4 * page_bytes);
   }
 }
@@ -632,8 +656,9 @@ TEST(a_copied_page_has_the_same_bytes_in_every_layer) {
     const std::int32_t from = cache.page_table(parent)[0];
     for (std::int32_t layer = 0; layer < 3; ++layer) {
       const PagedKvView view = cache.layer(layer);
-      std::memset(view.k_tile(from, 0), 10 + layer, static_cast<std::size_t>(view.page_stride_bytes));
-      std::memset(view.v_tile(from, 0), 20 + layer, static_cast<std::size_t>(view.page_stride_bytes));
+      const auto tile_bytes = static_cast<std::size_t>(2 * view.head_stride_bytes);
+      std::memset(view.k_tile(from, 0), 10 + layer, tile_bytes);
+      std::memset(view.v_tile(from, 0), 20 + layer, tile_bytes);
       if (dtype == Dtype::f32) continue;
       std::memset(view.k_scales(from, 0), 30 + layer, 2 * kPage * sizeof(float));
       std::memset(view.v_scales(from, 0), 40 + layer, 2 * kPage * sizeof(float));
@@ -644,7 +669,7 @@ TEST(a_copied_page_has_the_same_bytes_in_every_layer) {
     CHECK(to != from);
     for (std::int32_t layer = 0; layer < 3; ++layer) {
       const PagedKvView view = cache.layer(layer);
-      const auto tile_bytes = static_cast<std::size_t>(view.page_stride_bytes);
+      const auto tile_bytes = static_cast<std::size_t>(2 * view.head_stride_bytes);
       CHECK(std::memcmp(view.k_tile(to, 0), view.k_tile(from, 0), tile_bytes) == 0);
       CHECK(std::memcmp(view.v_tile(to, 0), view.v_tile(from, 0), tile_bytes) == 0);
       if (dtype == Dtype::f32) continue;
@@ -666,5 +691,4 @@ TEST(the_last_page_of_a_large_pool_can_be_written) {
   CHECK(view.page_stride_bytes * last > std::int64_t{std::numeric_limits<std::int32_t>::max()});
   std::memset(view.v_tile(last, config.n_kv_heads - 1), 1, static_cast<std::size_t>(view.head_stride_bytes));
   view.v_scales(last, config.n_kv_heads - 1)[kPage - 1] = 1.0f;
-  CHECK(view.k_tile(last, 0) < view.v_tile(0, 0));
 }
