@@ -72,6 +72,14 @@ def test_a_worker_that_cannot_load_leaves_its_last_words(tmp_path: Path) -> None
         PeerWorker(command("unloadable"), ENV, tmp_path / "log", limit_s=60)
 
 
+def test_a_worker_keeps_compiled_files_though_the_suite_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    with worker(tmp_path) as one:
+        assert b"PYTHONDONTWRITEBYTECODE" not in Path(f"/proc/{one.pid}/environ").read_bytes()
+
+
 def test_a_closed_worker_is_gone(tmp_path: Path) -> None:
     with worker(tmp_path) as one:
         pid = one.pid
