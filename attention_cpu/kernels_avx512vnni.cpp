@@ -27,6 +27,7 @@ namespace {
 #include "embed-inl.h"
 #include "peak_avx512-inl.h"
 #include "read_memory-inl.h"
+#include "quantize_groups-inl.h"
 // clang-format on
 
 constexpr const char* kName = "avx512vnni";

@@ -24,6 +24,7 @@ namespace {
 #include "embed-inl.h"
 #include "peak_generic-inl.h"
 #include "read_memory-inl.h"
+#include "quantize_groups-inl.h"
 // clang-format on
 
 constexpr const char* kName = "generic";

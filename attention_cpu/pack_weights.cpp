@@ -46,6 +46,17 @@ W4Place<Byte> w4_place(Byte* panel, std::int64_t i, std::int64_t channel) {
           i / kDotWidth % 2 == 0 ? 0 : 4};
 }
 
+// Values i to i + 3 of a row of k bytes, those past its end zero.
+std::uint32_t quad_at(const std::uint8_t* values, std::int64_t k, std::int64_t i) {
+  std::uint32_t quad = 0;
+  if (k - i >= kDotWidth) {
+    std::memcpy(&quad, values + i, kDotWidth);
+  } else if (k > i) {
+    std::memcpy(&quad, values + i, static_cast<std::size_t>(k - i));
+  }
+  return quad;
+}
+
 template <class Weight>
 void pack_floats(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, Weight* out) {
   for (std::int64_t panel = 0; panel < n_panels(n); ++panel) {
@@ -114,9 +125,11 @@ void pack_w4(const std::uint8_t* q, const std::uint8_t* group_scale, const std::
       pair[0] = group_scale[row * n_groups(k) + group];
       pair[1] = static_cast<std::uint8_t>(group_min[row * n_groups(k) + group] + 128);
     }
-    for (std::int64_t i = 0; i < k; ++i) {
-      const W4Place<std::uint8_t> place = w4_place(panel, i, channel);
-      *place.byte = static_cast<std::uint8_t>(*place.byte | q[row * k + i] << place.shift);
+    // The four bytes of a line and channel: four inputs in the low halves, the next four in the high ones.
+    const std::uint8_t* values = q + row * k;
+    for (std::int64_t i = 0; i < k; i += 2 * kDotWidth) {
+      const std::uint32_t bytes = quad_at(values, k, i) | quad_at(values, k, i + kDotWidth) << 4;
+      std::memcpy(w4_place(panel, i, channel).byte, &bytes, sizeof(bytes));
     }
   }
 }

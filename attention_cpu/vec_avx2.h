@@ -4,6 +4,7 @@
 #pragma once
 
 constexpr std::int32_t kLanes = 16;
+constexpr std::int32_t kNativeLanes = 8;  // floats of one register
 // 16 registers: eight accumulators, the rest for K or V and a broadcast.
 constexpr std::int32_t kRowTile = 4;
 constexpr std::int32_t vectors_beside(std::int32_t n_rows) { return n_rows == 1 ? 2 : 1; }

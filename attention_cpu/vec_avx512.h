@@ -4,6 +4,7 @@
 #pragma once
 
 constexpr std::int32_t kLanes = 16;
+constexpr std::int32_t kNativeLanes = 16;  // floats of one register
 // 32 registers: the accumulators, one vector of K or V for each column of the tile, one broadcast.
 constexpr std::int32_t kRowTile = 6;
 constexpr std::int32_t vectors_beside(std::int32_t /*n_rows*/) { return 4; }

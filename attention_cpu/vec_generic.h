@@ -5,6 +5,7 @@
 #pragma once
 
 constexpr std::int32_t kLanes = 16;
+constexpr std::int32_t kNativeLanes = 4;  // floats of one register
 // Rows that share one load of K or V, and vectors held beside each other, as far as the registers go.
 constexpr std::int32_t kRowTile = 4;
 constexpr std::int32_t vectors_beside(std::int32_t /*n_rows*/) { return 1; }

@@ -112,7 +112,8 @@ py::array_t<std::int8_t> py_expand_w4(Array packed, std::int64_t n, std::int64_t
   return q;
 }
 
-auto py_quantize_weight_groups(Array w) {
+auto py_quantize_weight_groups(Array w, const std::string& isa) {
+  const CpuKernels& kernels = select_cpu_kernels(isa.c_str());
   const float* data = read_array<float>(w, "quantize_weight_groups", "w", {kAny, kAny}).data;
   const std::int64_t n = w.shape(0), k = w.shape(1);
   py::array_t<std::uint8_t> q({n, k}), group_scale({n, n_groups(k)});
@@ -123,7 +124,7 @@ auto py_quantize_weight_groups(Array w) {
   float* scale_out = scale.mutable_data();
   {
     const py::gil_scoped_release release;
-    quantize_weight_groups(data, n, k, q_out, group_scale_out, group_min_out, scale_out);
+    quantize_weight_groups(kernels, data, n, k, q_out, group_scale_out, group_min_out, scale_out);
   }
   return std::make_tuple(q, group_scale, group_min, scale);
 }
@@ -311,8 +312,9 @@ void register_kernels(py::module_& m) {
   m.def("expand_w4", &py_expand_w4, "uint8 [packed] -> int8 [n, k], the w8 matrix that a w4 one stands for",
         arg("packed"), arg("n"), arg("k"));
   m.def("quantize_weight_groups", &py_quantize_weight_groups,
-        "float32 [n, k] -> q uint8 [n, k], group_scale uint8 and group_min int8 [n, ceil(k / 32)], scale float32 [n]",
-        arg("w"));
+        "float32 [n, k] -> q uint8 [n, k], group_scale uint8 and group_min int8 [n, ceil(k / 32)], scale float32 [n]; "
+        "the same bits on every isa",
+        arg("w"), arg("isa") = "auto");
   m.def("quantize_weight_rows", &py_quantize_weight_rows, "float32 [n, k] -> int8 [n, k], float32 [n]", arg("w"));
 
   py::module_ kernels = m.def_submodule("kernels", "Each kernel on NumPy arrays, for tests and benchmarks only.");

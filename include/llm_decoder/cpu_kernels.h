@@ -174,6 +174,10 @@ struct CpuKernels {
   std::int64_t (*peak_f32)(std::int64_t n_rounds);
   // Reads n_floats, a multiple of 64, of any finite values, and does nothing with them. Returns a number to be ignored.
   std::int32_t (*read_memory)(const float* memory, std::int64_t n_floats);
+
+  // A row of quantize_weight_groups.
+  void (*quantize_groups)(const float* row, std::int64_t k, float scale, std::uint8_t* q, std::uint8_t* group_scale,
+                          std::int8_t* group_min);
 };
 
 // The tables this machine can run, best first. "generic" is always last.
@@ -201,8 +205,8 @@ void quantize_weight_rows(const float* w, std::int64_t row_stride, std::int64_t 
                           std::int64_t q_stride, float* scale);
 // float rows [n, k] -> q in 0..15 [n, k], group_scale in 1..16 and group_min [n, n_groups(k)], scale [n] as
 // quantize_weight_rows gives it: w ~ (group_scale * q + group_min) * scale, scale and minimum of each group searched
-// for the least squared error.
-void quantize_weight_groups(const float* w, std::int64_t n, std::int64_t k, std::uint8_t* q, std::uint8_t* group_scale,
-                            std::int8_t* group_min, float* scale);
+// for the least squared error. The same bits whatever the kernels.
+void quantize_weight_groups(const CpuKernels& kernels, const float* w, std::int64_t n, std::int64_t k, std::uint8_t* q,
+                            std::uint8_t* group_scale, std::int8_t* group_min, float* scale);
 
 }  // namespace llm_decoder

@@ -26,6 +26,7 @@ CALLS: dict[str, Callable[[str, NDArray[np.float32]], Any]] = {
     "rope": _rope,
     "log_sum_exp": lambda isa, x: kernels.log_sum_exp(isa, x.ravel()),
     "argmax": lambda isa, x: kernels.argmax(isa, x.ravel()),
+    "quantize_weight_groups": lambda isa, x: _core.quantize_weight_groups(x, isa),
 }
 
 
