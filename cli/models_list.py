@@ -144,6 +144,7 @@ def describe(name: str | None, config_dir: Path | None = None) -> dict[str, Any]
     return {
         "model": name or EMBEDDED_NAME,
         "path": str(path),
+        "matrices": ", ".join(checkpoint.forms),
         "config": {
             "family": config.model_type,
             "parameters": _n_parameters(config),

@@ -115,7 +115,8 @@ class PathSettings:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One raw file: `path` (and `scale`, for int8) relative to the weights directory, `shape` [n] or [n_out, n_in]."""
+    """One raw file: `path` (and `scale`, for int8 and int4) relative to the weights directory, `shape` [n] or
+    [n_out, n_in]."""
 
     path: str
     dtype: str
@@ -129,6 +130,7 @@ class WeightPaths:
 
     float: Mapping[str, WeightFile] | None = field(default=None, metadata={"kind": "files"})
     int8: Mapping[str, WeightFile] | None = field(default=None, metadata={"kind": "files"})
+    int4: Mapping[str, WeightFile] | None = field(default=None, metadata={"kind": "files"})
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_decoder.model_config import ModelConfig
 
-__all__ = ["Checkpoint", "FileIdentity", "identify_file", "is_weights_directory"]
+__all__ = ["Checkpoint", "FileIdentity", "Groups", "Part", "identify_file", "is_weights_directory"]
 
 
 # Any of them tells a weights directory: one that lacks another is told what it lacks.
-_TELLING_FILES = ("embedding.bin", "final_norm.bin", "layer_0/ln1.bin", "int8/embedding.bin")
+_TELLING_FILES = ("embedding.bin", "final_norm.bin", "layer_0/ln1.bin", "int8/embedding.bin", "int4/embedding.bin")
+
+# Where a `weights/` directory may have its matrices.
+Part = Literal["float", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,19 @@ class FileIdentity:
     n_bytes: int
     mtime_ns: int
     header_hash: str  # SHA-256 of the part that says what lies where, in hex
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows of a matrix in 4 bits (docs/quantization.md): weight = (group_scale * q + group_min) * scale.
+
+    q uint8 [n, k]; group_scale uint8 and group_min int8 [n, ceil(k / 32)]; scale float32 [n].
+    """
+
+    q: npt.NDArray[np.uint8]
+    group_scale: npt.NDArray[np.uint8]
+    group_min: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
 
 
 class Checkpoint(Protocol):
@@ -62,7 +78,17 @@ class Checkpoint(Protocol):
     def quantized_rows(
         self, name: str, begin: int, end: int
     ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None:
-        """Rows of a matrix that is stored as int8 [n, n_in] with scale float32 [n]; None when it is stored as float."""
+        """Rows of a matrix that is stored as int8 [n, n_in] with scale float32 [n], or in 4 bits, which stand for such
+        rows; None when it is stored as float."""
+        ...
+
+    def grouped_rows(self, name: str, begin: int, end: int) -> Groups | None:
+        """Rows of a matrix that is stored in 4 bits; None when it is not."""
+        ...
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What the matrices are stored as: float, int8 and int4 in a `weights/` directory, else dtypes."""
         ...
 
     def identity(self) -> list[FileIdentity]: ...

@@ -1,4 +1,4 @@
-"""A HF folder -> a `weights/` directory, float and int8, complete or not there at all."""
+"""A HF folder -> a `weights/` directory, float, int8 and int4, complete or not there at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import numpy.typing as npt
 import yaml
 
 from llm_decoder.chat_template import ChatTemplate
+from llm_decoder.checkpoint import Groups
 from llm_decoder.config.files import FILE_NAMES, packaged_config_dir
+from llm_decoder.config.schema import WeightFile
 from llm_decoder.errors import ModelLoadError, UnsupportedModelError
 from llm_decoder.loading import find_model
 from llm_decoder.model_config import weight_shapes
@@ -24,8 +26,8 @@ from llm_decoder.no_tokenizer import TOKENIZER_FILES, has_tokenizer
 from llm_decoder.quantize import Progress
 from llm_decoder.safetensors_checkpoint import SafetensorsCheckpoint
 from llm_decoder.tokenizer import load_tokenizer
-from llm_decoder.weights_config import standard_float_path, standard_int8_paths
-from llm_decoder.weights_dir import is_weights_directory
+from llm_decoder.weights_config import standard_float_path, standard_int4_file, standard_int8_file
+from llm_decoder.weights_dir import group_bytes, is_weights_directory, stored_bytes
 
 __all__ = ["convert"]
 
@@ -45,20 +47,22 @@ def convert(
     *,
     float_weights: bool = True,
     int8: bool = True,
+    int4: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write the model `source` (HF folder or hub id; None: the embedded one) as a `weights/` directory at `target`.
 
-    Float weights keep the checkpoint's dtype bit for bit; int8 has the matrices quantised, one scale a row. `config/`
-    gets the five settings files and the tokenizer. The directory is written beside its place and moved there when
-    complete, so an interrupted conversion leaves nothing that looks finished; run it again.
+    Float weights keep the checkpoint's dtype bit for bit; int8 has the matrices quantised, one scale a row, int4 in
+    groups of 32, the embedding and the output layer in int8. `config/` gets the five settings files and the tokenizer.
+    The directory is written beside its place and moved there when complete, so an interrupted conversion leaves nothing
+    that looks finished; run it again.
 
     Returns the directory. Raises ModelLoadError when `target` has files (unless `overwrite`) or the source in it,
     cannot be written, or the disk is full; and what loading the source raises.
     """
-    if not (float_weights or int8):
-        raise ModelLoadError("[convert] need float_weights, int8 or both, got neither")
+    if not (float_weights or int8 or int4):
+        raise ModelLoadError("[convert] need float_weights, int8 or int4, got none of them")
     place = Path(target).expanduser()
     if place.exists() and not overwrite and (not place.is_dir() or any(place.iterdir())):
         raise ModelLoadError(f"[{place}] need a folder that is empty or not there, got one with files; or overwrite it")
@@ -69,7 +73,7 @@ def convert(
     checkpoint = SafetensorsCheckpoint(path)
     # Small files first: what is wrong with them is said before gigabytes are written.
     template = load_tokenizer(path).chat_template if has_tokenizer(path) else None
-    writer = _Writer(checkpoint, template, float_weights, int8, progress)
+    writer = _Writer(checkpoint, template, float_weights, int8, int4, progress)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         free_bytes = shutil.disk_usage(place.parent).free
@@ -108,31 +112,39 @@ class _Writer:
         template: ChatTemplate | None,
         float_weights: bool,
         int8: bool,
+        int4: bool,
         progress: Progress | None,
     ) -> None:
         self._checkpoint, self._template, self._progress = checkpoint, template, progress
-        self._float_weights, self._int8 = float_weights, int8
+        self._float_weights, self._int8, self._int4 = float_weights, int8, int4
         self._shapes = weight_shapes(checkpoint.config)
         self._n_done_bytes = 0
         self.n_total_bytes = sum(self._bytes_of(name) for name in self._shapes)
 
     def write(self, folder: Path) -> None:
         floats: dict[str, Any] = {}
-        quantized: dict[str, Any] = {}
+        int8: dict[str, Any] = {}
+        int4: dict[str, Any] = {}
         for name, shape in self._shapes.items():
             is_matrix = len(shape) == 2
             if self._float_weights or not is_matrix:
                 floats[name] = self._write_float(folder, name, shape)
             if self._int8 and is_matrix:
-                quantized[name] = self._write_int8(folder, name, shape)
-        _write_config(folder / "config", self._checkpoint, self._template, floats, quantized)
+                int8[name] = self._write_integers(folder, name, standard_int8_file(name, shape))
+            if self._int4 and is_matrix:
+                int4[name] = self._write_integers(folder, name, standard_int4_file(name, shape))
+        _write_config(folder / "config", self._checkpoint, self._template, floats, int8, int4)
 
     def _bytes_of(self, name: str) -> int:
         shape = self._shapes[name]
         is_matrix = len(shape) == 2
         float_bytes = math.prod(shape) * _ITEM_BYTES[self._checkpoint.stored_dtype(name)]
         total = float_bytes if self._float_weights or not is_matrix else 0
-        return total + (math.prod(shape) + 4 * shape[0] if self._int8 and is_matrix else 0)
+        if self._int8 and is_matrix:
+            total += stored_bytes(standard_int8_file(name, shape))
+        if self._int4 and is_matrix:
+            total += stored_bytes(standard_int4_file(name, shape))
+        return total
 
     def _write_float(self, folder: Path, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
         relative = standard_float_path(name)
@@ -142,17 +154,22 @@ class _Writer:
                 self._put(file, raw[begin : begin + _COPY_BYTES], f"writing {name}")
         return {"path": relative, "dtype": _DTYPE_NAMES[self._checkpoint.stored_dtype(name)], "shape": list(shape)}
 
-    def _write_int8(self, folder: Path, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
-        from llm_decoder.backends import quantize_weight_rows
+    def _write_integers(self, folder: Path, name: str, file: WeightFile) -> dict[str, Any]:
+        from llm_decoder.backends import quantize_weight_groups, quantize_weight_rows
 
-        values_path, scale_path = standard_int8_paths(name)
-        step = max(1, _BLOCK_FLOATS // shape[1])
-        with _create(folder / values_path) as values, _create(folder / scale_path) as scales:
-            for begin in range(0, shape[0], step):
-                q, scale = quantize_weight_rows(self._checkpoint.rows(name, begin, begin + step))
-                self._put(values, q, f"quantising {name}")
+        scale_path = str(file.scale)
+        step = max(1, _BLOCK_FLOATS // file.shape[1])
+        with _create(folder / file.path) as values, _create(folder / scale_path) as scales:
+            for begin in range(0, file.shape[0], step):
+                rows = self._checkpoint.rows(name, begin, begin + step)
+                if file.dtype == "int4":
+                    groups = Groups(*quantize_weight_groups(rows))
+                    stored, scale = group_bytes(groups), groups.scale
+                else:
+                    stored, scale = quantize_weight_rows(rows)
+                self._put(values, stored, f"quantising {name}")
                 self._put(scales, scale.astype("<f4"), f"quantising {name}")
-        return {"path": values_path, "scale": scale_path, "dtype": "int8", "shape": list(shape)}
+        return {"path": file.path, "scale": scale_path, "dtype": file.dtype, "shape": list(file.shape)}
 
     def _put(self, file: IO[bytes], data: npt.NDArray[Any], what: str) -> None:
         file.write(np.ascontiguousarray(data).data)
@@ -171,7 +188,8 @@ def _write_config(
     checkpoint: SafetensorsCheckpoint,
     template: ChatTemplate | None,
     floats: dict[str, Any],
-    quantized: dict[str, Any],
+    int8: dict[str, Any],
+    int4: dict[str, Any],
 ) -> None:
     folder.mkdir()
     for name in _COPIED:
@@ -180,7 +198,7 @@ def _write_config(
     # The tie as found, which the flag in config.json may belie.
     architecture = {**checkpoint.hf_config, "tie_word_embeddings": checkpoint.config.tie_word_embeddings}
     _dump_yaml(folder / FILE_NAMES["model"], {"architecture": architecture})
-    _dump_yaml(folder / FILE_NAMES["weights"], {"float": floats, "int8": quantized or None})
+    _dump_yaml(folder / FILE_NAMES["weights"], {"float": floats, "int8": int8 or None, "int4": int4 or None})
     shutil.copyfile(packaged_config_dir() / FILE_NAMES["runtime"], folder / FILE_NAMES["runtime"])
     shutil.copyfile(packaged_config_dir() / FILE_NAMES["paths"], folder / FILE_NAMES["paths"])
     is_one = template is not None and len(template.named) == 0
@@ -224,5 +242,5 @@ def _disk_full(place: Path, need_bytes: int, free_bytes: int, reason: str | None
     """`reason`: the system's own, told when it is not the free space that falls short (a quota, a limit)."""
     got = f"the disk has {free_bytes:,} free" if free_bytes < need_bytes or reason is None else f"got: {reason}"
     return ModelLoadError(
-        f"[{place}] need {need_bytes:,} bytes, {got}; free some, choose another disk, or convert to int8 only"
+        f"[{place}] need {need_bytes:,} bytes, {got}; free some, choose another disk, or leave the float weights out"
     )

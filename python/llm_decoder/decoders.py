@@ -97,7 +97,7 @@ class INT8Decoder:
         path = _folder("load_quantized_weights", directory)
         if path.name == INT8_FOLDER and is_weights_directory(path.parent):
             path = path.parent
-        if not is_weights_directory(path) or not WeightsDirectory(path, prefer_int8=True).is_int8:
+        if not is_weights_directory(path) or WeightsDirectory(path, "int8").part != "int8":
             raise ModelNotFoundError(
                 f"[{directory}] needs int8 weights (int8/embedding.bin and so on), got none; write them with "
                 "`llm-decoder convert`, or call load_weights and quantize_weights"
@@ -105,7 +105,7 @@ class INT8Decoder:
         self._load(path, "w8")
 
     def _load(self, path: Path, layout: MatrixLayout) -> None:
-        checkpoint = open_checkpoint(path, prefer_int8=layout == "w8")
+        checkpoint = open_checkpoint(path, layout)
         check_fit(
             checkpoint.config, layout, name=str(path), is_mapped=False, kv_cache_bytes=self._options.kv_cache_bytes
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from llm_decoder import weight_cache
 from llm_decoder.chat_template import ChatTemplate
-from llm_decoder.checkpoint import Checkpoint, is_weights_directory
+from llm_decoder.checkpoint import Checkpoint, Part, is_weights_directory
 from llm_decoder.embedded import EMBEDDED_NAME, embedded_model, is_embedded
 from llm_decoder.errors import ConfigError, MalformedFileError, ModelNotFoundError, UnsupportedModelError
 from llm_decoder.fit import check_fit
@@ -29,6 +29,7 @@ Quantization = Literal["none", "int8", "int4"]
 _QUANTIZATIONS: dict[MatrixLayout, Quantization] = {"f32": "none", "bf16": "none", "w8": "int8", "w4": "int4"}
 _FLOAT_LAYOUTS: dict[str, MatrixLayout] = {"auto": "f32", "float32": "f32", "bfloat16": "bf16"}
 _INTEGER_LAYOUTS: dict[str, MatrixLayout] = {"int8": "w8", "int4": "w4"}
+_PARTS: dict[MatrixLayout, Part] = {"f32": "float", "bf16": "float", "w8": "int8", "w4": "int4"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def load_model(
 
         refuse_unread_settings(Path(config_dir), model)
     path = find_model(model, progress=progress)
-    checkpoint = open_checkpoint(path, prefer_int8=layout == "w8", config_dir=config_dir)
+    checkpoint = open_checkpoint(path, layout, config_dir=config_dir)
     name = EMBEDDED_NAME if model is None else str(model)
     # Small files first: what is wrong with them is said before minutes of packing.
     loaded = _without_weights(checkpoint, layout, name, Path(tokenizer) if tokenizer else None)
@@ -148,13 +149,13 @@ def _expanded(text: str) -> Path:
     return path
 
 
-def open_checkpoint(path: Path, *, prefer_int8: bool = True, config_dir: str | Path | None = None) -> Checkpoint:
-    """The reader of a model folder, by what lies in it. Of a weights directory: `prefer_int8` takes the int8 files, if
-    any; `config_dir` describes one that has no config of its own."""
+def open_checkpoint(path: Path, layout: MatrixLayout = "w8", *, config_dir: str | Path | None = None) -> Checkpoint:
+    """The reader of a model folder, by what lies in it. Of a weights directory: the files that `layout` is nearest to;
+    `config_dir` describes one that has no config of its own."""
     if is_weights_directory(path):
         from llm_decoder.weights_dir import WeightsDirectory  # brings in a YAML reader that HF folders do without
 
-        return WeightsDirectory(path, prefer_int8=prefer_int8, config_dir=Path(config_dir) if config_dir else None)
+        return WeightsDirectory(path, _PARTS[layout], config_dir=Path(config_dir) if config_dir else None)
     return SafetensorsCheckpoint(path)
 
 

@@ -11,15 +11,18 @@ import numpy.typing as npt
 
 from llm_decoder.model_config import ModelConfig
 
-__all__ = ["DATA_ALIGN", "CoreTensor", "Layout", "MatrixLayout", "PackedTensor", "core_tensors"]
+__all__ = ["DATA_ALIGN", "W8_IN_W4", "CoreTensor", "Layout", "MatrixLayout", "PackedTensor", "core_tensors"]
 
 Layout = Literal["vector", "f32", "bf16", "w8", "w4"]
 MatrixLayout = Literal["f32", "bf16", "w8", "w4"]
 
 PANEL_WIDTH = 16  # output channels of a panel; cpu_kernels.h draws the layouts
 DOT_WIDTH = 4
+GROUP_WIDTH = 32  # input channels of a group of w4
 BLOCK_WIDTH = 64  # input channels of a block of w4
 BLOCK_ROW_BYTES = 36  # of it, an output channel: 64 values of 4 bits, a scale and a minimum for each half
+# Matrices that stay w8 where the others are w4: their errors go straight into every token.
+W8_IN_W4 = ("embedding", "lm_head")
 DATA_ALIGN = 64  # bytes, of a packed matrix in memory and in files
 
 
@@ -82,21 +85,20 @@ class CoreTensor:
 
 
 def core_tensors(config: ModelConfig, layout: MatrixLayout) -> list[CoreTensor]:
-    """Every weight the core wants for this model, in the order of the layers, its matrices in `layout`.
-
-    Of w4, the embedding and the output layer stay w8: their errors go straight into every token.
-    """
+    """Every weight the core wants for this model, in the order of the layers, its matrices in `layout` (of w4, but for
+    W8_IN_W4)."""
     hidden, inner = config.hidden_size, config.intermediate_size
     qkv_width = config.q_width + 2 * config.kv_width
-    outer_layout: MatrixLayout = "w8" if layout == "w4" else layout
-    tensors = [CoreTensor("embedding", outer_layout, (config.vocab_size, hidden), ("embedding",))]
+    tensors: list[CoreTensor] = []
 
     def vector(name: str, size: int, parts: tuple[str, ...]) -> None:
         tensors.append(CoreTensor(name, "vector", (size,), parts))
 
     def matrix(name: str, n_out: int, n_in: int, parts: tuple[str, ...]) -> None:
-        tensors.append(CoreTensor(name, layout, (n_out, n_in), parts))
+        is_w8 = layout == "w4" and name in W8_IN_W4
+        tensors.append(CoreTensor(name, "w8" if is_w8 else layout, (n_out, n_in), parts))
 
+    matrix("embedding", config.vocab_size, hidden, ("embedding",))
     for layer in range(config.n_layers):
         at = f"layer_{layer}/"
         vector(f"{at}ln1", hidden, (f"{at}ln1",))
@@ -118,5 +120,5 @@ def core_tensors(config: ModelConfig, layout: MatrixLayout) -> list[CoreTensor]:
             vector(f"{at}mlp_down.bias", hidden, (f"{at}mlp_down.bias",))
     vector("final_norm", hidden, ("final_norm",))
     if not config.tie_word_embeddings:
-        tensors.append(CoreTensor("lm_head", outer_layout, (config.vocab_size, hidden), ("lm_head",)))
+        matrix("lm_head", config.vocab_size, hidden, ("lm_head",))
     return tensors

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm_decoder.checkpoint import Checkpoint
+from llm_decoder.checkpoint import Checkpoint, Groups
 from llm_decoder.errors import MalformedFileError
 from llm_decoder.packed_tensor import DATA_ALIGN, PANEL_WIDTH, CoreTensor, MatrixLayout, PackedTensor, core_tensors
 from llm_decoder.safetensors_file import to_float32
@@ -102,7 +102,6 @@ def _pack_block(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int
         pack_f32,
         pack_w4,
         pack_w8,
-        quantize_weight_groups,
     )  # the one door to the core
 
     if tensor.layout == "vector":
@@ -119,10 +118,8 @@ def _pack_block(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int
         _check_finite(checkpoint, tensor, to_float32(packed))  # what rounds past the largest bfloat16 is infinite
         return Chunk(tensor, offset, packed, begin, None)
     if tensor.layout == "w4":
-        values = _fused_rows(checkpoint, tensor, begin, end)
-        _check_finite(checkpoint, tensor, values)
-        nibbles, group_scale, group_min, scales = quantize_weight_groups(values)
-        return Chunk(tensor, offset, pack_w4(nibbles, group_scale, group_min), begin, scales)
+        groups = _fused_groups(checkpoint, tensor, begin, end)
+        return Chunk(tensor, offset, pack_w4(groups.q, groups.group_scale, groups.group_min), begin, groups.scale)
     q, scales = _fused_quantized_rows(checkpoint, tensor, begin, end)
     _check_finite(checkpoint, tensor, scales)
     return Chunk(tensor, offset, pack_w8(q), begin, scales)
@@ -149,6 +146,27 @@ def _fused_quantized_rows(
     if len(quantized) == 1:
         return quantized[0]
     return np.concatenate([q for q, _ in quantized]), np.concatenate([scale for _, scale in quantized])
+
+
+def _fused_groups(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int) -> Groups:
+    from llm_decoder.backends import quantize_weight_groups
+
+    pieces = []
+    for part, first, last in _pieces(checkpoint, tensor, begin, end):
+        stored = checkpoint.grouped_rows(part, first, last)
+        if stored is None:
+            values = checkpoint.rows(part, first, last)
+            _check_finite(checkpoint, tensor, values)
+            stored = Groups(*quantize_weight_groups(values))
+        pieces.append(stored)
+    if len(pieces) == 1:
+        return pieces[0]
+    return Groups(
+        np.concatenate([piece.q for piece in pieces]),
+        np.concatenate([piece.group_scale for piece in pieces]),
+        np.concatenate([piece.group_min for piece in pieces]),
+        np.concatenate([piece.scale for piece in pieces]),
+    )
 
 
 def _pieces(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int) -> Iterator[tuple[str, int, int]]:

@@ -61,6 +61,13 @@ class SafetensorsCheckpoint:
     def quantized_rows(self, name: str, begin: int, end: int) -> None:
         return None
 
+    def grouped_rows(self, name: str, begin: int, end: int) -> None:
+        return None
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return tuple(sorted({self.stored_dtype(name) for name in self.names()}))
+
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of a weight as they are stored, little-endian and row-major, mapped."""
         theirs = self._names[name]

@@ -16,26 +16,34 @@ from llm_decoder.config.files import FILE_NAMES, read_table, read_weight_paths
 from llm_decoder.config.schema import WeightFile, WeightPaths
 from llm_decoder.errors import ConfigError, MalformedFileError, ModelNotFoundError
 from llm_decoder.json_file import read_json_object
+from llm_decoder.packed_tensor import W8_IN_W4
 
 __all__ = [
+    "INT4_FOLDER",
     "INT8_FOLDER",
     "find_architecture",
     "listed_files",
     "refuse_unread_settings",
     "standard_float_path",
-    "standard_int8_paths",
+    "standard_int4_file",
+    "standard_int8_file",
 ]
 
 INT8_FOLDER = "int8"
+INT4_FOLDER = "int4"
 
 
 def standard_float_path(name: str) -> str:
     return f"{name}.bin"
 
 
-def standard_int8_paths(name: str) -> tuple[str, str]:
-    """(values, scales)"""
-    return f"{INT8_FOLDER}/{name}.bin", f"{INT8_FOLDER}/{name}.scale.bin"
+def standard_int8_file(name: str, shape: tuple[int, ...]) -> WeightFile:
+    return WeightFile(f"{INT8_FOLDER}/{name}.bin", "int8", shape, f"{INT8_FOLDER}/{name}.scale.bin")
+
+
+def standard_int4_file(name: str, shape: tuple[int, ...]) -> WeightFile:
+    dtype = "int8" if name in W8_IN_W4 else "int4"
+    return WeightFile(f"{INT4_FOLDER}/{name}.bin", dtype, shape, f"{INT4_FOLDER}/{name}.scale.bin")
 
 
 def find_architecture(folder: Path, config_dir: Path | None) -> tuple[Path, dict[str, Any]]:
@@ -67,14 +75,13 @@ def listed_files(config_folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
     floats = given.float
     if floats is None:
         floats = {name: WeightFile(standard_float_path(name), "float32", shape) for name, shape in shapes.items()}
-    int8 = given.int8
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    int8, int4 = given.int8, given.int4
     if int8 is None:
-        int8 = {}
-        for name, shape in shapes.items():
-            if len(shape) == 2:
-                values, scale = standard_int8_paths(name)
-                int8[name] = WeightFile(values, "int8", shape, scale)
-    return WeightPaths(floats, int8)
+        int8 = {name: standard_int8_file(name, shape) for name, shape in matrices.items()}
+    if int4 is None:
+        int4 = {name: standard_int4_file(name, shape) for name, shape in matrices.items()}
+    return WeightPaths(floats, int8, int4)
 
 
 def refuse_unread_settings(config_dir: Path, model: str | Path | None) -> None:
@@ -101,7 +108,7 @@ def refuse_unread_settings(config_dir: Path, model: str | Path | None) -> None:
 
 def _described_table(config_dir: Path) -> str | None:
     """Where a settings folder describes a weights directory, if it does."""
-    for file, keys in (("model", ("architecture",)), ("weights", ("float", "int8"))):
+    for file, keys in (("model", ("architecture",)), ("weights", ("float", "int8", "int4"))):
         path = config_dir / FILE_NAMES[file]
         table = read_table(path) if path.exists() else {}
         for key in keys:

@@ -422,6 +422,7 @@ def test_devices_name_the_cpu_its_kernels_and_why_there_is_no_gpu(environment: d
 def test_show_tells_sizes_and_needs_without_loading_weights(environment: dict[str, str]) -> None:
     facts = json.loads(run(environment, "show", "--json").stdout)
     assert facts["model"] == "storyteller"
+    assert facts["matrices"] == "BF16"
     assert facts["config"]["family"] == "llama"
     assert facts["config"]["context"] >= 1024
     memory = facts["memory"]
@@ -473,6 +474,16 @@ def test_a_config_beside_the_weights_is_found_from_everywhere(
     assert run(environment, *GREEDY, "--config", "settings", cwd=tmp_path).stdout == text
     assert "family: llama" in run(environment, "show", "weights", "--config", "settings", cwd=tmp_path).stdout
     assert run(environment, *GREEDY, "--model", "weights", cwd=tmp_path).returncode == 1
+
+
+def test_a_directory_in_int4_alone_answers_as_int4_of_the_model_does(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    done = run(environment, "convert", "storyteller", "weights", "--int4", "--no-int8", "--no-float", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "matrices: int4" in run(environment, "show", "weights", cwd=tmp_path).stdout
+    text = run(environment, *GREEDY, "--quantization", "int4").stdout
+    assert run(environment, *GREEDY, "--model", "weights", "--quantization", "int4", cwd=tmp_path).stdout == text
 
 
 def test_inside_a_weights_directory_the_embedded_model_runs_as_elsewhere(

@@ -16,6 +16,8 @@ import yaml
 from models_factory import FAMILIES, make_checkpoint
 
 from llm_decoder import convert as convert_module
+from llm_decoder.backends import expand_w4, pack_w8
+from llm_decoder.checkpoint import Part
 from llm_decoder.config import load_settings
 from llm_decoder.convert import convert
 from llm_decoder.errors import (
@@ -298,11 +300,75 @@ def test_no_architecture_anywhere_is_refused(weights: Path) -> None:
 
 def test_float_is_dequantised_when_only_int8_is_there(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "model", "llama")
-    weights = WeightsDirectory(convert(source, tmp_path / "weights", float_weights=False), prefer_int8=False)
+    weights = WeightsDirectory(convert(source, tmp_path / "weights", float_weights=False), "float")
     exact = SafetensorsCheckpoint(source).read("layer_0/attn_q")
     found = weights.read("layer_0/attn_q")
     assert np.abs(found - exact).max() <= np.abs(exact).max() / 127
     assert found.dtype == np.float32
+
+
+# --- int4
+
+
+@pytest.fixture
+def int4_alone(tmp_path: Path) -> Path:
+    source = make_checkpoint(tmp_path / "model", "llama")
+    return convert(source, tmp_path / "int4", float_weights=False, int8=False, int4=True)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_round_trip_in_int4_gives_the_same_weights_bit_for_bit(tmp_path: Path, family: str) -> None:
+    source = make_checkpoint(tmp_path / "model", family, hidden_size=80)  # groups that the width cuts off
+    weights = convert(source, tmp_path / "weights", int4=True)
+    for quantization in ("int4", "int8", "none"):
+        assert_same_weights(
+            load_model(source, quantization=quantization), load_model(weights, quantization=quantization)
+        )
+
+
+def test_int4_alone_loads_without_another_search(int4_alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load_model(int4_alone.parent / "model", quantization="int4")
+    assert not (int4_alone / "embedding.bin").exists()
+    monkeypatch.setattr("llm_decoder.backends.quantize_weight_groups", lambda w: pytest.fail("searched again"))
+    assert_same_weights(before, load_model(int4_alone, quantization="int4"))
+
+
+def test_int4_alone_in_int8_has_the_weights_that_its_groups_stand_for(int4_alone: Path) -> None:
+    name = "layer_0/mlp_down"
+    in_4_bits, in_8_bits = (load_model(int4_alone, quantization=q).weights[name] for q in ("int4", "int8"))
+    np.testing.assert_array_equal(in_4_bits.scales, in_8_bits.scales)
+    expanded = expand_w4(in_4_bits.data, *in_4_bits.shape)
+    np.testing.assert_array_equal(pack_w8(expanded), in_8_bits.data)
+
+
+def test_int4_takes_at_most_4_65_bits_a_weight(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", "llama", hidden_size=2048, num_hidden_layers=1)
+    weights = convert(source, tmp_path / "weights", int4=True)
+    n_bytes = sum((weights / "int4" / "layer_0" / f"mlp_up{kind}.bin").stat().st_size for kind in ("", ".scale"))
+    assert n_bytes * 8 <= 4.65 * 96 * 2048
+
+
+@pytest.mark.parametrize("pair", [(0, 128), (17, 1), (16, 16), (1, 0), (1, 241)])
+def test_a_group_that_int8_cannot_hold_is_refused(int4_alone: Path, pair: tuple[int, int]) -> None:
+    path = int4_alone / "int4" / "layer_1" / "attn_o.bin"
+    path.write_bytes(bytes(pair) + path.read_bytes()[2:])
+    with pytest.raises(MalformedFileError, match=r"int4/layer_1/attn_o\.bin.*need groups"):
+        load_model(int4_alone, quantization="int4")
+
+
+@pytest.mark.parametrize("name", ["int4/layer_0/attn_q.bin", "int4/embedding.bin", "int4/layer_0/attn_q.scale.bin"])
+def test_an_int4_file_of_another_size_is_refused_by_its_path(int4_alone: Path, name: str) -> None:
+    (int4_alone / name).write_bytes((int4_alone / name).read_bytes()[:-1])
+    with pytest.raises(MalformedFileError, match=name):
+        load_model(int4_alone, quantization="int4")
+
+
+@pytest.mark.parametrize(("preferred", "part"), [("float", "float"), ("int8", "float"), ("int4", "int4")])
+def test_matrices_come_from_the_part_that_loses_least(tmp_path: Path, preferred: Part, part: Part) -> None:
+    source = make_checkpoint(tmp_path / "model", "llama")
+    weights = WeightsDirectory(convert(source, tmp_path / "weights", int8=False, int4=True), preferred)
+    assert weights.part == part
+    assert weights.forms == ("float", "int4")
 
 
 # --- whose architecture counts
@@ -541,7 +607,7 @@ def test_a_weights_directory_is_not_converted_again(weights: Path, tmp_path: Pat
 
 
 def test_nothing_to_write_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="neither"):
+    with pytest.raises(ModelLoadError, match="none of them"):
         convert(tmp_path, tmp_path / "weights", float_weights=False, int8=False)
 
 
