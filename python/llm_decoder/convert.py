@@ -162,6 +162,7 @@ class _Writer:
         with _create(folder / file.path) as values, _create(folder / scale_path) as scales:
             for begin in range(0, file.shape[0], step):
                 rows = self._checkpoint.rows(name, begin, begin + step)
+                stored: npt.NDArray[Any]
                 if file.dtype == "int4":
                     groups = Groups(*quantize_weight_groups(rows))
                     stored, scale = group_bytes(groups), groups.scale
