@@ -13,7 +13,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -87,8 +87,8 @@ class WeightsDirectory:
     def forms(self) -> tuple[str, ...]:
         return tuple(self._parts)
 
-    def names(self) -> Iterable[str]:
-        return weight_shapes(self.config)
+    def stored_dtype(self, name: str) -> str:
+        return (self._quantized.get(name) or self._float[name]).dtype
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         return self.rows(name, 0, self._arrays[name].shape[0])

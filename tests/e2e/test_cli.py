@@ -422,7 +422,7 @@ def test_devices_name_the_cpu_its_kernels_and_why_there_is_no_gpu(environment: d
 def test_show_tells_sizes_and_needs_without_loading_weights(environment: dict[str, str]) -> None:
     facts = json.loads(run(environment, "show", "--json").stdout)
     assert facts["model"] == "storyteller"
-    assert facts["matrices"] == "BF16"
+    assert facts["matrices"] == "bfloat16"
     assert facts["config"]["family"] == "llama"
     assert facts["config"]["context"] >= 1024
     memory = facts["memory"]
