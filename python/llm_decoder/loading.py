@@ -159,8 +159,8 @@ def _expanded(text: str) -> Path:
 def open_checkpoint(
     path: Path, layout: MatrixLayout | None = "w8", *, config_dir: str | Path | None = None
 ) -> Checkpoint:
-    """The reader of a model folder, by what lies in it. Of a weights directory: the files nearest to `layout`, None = the
-    floats; `config_dir` describes one that has no config of its own."""
+    """The reader of a model folder, by what lies in it. Of a weights directory: the files nearest to `layout`, None =
+    the floats; `config_dir` describes one that has no config of its own."""
     if is_weights_directory(path):
         from llm_decoder.weights_dir import WeightsDirectory  # brings in a YAML reader that HF folders do without
 
