@@ -18,9 +18,9 @@ constexpr std::int64_t kSteps = 20'000'000;
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Operations done. In assembly, or the compiler moves the sums about.
+// Operations done. In assembly and not inlined, or GCC 12 stores the sums at every step.
 template <class Register>
-std::int64_t multiply_add() {
+__attribute__((noinline)) std::int64_t multiply_add() {
   Register sums[kSums] = {};
   const Register line = Register{} + 0x0303030303030303, factor = Register{} - 0x0505050505050505;
   for (std::int64_t step = 0; step < kSteps; ++step) {
