@@ -11,7 +11,7 @@ namespace llm_decoder {
 namespace {
 
 // Work below this is done sooner by the calling thread than by waking up others.
-constexpr std::int64_t kInlineElements = 16 << 10;  // values of rows
+constexpr std::int64_t kInlineElements = 2 << 10;  // values of rows
 constexpr std::int64_t kInlinePairs = 512;          // (query head, position) pairs of attention
 constexpr std::int64_t kRowItemsPerThread = 4;
 // Products of values in +-127 that an int32 holds the sum of.

@@ -9,10 +9,13 @@ namespace {
 constexpr std::uint64_t kMultiplier = 0x9E3779B97F4A7C15u;
 constexpr int kFirstBits = 8;
 
-// How often a guess is right, before anything is known: by the length of the run, measured on text that repeats.
+// How often a guess is right, before anything is known: by the length of the run, measured on text that repeats, and
+// more or less of it by how much agrees.
 constexpr std::array<double, 9> kFirstChance = {0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9};
+constexpr std::array<double, 3> kMoreChance = {0.1, 0.0, -0.2};
+constexpr double kMostFirstChance = 0.95, kLeastFirstChance = 0.1;
 constexpr double kFirstKnown = 3;  // guesses that this is worth
-constexpr double kFade = 0.85;     // of what was known, with each draft
+constexpr double kFade = 0.92;     // of what was known, with each guess
 
 }  // namespace
 
@@ -49,7 +52,11 @@ void RunEnds::add(const std::int32_t* tokens, std::int32_t end) {
 }
 
 PromptLookup::PromptLookup() {
-  for (std::size_t i = 0; i < records_.size(); ++i) records_[i] = {kFirstKnown * kFirstChance[i], kFirstKnown};
+  for (std::size_t kind = 0; kind < records_.size(); ++kind) {
+    const double chance = std::clamp(kFirstChance[kind / kAgreements] + kMoreChance[kind % kAgreements],
+                                     kLeastFirstChance, kMostFirstChance);
+    records_[kind] = {kFirstKnown * chance, kFirstKnown};
+  }
 }
 
 Span<const std::int32_t> PromptLookup::propose(Span<const std::int32_t> tokens, std::int32_t max_tokens,
@@ -57,33 +64,38 @@ Span<const std::int32_t> PromptLookup::propose(Span<const std::int32_t> tokens, 
   const auto n_tokens = static_cast<std::int32_t>(tokens.size);
   learn(tokens);
   draft_.clear();
+  kinds_.clear();
   found_.clear();
+  std::int32_t run = 0;
   for (RunEnds* ends : {&pairs_, &singles_}) {
     if (n_tokens <= ends->length()) continue;
     ends->add_before(tokens.data, n_tokens);
-    drafted_run_ = find_longest_run(*ends, tokens.data, n_tokens);
-    if (drafted_run_ > 0) break;
+    run = find_longest_run(*ends, tokens.data, n_tokens);
+    if (run > 0) break;
   }
   if (found_.empty()) return {};
-  const double chance = records_[static_cast<std::size_t>(drafted_run_)].chance();
-  std::int32_t count = 0;
-  for (double all = chance; count < max_tokens && all >= min_chance; all *= chance) ++count;
-  // A guess that is not made is judged all the same: chances may rise again.
-  copy_what_followed(tokens.data, n_tokens, std::max(count, 1));
   n_drafted_at_ = n_tokens;
+  std::int32_t count = 0;
+  for (double all = 1.0; count < max_tokens; ++count) {
+    const Guess guess = guess_next(tokens.data, n_tokens, run + count);
+    // One that is not made is judged all the same: chances may rise again.
+    draft_.push_back(guess.token);
+    kinds_.push_back(guess.kind);
+    all *= records_[guess.kind].chance();
+    if (all < min_chance) break;
+  }
   return {draft_.data(), static_cast<std::size_t>(count)};
 }
 
 void PromptLookup::learn(Span<const std::int32_t> tokens) {
-  if (draft_.empty()) return;
   const std::size_t begin = static_cast<std::size_t>(n_drafted_at_);
-  const std::size_t n_known = std::min(draft_.size(), tokens.size - begin);
-  std::size_t n_right = 0;
-  while (n_right < n_known && tokens[begin + n_right] == draft_[n_right]) ++n_right;
-  Record& record = records_[static_cast<std::size_t>(drafted_run_)];
-  const bool ended_wrong = n_right < n_known;
-  record.right = kFade * record.right + static_cast<double>(n_right);
-  record.known = kFade * record.known + static_cast<double>(n_right) + (ended_wrong ? 1.0 : 0.0);
+  for (std::size_t i = 0; i < draft_.size() && begin + i < tokens.size; ++i) {
+    const bool is_right = tokens[begin + i] == draft_[i];
+    Record& record = records_[kinds_[i]];
+    record.right = kFade * record.right + (is_right ? 1.0 : 0.0);
+    record.known = kFade * record.known + 1.0;
+    if (!is_right) return;
+  }
 }
 
 // Fills found_. Returns the run's length, 0 when there is none.
@@ -103,31 +115,33 @@ std::int32_t PromptLookup::find_longest_run(const RunEnds& ends, const std::int3
   return longest;
 }
 
-void PromptLookup::copy_what_followed(const std::int32_t* tokens, std::int32_t n_tokens, std::int32_t count) {
-  for (std::int32_t i = 0; i < count; ++i) {
-    // What follows an end goes round where the run and what follows it overlap.
-    const auto following = [&](std::int32_t end) {
-      return end + i < n_tokens ? tokens[end + i] : draft_[static_cast<std::size_t>(end + i - n_tokens)];
-    };
-    std::ptrdiff_t most = 0;
-    std::int32_t token = 0;
-    for (const std::int32_t end : found_) {
-      const std::int32_t candidate = following(end);
-      const auto votes = std::count_if(found_.begin(), found_.end(),
-                                       [&](std::int32_t other) { return following(other) == candidate; });
-      if (votes > most) {
-        most = votes;
-        token = candidate;
-      }
-      if (2 * most >= static_cast<std::ptrdiff_t>(found_.size())) break;  // nothing later beats it
+// The guess behind draft_, which with it makes a run of `run` tokens; found_ keeps the ends that it follows.
+PromptLookup::Guess PromptLookup::guess_next(const std::int32_t* tokens, std::int32_t n_tokens, std::int32_t run) {
+  const auto ahead = static_cast<std::int32_t>(draft_.size());
+  // What follows an end goes round where the run and what follows it overlap.
+  const auto following = [&](std::int32_t end) {
+    return end + ahead < n_tokens ? tokens[end + ahead] : draft_[static_cast<std::size_t>(end + ahead - n_tokens)];
+  };
+  const auto n_found = static_cast<std::ptrdiff_t>(found_.size());
+  std::ptrdiff_t most = 0;
+  std::int32_t token = 0;
+  for (const std::int32_t end : found_) {
+    const std::int32_t candidate = following(end);
+    const auto votes =
+        std::count_if(found_.begin(), found_.end(), [&](std::int32_t other) { return following(other) == candidate; });
+    if (votes > most) {
+      most = votes;
+      token = candidate;
     }
-    if (most < static_cast<std::ptrdiff_t>(found_.size())) {
-      found_.erase(
-          std::remove_if(found_.begin(), found_.end(), [&](std::int32_t end) { return following(end) != token; }),
-          found_.end());
-    }
-    draft_.push_back(token);
+    if (2 * most >= n_found) break;  // nothing later beats it
   }
+  if (most < n_found) {
+    found_.erase(
+        std::remove_if(found_.begin(), found_.end(), [&](std::int32_t end) { return following(end) != token; }),
+        found_.end());
+  }
+  const Agreement agreement = most < n_found ? kSplit : n_found > 1 ? kAgree : kAlone;
+  return {token, static_cast<std::size_t>(std::min(run, kLongest)) * kAgreements + agreement};
 }
 
 }  // namespace llm_decoder

@@ -35,8 +35,8 @@ class RunEnds {
 // Of one sequence, which only grows. The longest run of newest tokens that occurs earlier counts, up to kLongest
 // tokens; where it occurs several times, the token that followed most often, among equals the latest, goes on.
 //
-// It notes how often its guesses were right, by the length of the run they came from, and guesses as many tokens as are
-// likely enough to be right together.
+// It notes how often its guesses were right, by the length of the run they came from and by whether all that was found
+// agreed, and guesses as many tokens as are likely enough to be right together.
 class PromptLookup {
  public:
   PromptLookup();
@@ -49,22 +49,28 @@ class PromptLookup {
   static constexpr std::int32_t kMostVisited = 64;  // earlier ends that are looked at
   static constexpr std::size_t kMostVotes = 16;
 
-  // Of guesses after runs of one length: how many were right, of those known to be right or wrong. Older ones fade.
+  // What followed the run where it stood before: the same token each time, one token (it stood once), several.
+  enum Agreement : std::uint8_t { kAgree, kAlone, kSplit, kAgreements };
+  // Of guesses of one kind: how many were right, of those known to be right or wrong. Older ones fade.
   struct Record {
     double right, known;
     double chance() const { return right / known; }
   };
+  struct Guess {
+    std::int32_t token;
+    std::size_t kind;  // of records_
+  };
 
   void learn(Span<const std::int32_t> tokens);
   std::int32_t find_longest_run(const RunEnds& ends, const std::int32_t* tokens, std::int32_t n_tokens);
-  void copy_what_followed(const std::int32_t* tokens, std::int32_t n_tokens, std::int32_t count);
+  Guess guess_next(const std::int32_t* tokens, std::int32_t n_tokens, std::int32_t run);
 
   RunEnds pairs_{2}, singles_{1};
   std::vector<std::int32_t> found_;  // where the longest run ended, latest first
-  std::vector<std::int32_t> draft_;
-  std::int32_t n_drafted_at_ = 0;  // tokens there were when draft_ was made
-  std::int32_t drafted_run_ = 0;   // the length of the run it came from
-  std::array<Record, kLongest + 1> records_;
+  std::vector<std::int32_t> draft_;  // and the guess behind it that was not likely enough
+  std::vector<std::size_t> kinds_;   // of each
+  std::int32_t n_drafted_at_ = 0;    // tokens there were when draft_ was made
+  std::array<Record, (kLongest + 1) * kAgreements> records_;
 };
 
 }  // namespace llm_decoder

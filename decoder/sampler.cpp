@@ -41,7 +41,7 @@ void report_token(const float* raw, std::int32_t n, const RowSummary& summary, s
                   const SampleResult& result) {
   const bool is_valid = token >= 0 && summary.is_usable;
   result.logprobs[draw] = is_valid ? raw[token] - summary.log_sum_exp : kNotANumber;
-  result.ranks[draw] = is_valid ? rank_of(raw, n, raw[token]) : 0;
+  result.ranks[draw] = !is_valid ? 0 : raw[token] == summary.max ? 1 : rank_of(raw, n, raw[token]);
 }
 
 void report_top(const float* raw, std::int32_t n, const RowSummary& summary, std::size_t draw, std::int32_t n_top,

@@ -16,9 +16,10 @@ namespace llm_decoder {
 namespace {
 
 // A worker that finds nothing spins this long, because the next region of a step is mere microseconds away; then it
-// yields for as long again, which costs nothing when cores are free and much less than a spin when they are not; then
-// it sleeps.
+// yields, which costs nothing when cores are free and much less than a spin when they are not; and if nothing has come
+// in longer than lies between two steps, it sleeps.
 constexpr auto kSpin = std::chrono::microseconds(80);
+constexpr auto kSleep = std::chrono::microseconds(500);
 constexpr int kPausesPerClockRead = 32;
 // A ticket: 28 bits of generation, then the first place of a list that nobody has taken yet and the end of the list.
 constexpr int kPlaceBits = 18;
@@ -129,7 +130,7 @@ struct ThreadPool::State {
     std::uint64_t seen = 0;
     for (;;) {
       const auto is_new = [&] { return generation.load(std::memory_order_acquire) != seen; };
-      if (!spin_until(is_new, 2 * kSpin)) sleep_until_new(seen);
+      if (!spin_until(is_new, kSleep)) sleep_until_new(seen);
       if (stop.load(std::memory_order_relaxed)) return;
       seen = generation.load(std::memory_order_acquire);
       work(seen, thread);

@@ -529,6 +529,18 @@ def test_nothing_is_guessed_after_runs_that_mislead_and_much_after_those_that_do
     assert lengths[-1] == 15
 
 
+@pytest.mark.parametrize(
+    ("tokens", "drafted"),
+    [
+        ([1, 2, 3, 4, 8, 1, 2, 3, 4, 9, 1, 2], [3, 4]),
+        ([1, 2, 3, 4, 8, 1, 2, 3, 5, 9, 1, 2], [3]),  # 4 or 5
+        ([1, 2, 3, 4, 8, 1, 2], [3]),  # once only
+    ],
+)
+def test_more_is_guessed_where_all_that_was_found_goes_on_alike(tokens, drafted):
+    assert PromptLookup().propose(np.array(tokens, np.int32), 15, 0.4).tolist() == drafted
+
+
 def naive(tokens, max_tokens):
     """The same by comparing everything; for runs that occur less often than are looked at."""
     n_tokens = len(tokens)
