@@ -167,10 +167,19 @@ struct RowCursor {
   }
 };
 
+inline const float* query_of(const AttentionArgs& args, const AttentionRow& row) {
+  return args.q + row.token * args.q_stride + static_cast<std::int64_t>(row.head) * args.kv.head_dim;
+}
+
+inline void ask_for_query(const AttentionArgs& args, const AttentionRow& row) {
+  const float* q = query_of(args, row);
+  for (std::int32_t i = 0; i < args.kv.head_dim; i += kLanes) prefetch(q + i);
+}
+
 inline void begin_row(const AttentionArgs& args, const AttentionScratch& scratch, std::int32_t i) {
   const std::int32_t head_dim = args.kv.head_dim, hd = args.kv.head_dim_padded;
   const AttentionRow& row = scratch.rows[i];
-  const float* q = args.q + row.token * args.q_stride + static_cast<std::int64_t>(row.head) * head_dim;
+  const float* q = query_of(args, row);
   const std::int64_t begin = static_cast<std::int64_t>(i) * hd;
   clear_state(state_at(scratch.gathered, i, hd));
   if (args.kv.dtype == Dtype::s8) {

@@ -26,7 +26,10 @@ struct TilePage {
   // What the steps ask for: a tile while K is read, two halves of a tile later; null if nothing.
   const std::byte *ahead_of_score, *ahead_of_weigh, *ahead_of_accumulate;
 };
-constexpr std::int32_t kMostSpanPages = kSpanPositions / kLanes;
+struct TilePages {
+  TilePage page[kSpanPositions / kLanes];  // a page has a vector of slots or more
+  std::int32_t n;
+};
 
 struct SpanTile {
   PagedKvView kv;
@@ -39,8 +42,7 @@ struct SpanTile {
   SlotRange seen[kTileRows];  // by each row, slots of the span, perhaps none
   SlotRange seen_by_any;      // never empty
   State state[kTileRows];     // receives each row's state over the span
-  TilePage seen_pages[kMostSpanPages];
-  std::int32_t n_seen_pages;
+  TilePages seen_pages;
   // What is asked for meanwhile, spread over the work, because few lines can be under way at a time: V of this span
   // while K is read, K of the next span while weights are made and while V is read, half and half.
   bool asks_for_v;
@@ -89,15 +91,15 @@ inline TilePage page_of_tile(const SpanTile& tile, std::int32_t number) {
 
 inline void find_seen_pages(SpanTile& tile) {
   const std::int32_t page_size = tile.kv.page_size;
-  tile.n_seen_pages = 0;
+  tile.seen_pages.n = 0;
   for (std::int32_t number = tile.seen_by_any.begin / page_size; number * page_size < tile.seen_by_any.end; ++number) {
-    tile.seen_pages[tile.n_seen_pages++] = page_of_tile(tile, number);
+    tile.seen_pages.page[tile.seen_pages.n++] = page_of_tile(tile, number);
   }
 }
 
 template <class Fn>
 inline void for_pages(const SpanTile& tile, const Fn& fn) {
-  for (std::int32_t i = 0; i < tile.n_seen_pages; ++i) fn(tile.seen_pages[i]);
+  for (std::int32_t i = 0; i < tile.seen_pages.n; ++i) fn(tile.seen_pages.page[i]);
 }
 
 template <int kRows>
@@ -216,45 +218,50 @@ inline void score_rows_s8(const SpanTile& tile) {
   score();
 }
 
-// Accumulate: out += weights . v of one page for channels [16 * vector, 16 * (vector + kVectors)).
+// Accumulate: out += weights . v, page by page, for channels [16 * vector, 16 * (vector + kVectors)).
 template <int kRows, int kVectors>
 struct AccumulateS8 {
-  static void run(const SpanTile& tile, const TilePage& page, std::int32_t first_row, std::int32_t vector) {
-    const std::int64_t channel = std::int64_t{vector} * kLanes;
+  static void run(const SpanTile& tile, const TilePages& pages, std::int32_t first_row, std::int32_t vector) {
+    const std::int64_t channel = std::int64_t{vector} * kLanes, span_slots = tile.span_slots;
     const std::int64_t quad_stride = static_cast<std::int64_t>(tile.kv.head_dim_padded) * kDotWidth;
-    const std::int8_t* v = reinterpret_cast<const std::int8_t*>(page.v) + channel * kDotWidth;
-    const bool asks = first_row == 0 && page.ahead_of_accumulate != nullptr;
-    const std::byte* ahead = asks ? page.ahead_of_accumulate + channel * kDotWidth / 2 : nullptr;
-    const std::uint8_t* weights = tile.weights(first_row) + page.first_slot;
-    I32 acc[kRows][kVectors];
-#pragma GCC unroll 8
-    for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) acc[row][j] = splat(std::int32_t{0});
-    }
-    const std::int64_t quad_end = (page.seen_by_any.end + kDotWidth - 1) / kDotWidth;
-    for (std::int64_t quad = page.seen_by_any.begin / kDotWidth; quad < quad_end; ++quad) {
-      S8Quads values[kVectors];
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) values[j] = load_quads(v + quad * quad_stride + j * kLanes * kDotWidth);
-      if (asks) {
-#pragma GCC unroll 8
-        for (int j = 0; j < kVectors; j += 2) prefetch(ahead + (quad * quad_stride + j * kLanes * kDotWidth) / 2);
-      }
+    float* out[kRows];
+    for (int row = 0; row < kRows; ++row) out[row] = tile.state[first_row + row].out + channel;
+    for (std::int32_t number = 0; number < pages.n; ++number) {
+      const TilePage& page = pages.page[number];
+      const std::int8_t* v = reinterpret_cast<const std::int8_t*>(page.v) + channel * kDotWidth;
+      const bool asks = first_row == 0 && page.ahead_of_accumulate != nullptr;
+      const std::byte* ahead = asks ? page.ahead_of_accumulate + channel * kDotWidth / 2 : nullptr;
+      const std::uint8_t* weights = tile.weights(first_row) + page.first_slot;
+      I32 acc[kRows][kVectors];
 #pragma GCC unroll 8
       for (int row = 0; row < kRows; ++row) {
-        const U8Splat weight = splat_quad(weights + row * tile.span_slots + quad * kDotWidth);
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) acc[row][j] = dot4(acc[row][j], weight, values[j]);
+        for (int j = 0; j < kVectors; ++j) acc[row][j] = splat(std::int32_t{0});
       }
-    }
+      const std::int64_t quad_end = (page.seen_by_any.end + kDotWidth - 1) / kDotWidth;
+      for (std::int64_t quad = page.seen_by_any.begin / kDotWidth; quad < quad_end; ++quad) {
+        S8Quads values[kVectors];
 #pragma GCC unroll 8
-    for (int row = 0; row < kRows; ++row) {
-      const F32 scale = splat(tile.weight_scales(first_row + row)[page.number]);
-      float* out = tile.state[first_row + row].out + channel;
+        for (int j = 0; j < kVectors; ++j) values[j] = load_quads(v + quad * quad_stride + j * kLanes * kDotWidth);
+        if (asks) {
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) {
-        store(out + j * kLanes, fma(to_f32(acc[row][j]), scale, load(out + j * kLanes)));
+          for (int j = 0; j < kVectors; j += 2) prefetch(ahead + quad * quad_stride / 2 + j * kLanes * kDotWidth / 2);
+        }
+#pragma GCC unroll 8
+        for (int row = 0; row < kRows; ++row) {
+          const U8Splat weight = splat_quad(weights + row * span_slots + quad * kDotWidth);
+#pragma GCC unroll 8
+          for (int j = 0; j < kVectors; ++j) acc[row][j] = dot4(acc[row][j], weight, values[j]);
+        }
+      }
+      const float* scales = tile.weight_scales(first_row) + page.number;
+#pragma GCC unroll 8
+      for (int row = 0; row < kRows; ++row) {
+        const F32 scale = splat(scales[row * tile.span_pages]);
+#pragma GCC unroll 8
+        for (int j = 0; j < kVectors; ++j) {
+          store(out[row] + j * kLanes, fma(to_f32(acc[row][j]), scale, load(out[row] + j * kLanes)));
+        }
       }
     }
   }
@@ -397,13 +404,22 @@ inline auto with_seen(const SpanTile& tile, std::int32_t row, const Fn& fn) {
 
 template <class Seen>
 inline float largest_score(const SpanTile& tile, std::int32_t row, Seen seen) {
+  constexpr int kChains = 4;  // one alone would wait for itself
   const F32 none = splat(kNoMaximum);
   const float* scores = tile.scores(row);
-  F32 largest = none;
-  for (std::int32_t slot = tile.slot_begin(); slot < tile.slot_end(); slot += kLanes) {
-    largest = max(seen.keep(load(scores + slot), slot, none), largest);
+  F32 largest[kChains] = {none, none, none, none};
+  std::int32_t slot = tile.slot_begin();
+  for (; tile.slot_end() - slot >= kChains * kLanes; slot += kChains * kLanes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kChains; ++i) {
+      const std::int32_t at = slot + i * kLanes;
+      largest[i] = max(seen.keep(load(scores + at), at, none), largest[i]);
+    }
   }
-  return reduce_max(largest);
+  for (; slot < tile.slot_end(); slot += kLanes) {
+    largest[0] = max(seen.keep(load(scores + slot), slot, none), largest[0]);
+  }
+  return reduce_max(max(max(largest[0], largest[1]), max(largest[2], largest[3])));
 }
 
 template <class Seen>
@@ -535,10 +551,8 @@ inline void attend_float_tile(const SpanTile& tile) {
 inline void attend_s8_tile(const SpanTile& tile) {
   score_rows_s8(tile);
   weigh_rows_s8(tile);
-  for_pages(tile, [&](const TilePage& page) {
-    for_row_tiles(tile, [&](auto count, std::int32_t row) {
-      for_vectors<AccumulateS8, decltype(count)::n>(tile, page, row, 0, tile.kv.head_dim_padded / kLanes);
-    });
+  for_row_tiles(tile, [&](auto count, std::int32_t row) {
+    for_vectors<AccumulateS8, decltype(count)::n>(tile, tile.seen_pages, row, 0, tile.kv.head_dim_padded / kLanes);
   });
 }
 

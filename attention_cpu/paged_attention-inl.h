@@ -93,10 +93,11 @@ void paged_attention(const AttentionArgs& args, const AttentionItem& item, std::
     std::int32_t see_begin = INT32_MAX, see_end = 0;
     for (std::int32_t i = 0; i < n_rows; ++i) {
       scratch.rows[i] = cursor.take();
-      begin_row(args, scratch, i);
+      ask_for_query(args, scratch.rows[i]);
       see_begin = smaller(see_begin, scratch.rows[i].see_begin);
       see_end = larger(see_end, scratch.rows[i].see_end);
     }
+    for (std::int32_t i = 0; i < n_rows; ++i) begin_row(args, scratch, i);
     attend_block({args, item, scratch, n_rows, see_begin / args.kv.page_size, (see_end - 1) / args.kv.page_size});
     for (std::int32_t i = 0; i < n_rows; ++i) {
       const AttentionRow& row = scratch.rows[i];
