@@ -12,6 +12,7 @@ constexpr std::int32_t kBlockRows = 96;
 // Of them, those that go over a span together: two register tiles, for which each page is read into the first cache
 // once.
 constexpr std::int32_t kTileRows = 2 * kRowTile;
+static_assert(kTileRows <= kLanes, "the states of a tile merge in one vector");
 
 // The largest score of nothing. Finite, so that no difference of two maxima is NaN.
 constexpr float kNoMaximum = -kLargestFloat;

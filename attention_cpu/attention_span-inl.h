@@ -1,6 +1,7 @@
 // A tile of rows over one span of pages: score -> weigh -> accumulate. Included after attention_rows-inl.h.
 //
-// Its pages are in the first cache once, for two register tiles of rows: whatever is read goes to one, then the other.
+// It is two register tiles, which go over the pages one after the other while those are in the first cache.
+//
 // What is done to a row, and in which order, depends on its own position and pages alone, never on the rows beside it:
 // a tile shares loads, not arithmetic. Tiles as in Dao et al. 2022.
 #pragma once
@@ -446,7 +447,7 @@ struct AskForHalf {
   }
 };
 
-// A page's weights p * v_scale, in place of the scores, and the largest of them in each lane. Returns the sum of p.
+// Weights p * v_scale in place of the scores, and the largest of each page and lane. Returns the sums of p.
 template <class Seen>
 inline F32 weigh_row_s8(const SpanTile& tile, std::int32_t row, const AskForHalf& ask, F32 row_max, F32 sixteenths,
                         Seen seen) {
