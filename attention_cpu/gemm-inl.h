@@ -204,6 +204,14 @@ void multiply_tile_of(const typename Product::Args& args, const TilePlace& place
   }
 }
 
+// m rows cut into n_tiles tiles of about one height.
+struct RowTiles {
+  std::int64_t m, n_tiles;
+
+  std::int32_t row(std::int64_t tile) const { return static_cast<std::int32_t>(m * tile / n_tiles); }
+  std::int32_t n_rows(std::int64_t tile) const { return row(tile + 1) - row(tile); }
+};
+
 template <class Product>
 std::int32_t group_panels(const typename Product::Args& args, std::int64_t n_tiles) {
   const std::int64_t n_fit = kGroupBytes / (Product::n_steps(args) * Product::kStepBytes) / kStreams * kStreams;
@@ -214,15 +222,14 @@ std::int32_t group_panels(const typename Product::Args& args, std::int64_t n_til
 template <class Product>
 void multiply(const typename Product::Args& args, std::int32_t panel_begin, std::int32_t panel_end) {
   constexpr std::int32_t kMaxRows = Product::kMaxLoneTileRows;
-  const std::int64_t m = args.m;
-  const std::int64_t n_tiles = m <= kMaxRows ? 1 : ceil_div(m, Product::kMaxTileRows);
-  const std::int32_t group = group_panels<Product>(args, n_tiles);
-  TilePlace place{0, 0, panel_begin, 0, 0, n_tiles};
+  const RowTiles tiles{args.m, args.m <= kMaxRows ? 1 : ceil_div(args.m, Product::kMaxTileRows)};
+  const std::int32_t group = group_panels<Product>(args, tiles.n_tiles);
+  TilePlace place{0, 0, panel_begin, 0, 0, tiles.n_tiles};
   for (; place.panel < panel_end; place.panel += group) {
     place.n_group = panel_end - place.panel < group ? panel_end - place.panel : group;
-    for (place.tile = 0; place.tile < n_tiles; ++place.tile) {
-      place.row = static_cast<std::int32_t>(m * place.tile / n_tiles);
-      place.n_rows = static_cast<std::int32_t>(m * (place.tile + 1) / n_tiles) - place.row;
+    for (place.tile = 0; place.tile < tiles.n_tiles; ++place.tile) {
+      place.row = tiles.row(place.tile);
+      place.n_rows = tiles.n_rows(place.tile);
       multiply_tile_of<Product, kMaxRows>(args, place);
     }
   }

@@ -19,16 +19,6 @@ inline void copy_rows_by_block(const GemmW8Args& args, std::int64_t row, std::in
   }
 }
 
-// fn(row, n_rows) for tiles of at most max_rows, all of about one height.
-template <class Fn>
-void for_row_tiles(std::int64_t m, std::int64_t max_rows, const Fn& fn) {
-  const std::int64_t n_tiles = ceil_div(m, max_rows);
-  for (std::int64_t tile = 0; tile < n_tiles; ++tile) {
-    const std::int64_t row = m * tile / n_tiles;
-    fn(static_cast<std::int32_t>(row), static_cast<std::int32_t>(m * (tile + 1) / n_tiles - row));
-  }
-}
-
 inline const std::uint8_t* w4_panel(const GemmW8Args& args, std::int64_t panel) {
   return args.w + panel * n_blocks(args.k) * kBlockBytes;
 }

@@ -90,9 +90,10 @@ void multiply_w4_tile(const GemmW8Args& args, std::int32_t row, std::int32_t n_r
 
 // All rows, in tiles of about one height.
 void multiply_w4_tiles(const GemmW8Args& args, std::int32_t panel_begin, std::int32_t panel_end, std::int8_t* rows) {
-  for_row_tiles(args.m, kMaxW4TileRows, [&](std::int32_t row, std::int32_t n_rows) {
-    multiply_w4_tile<kMaxW4TileRows>(args, row, n_rows, panel_begin, panel_end, rows);
-  });
+  const RowTiles tiles{args.m, ceil_div(args.m, kMaxW4TileRows)};
+  for (std::int64_t tile = 0; tile < tiles.n_tiles; ++tile) {
+    multiply_w4_tile<kMaxW4TileRows>(args, tiles.row(tile), tiles.n_rows(tile), panel_begin, panel_end, rows);
+  }
 }
 
 void gemm_w4(const GemmW8Args& args, std::int32_t panel_begin, std::int32_t panel_end, std::byte* scratch) {

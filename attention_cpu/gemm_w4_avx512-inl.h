@@ -39,10 +39,18 @@ inline __m512i add_dot(__m512i sums, __m512i line, const std::int8_t* quad) {
   return sums;
 }
 
-// acc[r] += block . row r. With few rows the two nibbles have sums of their own, so that none waits for another.
+// acc[r] += block . row r. With few rows the two nibbles have sums of their own, so that none waits for another. Line
+// by line asks for what is needed soon, and for the block at `next`: all at once, they would hold up what is needed
+// now.
 template <int kRows, int kSums, int... kRow>
-inline void add_block(Pack<kRow...>, const std::uint8_t* block, const std::int8_t* rows, __m512i* acc) {
+inline void add_block(Pack<kRow...>, const std::uint8_t* block, const std::uint8_t* next, const std::int8_t* rows,
+                      __m512i* acc) {
   constexpr int kHigh = kSums - kRows;
+  const auto ask = [&](std::int64_t at) __attribute__((always_inline)) {
+    __builtin_prefetch(block + at + kW4NearBytes, 0, 3);
+    __builtin_prefetch(next + at, 0, 2);
+  };
+  ask(0);
   for (int group = 0; group < 2; ++group) {
     const GroupSpread spread = spread_group(pairs_of(block, group));
     const std::uint8_t* nibbles = nibbles_of(block, group);
@@ -50,6 +58,7 @@ inline void add_block(Pack<kRow...>, const std::uint8_t* block, const std::int8_
 #pragma GCC unroll 4
     for (int i = 0; i < kGroupLines; ++i) {
       const __m512i line = _mm512_loadu_si512(nibbles + i * kLineBytes);
+      ask(nibbles - block + i * kLineBytes);
       const __m512i low = expand_line(low_nibbles(line), spread);
       ((acc[kRow] = add_dot(acc[kRow], low, quads + kRow * kBlockWidth + i * 2 * kDotWidth)), ...);
       const __m512i high = expand_line(high_nibbles(line), spread);
@@ -59,25 +68,25 @@ inline void add_block(Pack<kRow...>, const std::uint8_t* block, const std::int8_
   }
 }
 
-// kPanels panels, `panel_bytes` apart, by kRows rows as copy_rows_by_block lays them. Beside what is needed soon, the
-// lines `ahead_bytes` further on are asked for: where the next panels begin, no hardware prefetcher knows it.
+// kPanels panels, `panel_bytes` apart, by kRows rows as copy_rows_by_block lays them. For each block that is read, one
+// is asked for that will be needed later: of each of kStreams panels in turn, from `next` on.
 template <int kRows, int kPanels, int... kPanel, int... kSum>
 __attribute__((noinline)) void add_w4_panels(Pack<kPanel...>, Pack<kSum...>, const std::uint8_t* panels,
-                                             std::int64_t panel_bytes, std::int64_t ahead_bytes,
+                                             std::int64_t panel_bytes, const std::uint8_t* next,
                                              const std::int8_t* rows, __m512i (&sums)[kPanels][kRows]) {
   constexpr int kSums = sizeof...(kSum) / kPanels;
   __m512i acc[] = {(static_cast<void>(kSum), _mm512_setzero_si512())...};
+  std::int64_t stream = 0;
   for (const std::uint8_t* end = panels + panel_bytes; panels < end; panels += kBlockBytes) {
-    const auto add = [&](const std::uint8_t* block, __m512i* of_panel) __attribute__((always_inline)) {
-#pragma GCC unroll 9
-      for (std::int64_t line = 0; line < kBlockBytes; line += kLineBytes) {
-        __builtin_prefetch(block + kW4NearBytes + line, 0, 3);
-        __builtin_prefetch(block + ahead_bytes + line, 0, 2);
-      }
-      add_block<kRows, kSums>(PackTo<kRows>(), block, rows, of_panel);
-    };
-    (add(panels + kPanel * panel_bytes, acc + kPanel * kSums), ...);
+    (add_block<kRows, kSums>(PackTo<kRows>(), panels + kPanel * panel_bytes, next + (stream + kPanel) * panel_bytes,
+                             rows, acc + kPanel * kSums),
+     ...);
     rows += kRows * kBlockWidth;
+    stream += kPanels;
+    if (stream == kStreams) {
+      stream = 0;
+      next += kBlockBytes;
+    }
   }
   for (int p = 0; p < kPanels; ++p) {
     for (int r = 0; r < kRows; ++r) {
@@ -98,9 +107,12 @@ std::int32_t multiply_w4_panels(const GemmW8Args& args, std::int32_t row, std::i
     for (int p = 0; p < kPanels; ++p) {
       for (int r = 0; r < kRows; ++r) sums[p][r] = ProductW8::first_sums(args, row + r);
     }
-    const std::int64_t ahead_bytes = panel + 2 * kPanels <= end ? kPanels * panel_bytes : kW4NearBytes;
+    // The passes over kStreams panels each ask for their share of the kStreams that follow.
+    const std::int32_t done = (panel - begin) % kStreams;
+    const std::uint8_t* next =
+        w4_panel(args, panel - done + kStreams) + n_blocks(args.k) * done / kStreams * kBlockBytes;
     add_w4_panels<kRows, kPanels>(PackTo<kPanels>(), PackTo<kPanels * kRows * kSplit>(), w4_panel(args, panel),
-                                  panel_bytes, ahead_bytes, rows, sums);
+                                  panel_bytes, next, rows, sums);
     for (int p = 0; p < kPanels; ++p) ProductW8::finish(args, row, kRows, panel + p, sums[p]);
   }
   return panel;
@@ -121,9 +133,10 @@ void multiply_w4_tile(const GemmW8Args& args, std::int32_t row, std::int32_t n_r
 
 // All rows, in tiles of about one height.
 void multiply_w4_tiles(const GemmW8Args& args, std::int32_t panel_begin, std::int32_t panel_end, std::int8_t* rows) {
-  for_row_tiles(args.m, kMaxW4TileRows, [&](std::int32_t row, std::int32_t n_rows) {
-    multiply_w4_tile<kMaxW4TileRows>(args, row, n_rows, panel_begin, panel_end, rows);
-  });
+  const RowTiles tiles{args.m, ceil_div(args.m, kMaxW4TileRows)};
+  for (std::int64_t tile = 0; tile < tiles.n_tiles; ++tile) {
+    multiply_w4_tile<kMaxW4TileRows>(args, tiles.row(tile), tiles.n_rows(tile), panel_begin, panel_end, rows);
+  }
 }
 
 // One panel as w8. Writes whole blocks: up to 15 lines past the panel's end.

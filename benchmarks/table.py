@@ -219,7 +219,7 @@ def plot(reports: list[dict[str, Any]], path: Path) -> None:
     panels[0][0].set_yticks(range(len(shown)), [LABELS[column].removesuffix(", s") for column in shown])
     panels[0][0].invert_yaxis()
     handles, labels = panels[0][0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="lower center", ncols=5, fontsize=8, frameon=False)
+    canvas.legend(handles, labels, loc="lower center", ncols=2 * len(reports) + 1, fontsize=8, frameon=False)
     canvas.tight_layout(rect=(0, 0.1, 1, 1))
     canvas.savefig(path, dpi=110)
 

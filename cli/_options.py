@@ -41,10 +41,10 @@ class ModelOptions:
     tokenizer: Annotated[str | None, _flag("DIR", "A folder to take the tokenizer from.")] = None
     chat_template: Annotated[str | None, _flag("FILE", "Jinja chat template: a file, or a text that has a {.")] = None
     system: Annotated[str | None, _flag("TEXT", "What the model is told at the beginning of a chat.")] = None
-    cache_dir: Annotated[str | None, _flag("DIR", "Where quantised weights are kept.")] = None
+    cache_dir: Annotated[str | None, _flag("DIR", "Where packed weights are kept.")] = None
     device: Annotated[str | None, _flag("NAME", "auto, cpu or cuda.")] = None
     quantization: Annotated[str | None, _flag("NAME", "auto, none, int8 or int4.")] = None
-    dtype: Annotated[str | None, _flag("NAME", "auto, bfloat16, or float32, the reference precision.")] = None
+    dtype: Annotated[str | None, _flag("NAME", "Of weights not quantised: auto (as stored), bfloat16, float32.")] = None
     kv_cache_dtype: Annotated[str | None, _flag("NAME", "auto, float32, bfloat16 or int8.")] = None
     kv_cache_bytes: Annotated[str | None, _flag("SIZE", "Memory of the KV cache: 512MiB, 2G.")] = None
     max_model_len: Annotated[int | None, _flag("N", "Context length in tokens, at most the model's.")] = None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130  # 2, a wrong command line, is Typer's
 
 _Debug = Annotated[
     bool, typer.Option("--debug", envvar="LLM_DECODER_DEBUG", show_envvar=False, help="Show where an error came from.")

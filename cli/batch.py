@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from llm_decoder.cli._journal import Journal
     from llm_decoder.llm import LLM
     from llm_decoder.sampling import SamplingParams
-
-Write = Callable[[dict[str, Any]], None]
 
 
 def batch(

@@ -1,4 +1,4 @@
-"""llm-decoder cache: quantised weights kept on disk, so that a checkpoint is quantised once."""
+"""llm-decoder cache: packed weights kept on disk, so that a checkpoint is packed once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CacheFlag = Annotated[
 
 
 def list_cache(*, config: ConfigFlag = None, cache_dir: CacheFlag = None, as_json: JsonFlag = False) -> None:
-    """List the quantised weights on disk.
+    """List the packed weights on disk.
 
     The most recently used first. What a process left that was killed while it wrote is shown, too; the next one that
     writes deletes it.
@@ -47,7 +47,7 @@ def list_cache(*, config: ConfigFlag = None, cache_dir: CacheFlag = None, as_jso
 
 
 def clear_cache(*, config: ConfigFlag = None, cache_dir: CacheFlag = None, as_json: JsonFlag = False) -> None:
-    """Delete the quantised weights on disk. They are made again when a model is next loaded."""
+    """Delete the packed weights on disk. They are made again when a model is next loaded."""
     from llm_decoder.weight_cache import clear
 
     folder = _folder(config, cache_dir)

@@ -160,7 +160,6 @@ void register_kv_cache(py::module_& m) {
            "looked-up and "
            "found tokens,\nof evictions and copies, and pool_bytes.")
       .def("check_integrity", &KvCache::check_integrity, "Raises RuntimeError saying what is broken, if anything is.")
-      .def_property_readonly("n_groups", [](const KvCache& cache) { return cache.config().groups.size(); })
       .def_property_readonly("page_size", [](const KvCache& cache) { return cache.config().page_size; });
 }
 

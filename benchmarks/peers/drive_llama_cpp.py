@@ -7,6 +7,7 @@ The same calls as its own llama-bench and llama-batched-bench make, in a process
 from __future__ import annotations
 
 import argparse
+import re
 import time
 
 import llama_cpp.llama_cpp as llama
@@ -28,7 +29,9 @@ class LlamaCpp:
         self._held: list[list[int]] = []  # the tokens whose keys and values each sequence of the context has
         self._batch = llama.llama_batch_init(N_BATCH, 0, 1)
         self.versions = args.version
-        self.config = f"llama_decode, n_batch {N_BATCH}, n_ubatch {N_UBATCH}, KV f16, flash attention auto"
+        self.config = (
+            f"llama_decode, n_batch {N_BATCH}, n_ubatch {N_UBATCH}, KV f16, flash attention auto, {cpu_features()}"
+        )
 
     def generate(self, prompts: list[list[int]], n_generate: int, reuse: bool) -> Arrivals:
         start = time.perf_counter()
@@ -91,6 +94,11 @@ class LlamaCpp:
             if status:
                 raise RuntimeError(f"llama_decode: {status}")
         llama.llama_synchronize(self._context)
+
+
+def cpu_features() -> str:
+    """What of this CPU the loaded libllama was built to use, in its own names."""
+    return " ".join(re.findall(r"(\w+) = 1", llama.llama_print_system_info().decode()))
 
 
 def common_length(sequences: list[list[int]]) -> int:

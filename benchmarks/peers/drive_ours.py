@@ -23,7 +23,8 @@ class Ours:
             speculation="none",  # a random model soon repeats itself: here every token is a step's
         )
         self.versions = f"llm_decoder {llm_decoder.__version__}"
-        self.config = f"LLM(quantization={args.quantization}, kv_cache_bytes={args.kv_cache_bytes >> 20} MiB)"
+        isa = self._llm.stats()["backend"]["isa"]
+        self.config = f"LLM(quantization={args.quantization}, kv_cache_bytes={args.kv_cache_bytes >> 20} MiB), {isa}"
 
     def generate(self, prompts: list[list[int]], n_generate: int, reuse: bool) -> Arrivals:
         params = SamplingParams(max_tokens=n_generate, temperature=0.0, ignore_eos=True)

@@ -3,7 +3,7 @@ rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +49,9 @@ class Checkpoint(Protocol):
         """The architecture in HF's terms, as config.json has it."""
         ...
 
-    def names(self) -> Iterable[str]: ...
+    def stored_dtype(self, name: str) -> str:
+        """What a weight is stored as: "float32", "float16", "bfloat16" or "int8"."""
+        ...
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """A whole weight as float32."""

@@ -33,8 +33,7 @@ _COPIED = [
     *("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt"),
     *("chat_template.jinja", *TOKENIZER_FILES),
 ]
-_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _BLOCK_FLOATS = 1 << 20
 _COPY_BYTES = 1 << 24
 
@@ -140,7 +139,7 @@ class _Writer:
         with _create(folder / relative) as file:
             for begin in range(0, len(raw), _COPY_BYTES):
                 self._put(file, raw[begin : begin + _COPY_BYTES], f"writing {name}")
-        return {"path": relative, "dtype": _DTYPE_NAMES[self._checkpoint.stored_dtype(name)], "shape": list(shape)}
+        return {"path": relative, "dtype": self._checkpoint.stored_dtype(name), "shape": list(shape)}
 
     def _write_int8(self, folder: Path, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
         from llm_decoder.backends import quantize_weight_rows

@@ -15,7 +15,7 @@ from llm_decoder.backends import BackendOptions, CpuBackend, KvCache
 from llm_decoder.engine_core import EngineCore
 from llm_decoder.errors import ConfigError, InvalidRequestError, ModelNotFoundError
 from llm_decoder.fit import check_fit
-from llm_decoder.loading import choose_layout, find_model, open_checkpoint
+from llm_decoder.loading import choose_layout, find_model, open_checkpoint, stored_layout
 from llm_decoder.model_config import ModelConfig
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
@@ -69,9 +69,9 @@ class INT8Decoder:
         self._config: ModelConfig | None = None
         self._backend: CpuBackend | None = None
 
-    def load_weights(self, directory: str | Path, dtype: str = "float32") -> None:
-        """Reads float weights, from a Hugging Face folder or a `weights/` directory, as matrices of `dtype`: "float32"
-        or "bfloat16".
+    def load_weights(self, directory: str | Path, dtype: str = "auto") -> None:
+        """Reads float weights, from a Hugging Face folder or a `weights/` directory, as matrices of `dtype`: "float32",
+        "bfloat16", or "auto", which is bfloat16 when all matrices are stored so, else float32.
 
         Raises ModelLoadError, ConfigError, or NotEnoughMemoryError before anything large is read.
         """
@@ -104,8 +104,10 @@ class INT8Decoder:
             )
         self._load(path, "w8")
 
-    def _load(self, path: Path, layout: MatrixLayout) -> None:
+    def _load(self, path: Path, layout: MatrixLayout | None) -> None:
+        """`layout`: of the matrices; None = the checkpoint's own."""
         checkpoint = open_checkpoint(path, prefer_int8=layout == "w8")
+        layout = layout or stored_layout(checkpoint)
         check_fit(
             checkpoint.config, layout, name=str(path), is_mapped=False, kv_cache_bytes=self._options.kv_cache_bytes
         )

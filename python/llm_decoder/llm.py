@@ -39,9 +39,10 @@ class LLM:
     text (prompts, chats, stop strings, bad words) is an InvalidRequestError that says which files are missing.
 
     model: a Hugging Face folder, a `weights/` folder, or a hub id; None = the small story model in the package.
-    device: "auto" or "cpu". quantization: "auto" (int8), "none", "int8", "int4". dtype: "auto", "float32", the
-    reference precision, or "bfloat16". kv_cache_dtype: "auto" (dtype, or int8 with quantised weights), "float32",
-    "bfloat16", "int8".
+    device: "auto" or "cpu". quantization: "auto" (int8, or none when dtype is named), "none", "int8", "int4". dtype: of
+    matrices that are not quantised: "float32", the reference precision, "bfloat16", or "auto", the checkpoint's own
+    (bfloat16 when all are stored so, else float32). kv_cache_dtype: "auto" (that of float matrices, int8 with quantised
+    ones), "float32", "bfloat16", "int8".
     kv_cache_bytes: size of the KV pool; None = four sequences of full length, or 32768 tokens if that is more, at most
     a quarter of the free memory.
     max_model_len: tokens of prompt and answer; None = the model's own, or what the pool holds if that is less.
@@ -52,7 +53,7 @@ class LLM:
     a text repeats itself or its prompt, the same answers), or "none". speculative_tokens: how many ahead.
     max_tokens_per_step: tokens a step computes; long prompts are cut to it. max_requests: open requests before
     QueueFullError; None = no limit. sampling_defaults: values of SamplingParams' fields for what a request leaves open,
-    before the model's own generation_config.json. cache_dir: where quantised weights are kept. tokenizer: another
+    before the model's own generation_config.json. cache_dir: where packed weights are kept. tokenizer: another
     folder to take it from. chat_template, system: a template's text and a system message in place of the model's own.
     config_dir: a settings folder that describes a `weights/` folder without a config of its own. deterministic: answers
     never depend on what else is computed; the CPU keeps that in every precision, asked or not.
@@ -266,7 +267,7 @@ class LLM:
         return {"model": self.name} | self._engine.stats()
 
     def start_profile(self) -> None:
-        """From here on every step notes where its time goes, which costs it less than half a percent."""
+        """From here on every step notes where its time goes, which costs it one to three percent."""
         self._engine.call(lambda backend: backend.start_profile())
 
     def stop_profile(self) -> StepTimes:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 from llm_decoder import weight_cache
 from llm_decoder.chat_template import ChatTemplate
@@ -15,19 +14,25 @@ from llm_decoder.errors import ConfigError, MalformedFileError, ModelNotFoundErr
 from llm_decoder.fit import check_fit
 from llm_decoder.generation_config import read_eos_token_ids, read_generation_config, sampling_defaults
 from llm_decoder.hub import is_hub_id, snapshot
-from llm_decoder.model_config import ModelConfig
+from llm_decoder.model_config import ModelConfig, weight_shapes
 from llm_decoder.no_tokenizer import NoTokenizer, has_tokenizer
 from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
 from llm_decoder.quantize import Progress, pack_in_memory
 from llm_decoder.safetensors_checkpoint import PICKLE_SUFFIXES, SafetensorsCheckpoint
 from llm_decoder.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["LoadedModel", "PackedTensor", "choose_layout", "find_model", "load_model", "open_checkpoint"]
+__all__ = [
+    "LoadedModel",
+    "PackedTensor",
+    "choose_layout",
+    "find_model",
+    "load_model",
+    "open_checkpoint",
+    "stored_layout",
+]
 
 
-Quantization = Literal["none", "int8", "int4"]
-_QUANTIZATIONS: dict[MatrixLayout, Quantization] = {"f32": "none", "bf16": "none", "w8": "int8", "w4": "int4"}
-_FLOAT_LAYOUTS: dict[str, MatrixLayout] = {"auto": "f32", "float32": "f32", "bfloat16": "bf16"}
+_FLOAT_LAYOUTS: dict[str, MatrixLayout] = {"float32": "f32", "bfloat16": "bf16"}
 _INTEGER_LAYOUTS: dict[str, MatrixLayout] = {"int8": "w8", "int4": "w4"}
 
 
@@ -47,19 +52,12 @@ class LoadedModel:
     eos_token_ids: frozenset[int]
     path: Path
     name: str
-    quantization: Quantization
     is_mapped: bool = False
     stop: tuple[str, ...] = ()
-    hf_config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def chat_template(self) -> ChatTemplate | None:
         return self.tokenizer.chat_template
-
-    @property
-    def weight_bytes(self) -> int:
-        scales = sum(weight.scales.nbytes for weight in self.weights.values() if weight.scales is not None)
-        return scales + sum(weight.data.nbytes for weight in self.weights.values())
 
 
 def load_model(
@@ -79,11 +77,12 @@ def load_model(
     """Find, check and load a model.
 
     `model` is a HF folder, a `weights/` directory or a hub id; None is the embedded model. `quantization` "auto" is
-    int8, or none when `dtype` is "float32" or "bfloat16". All but float32 weights are kept in the cache of packed
-    weights (`cache_dir`, `use_cache`) and mapped from there. `tokenizer` names another folder to take the tokenizer
-    from; `chat_template` and `system` replace the template's text and its system message. `config_dir` is a settings
-    folder that describes a `weights/` directory without a config of its own. `kv_cache_bytes` counts in the check that
-    all of it fits. `progress(n_done_bytes, n_total_bytes, what)` is called while files are fetched and weights packed,
+    int8, or none when `dtype` is "float32" or "bfloat16". Without quantisation `dtype` "auto" is bfloat16 when all
+    matrices are stored so, else float32. All but float32 weights are kept in the cache of packed weights (`cache_dir`,
+    `use_cache`) and mapped from there. `tokenizer` names another folder to take the tokenizer from; `chat_template` and
+    `system` replace the template's text and its system message. `config_dir` is a settings folder that describes a
+    `weights/` directory without a config of its own. `kv_cache_bytes` counts in the check that all of it fits.
+    `progress(n_done_bytes, n_total_bytes, what)` is called while files are fetched and weights packed,
     on this thread or a helper's.
 
     Raises ModelLoadError (ModelNotFoundError, UnsupportedModelError, MalformedFileError), NotEnoughMemoryError before
@@ -101,23 +100,31 @@ def load_model(
         refuse_unread_settings(Path(config_dir), model)
     path = find_model(model, progress=progress)
     checkpoint = open_checkpoint(path, prefer_int8=layout == "w8", config_dir=config_dir)
+    layout = layout or stored_layout(checkpoint)
     name = EMBEDDED_NAME if model is None else str(model)
     # Small files first: what is wrong with them is said before minutes of packing.
-    loaded = _without_weights(checkpoint, layout, name, Path(tokenizer) if tokenizer else None)
+    loaded = _without_weights(checkpoint, name, Path(tokenizer) if tokenizer else None)
     loaded = _with_template(loaded, chat_template, system)
     weights, is_mapped = _load_weights(checkpoint, layout, name, kv_cache_bytes, cache_dir, use_cache, progress)
     return replace(loaded, weights=weights, is_mapped=is_mapped)
 
 
-def choose_layout(quantization: str, dtype: str) -> MatrixLayout:
-    """The layout of matrices. Raises ConfigError for names that are not known or contradict each other."""
+def choose_layout(quantization: str, dtype: str) -> MatrixLayout | None:
+    """The layout of matrices; None = the checkpoint's own, see stored_layout. Raises ConfigError for names that are not
+    known."""
     if quantization not in ("auto", "none", *_INTEGER_LAYOUTS):
         raise ConfigError(f"[quantization] need auto, none, {', '.join(_INTEGER_LAYOUTS)}, got {quantization!r:.60}")
-    if dtype not in _FLOAT_LAYOUTS:
+    if dtype not in ("auto", *_FLOAT_LAYOUTS):
         raise ConfigError(f"[dtype] need auto, float32 or bfloat16 on the CPU, got {dtype!r:.60}")
     if quantization == "auto":
         quantization = "int8" if dtype == "auto" else "none"
-    return _FLOAT_LAYOUTS[dtype] if quantization == "none" else _INTEGER_LAYOUTS[quantization]
+    return _FLOAT_LAYOUTS.get(dtype) if quantization == "none" else _INTEGER_LAYOUTS[quantization]
+
+
+def stored_layout(checkpoint: Checkpoint) -> MatrixLayout:
+    """The smallest float layout that changes no weight. A float16 has three bits more than bfloat16 would keep."""
+    matrices = [name for name, shape in weight_shapes(checkpoint.config).items() if len(shape) == 2]
+    return "bf16" if all(checkpoint.stored_dtype(name) == "bfloat16" for name in matrices) else "f32"
 
 
 def find_model(model: str | Path | None, *, progress: Progress | None = None) -> Path:
@@ -176,9 +183,7 @@ def _check_template(source: str) -> None:
         raise ConfigError(f"[chat_template] {str(error).removeprefix('[chat template] ')}") from error
 
 
-def _without_weights(
-    checkpoint: Checkpoint, layout: MatrixLayout, name: str, tokenizer_folder: Path | None
-) -> LoadedModel:
+def _without_weights(checkpoint: Checkpoint, name: str, tokenizer_folder: Path | None) -> LoadedModel:
     """`tokenizer_folder`: where the tokenizer must be; None = beside the model, which may have none."""
     folder, config = checkpoint.config_folder, checkpoint.config
     generation_config = read_generation_config(folder)
@@ -187,19 +192,19 @@ def _without_weights(
         tokenizer = NoTokenizer(folder)
     else:
         tokenizer = load_tokenizer(tokenizer_folder or folder)
-    hf_config = checkpoint.hf_config
+    eos_token_ids = read_eos_token_ids(
+        generation_config, checkpoint.hf_config, config.vocab_size, tokenizer.eos_token_ids
+    )
     template = tokenizer.chat_template
     return LoadedModel(
         config=config,
         weights={},
         tokenizer=tokenizer,
         generation_defaults=sampling_defaults(generation_config),
-        eos_token_ids=read_eos_token_ids(generation_config, hf_config, config.vocab_size, tokenizer.eos_token_ids),
+        eos_token_ids=eos_token_ids,
         path=checkpoint.path,
         name=name,
-        quantization=_QUANTIZATIONS[layout],
         stop=template.stop if template else (),
-        hf_config=hf_config,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ SINGLE_NAME = "model.safetensors"
 MAX_INDEX_BYTES = 64 * 2**20
 MAX_SHARDS = 4096
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Buffers that old versions of transformers saved and that every version recomputes.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias")
 _COMPARED_ROWS = 4096
@@ -47,8 +46,9 @@ class SafetensorsCheckpoint:
         self._file_of = _merge(self._files)
         self.config, self._names = self._match(config)
 
-    def names(self) -> Iterable[str]:
-        return weight_shapes(self.config)
+    def stored_dtype(self, name: str) -> str:
+        theirs = self._names[name]
+        return _DTYPE_NAMES[self._file_of[theirs].entries[theirs].dtype]
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         theirs = self._names[name]
@@ -65,11 +65,6 @@ class SafetensorsCheckpoint:
         """The bytes of a weight as they are stored, little-endian and row-major, mapped."""
         theirs = self._names[name]
         return self._file_of[theirs].raw(theirs)
-
-    def stored_dtype(self, name: str) -> str:
-        """F32, F16 or BF16."""
-        theirs = self._names[name]
-        return self._file_of[theirs].entries[theirs].dtype
 
     def identity(self) -> list[FileIdentity]:
         config_hash = hashlib.sha256(json.dumps(self.hf_config, sort_keys=True).encode()).hexdigest()

@@ -139,10 +139,6 @@ class Tokenizer:
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode()
 
-    def is_special(self, id_: int) -> bool:
-        """Whether `decode` leaves the token out by default."""
-        return id_ in self._special
-
     @functools.cached_property
     def _is_byte_level(self) -> bool:
         decoder = self._tokenizer.decoder

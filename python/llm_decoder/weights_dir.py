@@ -13,7 +13,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -69,8 +69,8 @@ class WeightsDirectory:
         """Whether matrices come from int8/."""
         return bool(self._int8)
 
-    def names(self) -> Iterable[str]:
-        return weight_shapes(self.config)
+    def stored_dtype(self, name: str) -> str:
+        return (self._int8.get(name) or self._float[name]).dtype
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         return self.rows(name, 0, self._arrays[name].shape[0])

@@ -1,4 +1,4 @@
-"""A quantised model is bitwise reproducible: what a sequence gets never depends on what happens to it or around it."""
+"""A model is bitwise reproducible: what a sequence gets never depends on what happens to it or around it."""
 
 from dataclasses import replace
 
@@ -26,15 +26,20 @@ def contents(output):
     return [(completion.token_ids, completion.cumulative_logprob, completion.logprobs) for completion in output.outputs]
 
 
-@pytest.fixture(scope="module", params=["int8", "int4"])
-def quantization(request):
-    return request.param
+INTEGERS = {"int8": {"quantization": "int8"}, "int4": {"quantization": "int4"}}
+FLOATS = {"bfloat16": {"dtype": "bfloat16"}}  # its pages too
+PRECISIONS = INTEGERS | FLOATS
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def precision(request):
+    return PRECISIONS[request.param]
 
 
 @pytest.fixture(scope="module")
-def alone(quantization):
+def alone(precision):
     """Each request in a fresh cache, its prompt in one piece, on one thread."""
-    with LLM(quantization=quantization, threads=1, max_tokens_per_step=1024, max_num_seqs=1) as llm:
+    with LLM(**precision, threads=1, max_tokens_per_step=1024, max_num_seqs=1) as llm:
         found = []
         for prompt in PROMPTS:
             for params in (GREEDY, SAMPLED):
@@ -49,8 +54,8 @@ def test_answers_differ_from_each_other(alone):
     assert len({tuple(completion[0][0]) for completion in alone}) == len(alone)
 
 
-def test_a_batch_gives_everybody_what_he_gets_alone(alone, quantization):
-    with LLM(quantization=quantization) as llm:
+def test_a_batch_gives_everybody_what_he_gets_alone(alone, precision):
+    with LLM(**precision) as llm:
         prompts = [prompt for prompt in PROMPTS for _ in range(2)]
         params = [GREEDY, SAMPLED] * len(PROMPTS)
         order = np.random.default_rng(0).permutation(len(prompts))
@@ -59,26 +64,37 @@ def test_a_batch_gives_everybody_what_he_gets_alone(alone, quantization):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 300])
-def test_any_chunking_of_the_prompt_gives_the_same(alone, chunk, quantization):
-    with LLM(quantization=quantization, max_tokens_per_step=chunk, max_num_seqs=1) as llm:
+def test_any_chunking_of_the_prompt_gives_the_same(alone, chunk, precision):
+    with LLM(**precision, max_tokens_per_step=chunk, max_num_seqs=1) as llm:
         assert answers(llm) == alone
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same(alone, threads, quantization):
-    with LLM(quantization=quantization, threads=threads) as llm:
+def test_any_number_of_threads_gives_the_same(alone, threads, precision):
+    with LLM(**precision, threads=threads) as llm:
         assert answers(llm) == alone
 
 
 @pytest.mark.parametrize("isa", devices()[0].isas)
-def test_every_isa_gives_the_same_tokens(alone, isa, quantization):
-    with LLM(quantization=quantization, isa=isa) as llm:
+@pytest.mark.parametrize("precision", INTEGERS, indirect=True)
+def test_every_isa_gives_the_same_bits_of_integers(alone, isa, precision):
+    with LLM(**precision, isa=isa) as llm:
         assert llm.stats()["backend"]["isa"] == isa
-        assert [found[0][0] for found in answers(llm, PROMPTS[:2])] == [found[0][0] for found in alone[:4]]
+        assert answers(llm, PROMPTS[:2]) == alone[:4]
 
 
-def test_a_prefix_hit_gives_the_same(alone, quantization):
-    with LLM(quantization=quantization) as llm:
+@pytest.mark.parametrize("isa", devices()[0].isas)
+@pytest.mark.parametrize("precision", FLOATS, indirect=True)
+def test_within_an_isa_threads_chunks_and_a_batch_give_the_same_bits_of_floats(isa, precision):
+    with LLM(**precision, isa=isa, threads=1) as llm:
+        whole = answers(llm, PROMPTS[:2])
+    with LLM(**precision, isa=isa, threads=2, max_tokens_per_step=5) as llm:
+        outputs = llm.generate([PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]], [GREEDY, SAMPLED] * 2)
+    assert [contents(output) for output in outputs] == whole
+
+
+def test_a_prefix_hit_gives_the_same(alone, precision):
+    with LLM(**precision) as llm:
         answers(llm)
         (again,) = llm.generate(PROMPTS[3], GREEDY)
         assert again.metrics.n_cached_tokens >= 96
@@ -86,23 +102,23 @@ def test_a_prefix_hit_gives_the_same(alone, quantization):
         longer = PROMPTS[3] + again.outputs[0].text[:60]
         (warm,) = llm.generate(longer, SAMPLED)
         assert warm.metrics.n_cached_tokens >= 96
-    with LLM(quantization=quantization) as cold:
+    with LLM(**precision) as cold:
         assert contents(cold.generate(longer, SAMPLED)[0]) == contents(warm)
 
 
 @pytest.mark.parametrize("page_size", [16, 64])
-def test_chunks_and_hits_agree_for_every_page_size(page_size, quantization):
-    with LLM(quantization=quantization, page_size=page_size) as whole:
+def test_chunks_and_hits_agree_for_every_page_size(page_size, precision):
+    with LLM(**precision, page_size=page_size) as whole:
         expected = answers(whole)
-    with LLM(quantization=quantization, page_size=page_size, max_tokens_per_step=9) as cut:
+    with LLM(**precision, page_size=page_size, max_tokens_per_step=9) as cut:
         assert answers(cut) == expected
         assert answers(cut) == expected
 
 
-def test_preemption_gives_the_same(alone, quantization):
-    with LLM(quantization=quantization, page_size=32) as llm:
+def test_preemption_gives_the_same(alone, precision):
+    with LLM(**precision, page_size=32) as llm:
         page_bytes = llm.stats()["backend"]["kv_cache_bytes"] // llm.stats()["pages"]["n_pages"]
-    with LLM(quantization=quantization, page_size=32, kv_cache_bytes=9 * page_bytes) as llm:
+    with LLM(**precision, page_size=32, kv_cache_bytes=9 * page_bytes) as llm:
         prompts = [prompt for prompt in PROMPTS for _ in range(2)]
         outputs = llm.generate(prompts, [GREEDY, SAMPLED] * len(PROMPTS))
         assert llm.stats()["n_preemptions"] > 0
@@ -110,9 +126,9 @@ def test_preemption_gives_the_same(alone, quantization):
     assert [contents(output) for output in outputs] == alone
 
 
-def test_answers_of_one_prompt_are_those_of_their_seeds(alone, quantization):
+def test_answers_of_one_prompt_are_those_of_their_seeds(alone, precision):
     four = replace(SAMPLED, n=4)
-    with LLM(quantization=quantization) as llm:
+    with LLM(**precision) as llm:
         (output,) = llm.generate(PROMPTS[0], four)
         assert contents(output)[0] == alone[1][0]
         (again,) = llm.generate(PROMPTS[0], four)
@@ -120,20 +136,20 @@ def test_answers_of_one_prompt_are_those_of_their_seeds(alone, quantization):
     assert len({tuple(found[0]) for found in contents(output)}) == 4
 
 
-def test_logits_are_bitwise_the_same_in_any_chunks(quantization):
+def test_logits_are_bitwise_the_same_in_any_chunks(precision):
     with (
-        LLM(quantization=quantization, max_tokens_per_step=512) as whole,
-        LLM(quantization=quantization, max_tokens_per_step=5) as cut,
+        LLM(**precision, max_tokens_per_step=512) as whole,
+        LLM(**precision, max_tokens_per_step=5) as cut,
     ):
         ids = whole.tokenizer.encode(PROMPTS[1])
         np.testing.assert_array_equal(whole.logits(ids), cut.logits(ids))
         np.testing.assert_array_equal(whole.score(ids), cut.score(ids))
 
 
-def test_a_stream_and_a_chat_give_the_text_of_the_whole_answer(quantization):
+def test_a_stream_and_a_chat_give_the_text_of_the_whole_answer(precision):
     messages = [{"role": "user", "content": "Tell me a story about a dog and a red ball."}]
     params = SamplingParams(max_tokens=60, seed=5)
-    with LLM(quantization=quantization) as llm:
+    with LLM(**precision) as llm:
         assert "".join(event.text for event in llm.stream(PROMPTS[0], SAMPLED)) == (
             llm.generate(PROMPTS[0], SAMPLED)[0].outputs[0].text
         )

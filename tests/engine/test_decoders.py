@@ -66,6 +66,14 @@ def test_bfloat16_weights_are_computed_in_float_and_keep_pages_in_bfloat16(folde
         decoder.load_weights(folder, dtype="float16")
 
 
+def test_a_checkpoint_in_bfloat16_is_not_widened_unless_asked(tmp_path):
+    decoder = INT8Decoder()
+    decoder.load_weights(make_checkpoint(tmp_path, "llama", dtype="BF16"))
+    assert (decoder.info()["layout"], decoder.info()["kv_cache_dtype"]) == ("bf16", "bfloat16")
+    decoder.load_weights(tmp_path, dtype="float32")
+    assert (decoder.info()["layout"], decoder.info()["kv_cache_dtype"]) == ("f32", "float32")
+
+
 def test_quantized_weights_give_the_same_tokens_from_disk(decoder, weights_folder):
     other = INT8Decoder()
     other.load_weights(weights_folder)

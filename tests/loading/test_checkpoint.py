@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models_factory import hf_config, make_checkpoint, make_tokenizer, random_weights, write_json, write_shards
+from models_factory import (
+    encode,
+    hf_config,
+    make_checkpoint,
+    make_tokenizer,
+    random_weights,
+    write_json,
+    write_safetensors,
+    write_shards,
+)
 
 from llm_decoder.errors import (
     ConfigError,
@@ -17,7 +26,9 @@ from llm_decoder.errors import (
     UnsupportedModelError,
 )
 from llm_decoder.loading import find_model, load_model
+from llm_decoder.model_config import weight_shapes
 from llm_decoder.safetensors_checkpoint import SafetensorsCheckpoint
+from llm_decoder.safetensors_file import to_float32
 
 
 def rewrite(folder: Path, change: dict[str, np.ndarray | None], seed: int = 0) -> None:
@@ -30,8 +41,8 @@ def rewrite(folder: Path, change: dict[str, np.ndarray | None], seed: int = 0) -
 def test_sharded_and_single_checkpoints_hold_the_same_weights(tmp_path: Path) -> None:
     one = SafetensorsCheckpoint(make_checkpoint(tmp_path / "one", "qwen2"))
     many = SafetensorsCheckpoint(make_checkpoint(tmp_path / "many", "qwen2", n_shards=3))
-    assert list(one.names()) == list(many.names())
-    for name in one.names():
+    assert one.config == many.config
+    for name in weight_shapes(one.config):
         np.testing.assert_array_equal(one.read(name), many.read(name))
 
 
@@ -39,6 +50,36 @@ def test_rows_are_the_rows_of_the_whole(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(make_checkpoint(tmp_path, "llama", dtype="BF16"))
     whole = checkpoint.read("layer_1/mlp_up")
     np.testing.assert_array_equal(checkpoint.rows("layer_1/mlp_up", 3, 20), whole[3:20])
+
+
+@pytest.mark.parametrize(("stored", "layout"), [("BF16", "bf16"), ("F16", "f32"), ("F32", "f32")])
+def test_weights_that_are_not_quantised_keep_their_precision_in_the_smallest_layout(
+    tmp_path: Path, stored: str, layout: str
+) -> None:
+    folder = make_checkpoint(tmp_path, "llama", dtype=stored)
+    checkpoint = SafetensorsCheckpoint(folder)
+    write_json(folder / "config.json", hf_config("llama", torch_dtype="bfloat16"))  # a word that does not count
+    weight = load_model(folder, quantization="none").weights["layer_1/attn_o"]
+    assert weight.layout == layout
+    rows = weight.data.reshape(-1, weight.shape[1], 16).transpose(0, 2, 1).reshape(weight.shape)
+    np.testing.assert_array_equal(to_float32(rows), checkpoint.read("layer_1/attn_o"))
+    assert load_model(folder).weights["layer_1/attn_o"].layout == "w8"
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("model.layers.1.mlp.up_proj.weight", "f32"), ("model.norm.weight", "bf16")]
+)
+def test_one_matrix_in_float32_keeps_all_in_float32_and_a_vector_does_not(
+    tmp_path: Path, name: str, layout: str
+) -> None:
+    folder = make_checkpoint(tmp_path, "llama")
+    tensors = {
+        theirs: (dtype, values.shape, encode(values, dtype))
+        for theirs, values in random_weights(hf_config("llama")).items()
+        for dtype in ["F32" if theirs == name else "BF16"]
+    }
+    write_safetensors(folder / "model.safetensors", tensors)
+    assert load_model(folder, quantization="none").weights["embedding"].layout == layout
 
 
 def test_links_to_files_elsewhere_are_followed_as_the_hub_cache_needs(tmp_path: Path) -> None:
@@ -92,7 +133,7 @@ def test_a_tied_model_may_store_its_head_when_it_is_the_embedding(tmp_path: Path
     folder = make_checkpoint(tmp_path, "llama", tie_word_embeddings=True)
     embedding = random_weights(json.loads((folder / "config.json").read_text()))["model.embed_tokens.weight"]
     rewrite(folder, {"lm_head.weight": embedding})
-    assert "lm_head" not in list(SafetensorsCheckpoint(folder).names())
+    assert SafetensorsCheckpoint(folder).config.tie_word_embeddings
 
 
 def test_a_stored_head_that_differs_goes_over_the_word_tied(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_the_embedded_model_loads_by_no_name_at_all() -> None:
     loaded = load_model()
     assert loaded.name == "storyteller"
     assert loaded.path == embedded_model()
-    assert loaded.quantization == "int8"
+    assert loaded.weights["layer_0/attn_o"].layout == "w8"
     assert loaded.eos_token_ids
     assert loaded.config.vocab_size >= len(loaded.tokenizer)
 

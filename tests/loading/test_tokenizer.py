@@ -57,7 +57,6 @@ def test_ids_past_the_vocabulary_decode_to_nothing(tokenizer: Tokenizer) -> None
 def test_special_tokens_are_shown_only_when_asked_for(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([END]) == ""
     assert tokenizer.decode([END], skip_special_tokens=False) == "<|end|>"
-    assert tokenizer.is_special(END)
 
 
 def test_broken_utf8_decodes_to_replacement_characters(tokenizer: Tokenizer) -> None:

@@ -303,6 +303,13 @@ def test_float_is_dequantised_when_only_int8_is_there(tmp_path: Path) -> None:
     found = weights.read("layer_0/attn_q")
     assert np.abs(found - exact).max() <= np.abs(exact).max() / 127
     assert found.dtype == np.float32
+    assert load_model(tmp_path / "weights", quantization="none").weights["embedding"].layout == "f32"
+
+
+def test_a_directory_in_bfloat16_is_not_widened_unless_asked(tmp_path: Path) -> None:
+    weights = convert(make_checkpoint(tmp_path / "model", "llama", dtype="BF16"), tmp_path / "weights")
+    assert load_model(weights, quantization="none").weights["embedding"].layout == "bf16"
+    assert load_model(weights, dtype="float32").weights["embedding"].layout == "f32"
 
 
 # --- whose architecture counts
