@@ -7,7 +7,12 @@
 #pragma once
 
 // Rows whose queries and outputs stay in the first cache levels while they walk over the pages together.
-constexpr std::int32_t kBlockRows = 64;
+constexpr std::int32_t kBlockRows = 96;
+
+// Of them, those that go over a span together: two register tiles, for which each page is read into the first cache
+// once.
+constexpr std::int32_t kTileRows = 2 * kRowTile;
+static_assert(kTileRows <= kLanes, "the states of a tile merge in one vector");
 
 // The largest score of nothing. Finite, so that no difference of two maxima is NaN.
 constexpr float kNoMaximum = -kLargestFloat;
@@ -43,10 +48,10 @@ struct AttentionScratch {
   float* q_scale;        // [n_rows], includes the scale of attention
   std::int32_t* q_bias;  // [n_rows], -128 * sum(q), which undoes the bias of K
   // A tile of them over one span.
-  float* states;          // [kRowTile, state_floats]
-  float* scores;          // [kRowTile, span_slots], overwritten by the weights
-  std::uint8_t* weights;  // [kRowTile, span_slots], s8 pages
-  // s8 pages, [kRowTile, span_pages] and up to whole vectors.
+  float* states;          // [kTileRows, state_floats]
+  float* scores;          // [kTileRows, span_slots], overwritten by the weights
+  std::uint8_t* weights;  // [kTileRows, span_slots], s8 pages
+  // s8 pages, [kTileRows, span_pages] and up to whole vectors.
   float* largest_weights;   // [.., kLanes]
   float* weight_scales;     // p * v_scale = byte * weight_scale
   float* bytes_per_weight;  // its inverse
@@ -83,10 +88,10 @@ inline AttentionScratch lay_out_scratch(const PagedKvView& kv, std::int32_t n_he
   scratch.q_s8 = cursor.take<std::int8_t>(is_s8 ? n_rows * hd : 0);
   scratch.q_scale = cursor.take<float>(n_rows);
   scratch.q_bias = cursor.take<std::int32_t>(n_rows);
-  scratch.states = cursor.take<float>(kRowTile * state_floats(kv.head_dim_padded));
-  scratch.scores = cursor.take<float>(kRowTile * span_slots);
-  scratch.weights = cursor.take<std::uint8_t>(is_s8 ? kRowTile * span_slots : 0);
-  const std::int64_t n_scales = is_s8 ? round_up(kRowTile * span_pages, kLanes) : 0;
+  scratch.states = cursor.take<float>(kTileRows * state_floats(kv.head_dim_padded));
+  scratch.scores = cursor.take<float>(kTileRows * span_slots);
+  scratch.weights = cursor.take<std::uint8_t>(is_s8 ? kTileRows * span_slots : 0);
+  const std::int64_t n_scales = is_s8 ? round_up(kTileRows * span_pages, kLanes) : 0;
   scratch.largest_weights = cursor.take<float>(n_scales * kLanes);
   scratch.weight_scales = cursor.take<float>(n_scales);
   scratch.bytes_per_weight = cursor.take<float>(n_scales);
@@ -109,17 +114,22 @@ inline void clear_state(const State& state) {
   state.sum() = 0.0f;
 }
 
-// `into` then covers its own positions and those of `next`, which lie behind them.
-inline void merge_state(const State& into, const State& next) {
-  const float max = next.max() > into.max() ? next.max() : into.max();
-  const F32 decay = exp_lut(splat(into.max() - max)), weight = exp_lut(splat(next.max() - max));
-  alignas(64) float decays[kLanes], weights[kLanes];
-  store(decays, decay);
-  store(weights, weight);
-  into.sum() = into.sum() * decays[0] + next.sum() * weights[0];
-  into.max() = max;
-  for (std::int32_t i = 0; i < into.hd; i += kLanes) {
-    store(into.out + i, fma(load(into.out + i), decay, mul(load(next.out + i), weight)));
+// Each of n states `into`, at most kLanes, then covers its own positions and those of its `next`, which lie behind
+// them.
+inline void merge_states_into(const State* into, const State* next, std::int32_t n) {
+  alignas(64) float decays[kLanes] = {}, weights[kLanes] = {}, maxima[kLanes];
+  for (std::int32_t i = 0; i < n; ++i) decays[i] = into[i].max(), weights[i] = next[i].max();
+  const F32 before = load(decays), behind = load(weights), largest = max(behind, before);
+  store(decays, exp_lut(sub(before, largest)));
+  store(weights, exp_lut(sub(behind, largest)));
+  store(maxima, largest);
+  for (std::int32_t i = 0; i < n; ++i) {
+    const F32 decay = splat(decays[i]), weight = splat(weights[i]);
+    into[i].sum() = into[i].sum() * decays[i] + next[i].sum() * weights[i];
+    into[i].max() = maxima[i];
+    for (std::int32_t j = 0; j < into[i].hd; j += kLanes) {
+      store(into[i].out + j, fma(load(into[i].out + j), decay, mul(load(next[i].out + j), weight)));
+    }
   }
 }
 
@@ -158,10 +168,19 @@ struct RowCursor {
   }
 };
 
+inline const float* query_of(const AttentionArgs& args, const AttentionRow& row) {
+  return args.q + row.token * args.q_stride + static_cast<std::int64_t>(row.head) * args.kv.head_dim;
+}
+
+inline void ask_for_query(const AttentionArgs& args, const AttentionRow& row) {
+  const float* q = query_of(args, row);
+  for (std::int32_t i = 0; i < args.kv.head_dim; i += kLanes) prefetch(q + i);
+}
+
 inline void begin_row(const AttentionArgs& args, const AttentionScratch& scratch, std::int32_t i) {
   const std::int32_t head_dim = args.kv.head_dim, hd = args.kv.head_dim_padded;
   const AttentionRow& row = scratch.rows[i];
-  const float* q = args.q + row.token * args.q_stride + static_cast<std::int64_t>(row.head) * head_dim;
+  const float* q = query_of(args, row);
   const std::int64_t begin = static_cast<std::int64_t>(i) * hd;
   clear_state(state_at(scratch.gathered, i, hd));
   if (args.kv.dtype == Dtype::s8) {

@@ -41,17 +41,21 @@ inline bool attend_rows(const SpanWalk& walk, SpanTile& tile, std::int32_t span,
     tile.seen_by_any = {smaller(tile.seen_by_any.begin, seen.begin), larger(tile.seen_by_any.end, seen.end)};
   }
   if (is_empty(tile.seen_by_any)) return false;
-  attend_tile_of<kRowTile>(n_rows, tile);
+  attend_tile(tile);
+  State gathered[kTileRows], next[kTileRows];
+  std::int32_t n = 0;
   for (std::int32_t i = 0; i < n_rows; ++i) {
     if (walk.scratch.rows[first_row + i].states != nullptr || is_empty(tile.seen[i])) continue;
-    merge_state(state_at(walk.scratch.gathered, first_row + i, hd), tile.state[i]);
+    gathered[n] = state_at(walk.scratch.gathered, first_row + i, hd);
+    next[n++] = tile.state[i];
   }
+  merge_states_into(gathered, next, n);
   return true;
 }
 
 // The block over one span, in tiles of even size.
 inline void attend_span(const SpanWalk& walk, SpanTile& tile, std::int32_t span) {
-  const std::int32_t n_tiles = (walk.n_rows + kRowTile - 1) / kRowTile;
+  const std::int32_t n_tiles = (walk.n_rows + kTileRows - 1) / kTileRows;
   tile.pages = walk.item.block_table + static_cast<std::int64_t>(span) * tile.span_pages;
   const std::int32_t n_after = walk.last_page + 1 - (span + 1) * tile.span_pages;
   const bool goes_on = span + 1 < walk.item.span_end;
@@ -89,10 +93,11 @@ void paged_attention(const AttentionArgs& args, const AttentionItem& item, std::
     std::int32_t see_begin = INT32_MAX, see_end = 0;
     for (std::int32_t i = 0; i < n_rows; ++i) {
       scratch.rows[i] = cursor.take();
-      begin_row(args, scratch, i);
+      ask_for_query(args, scratch.rows[i]);
       see_begin = smaller(see_begin, scratch.rows[i].see_begin);
       see_end = larger(see_end, scratch.rows[i].see_end);
     }
+    for (std::int32_t i = 0; i < n_rows; ++i) begin_row(args, scratch, i);
     attend_block({args, item, scratch, n_rows, see_begin / args.kv.page_size, (see_end - 1) / args.kv.page_size});
     for (std::int32_t i = 0; i < n_rows; ++i) {
       const AttentionRow& row = scratch.rows[i];
@@ -113,7 +118,8 @@ void merge_states(const AttentionArgs& args, const QueryRun& run, std::byte* scr
       clear_state(gathered);
       for (std::int32_t span = begin; span < end; ++span) {
         const std::int64_t of_token = run.state_begin + std::int64_t{span - run.first_span} * run.n_tokens + token;
-        merge_state(gathered, state_at(args.states, of_token * args.n_heads + head, hd));
+        const State next = state_at(args.states, of_token * args.n_heads + head, hd);
+        merge_states_into(&gathered, &next, 1);
       }
       finish_row(args, run.token_begin + token, head, gathered);
     }

@@ -11,7 +11,7 @@ namespace {
 constexpr std::int32_t kMinRunRows = 32;
 constexpr std::int32_t kMaxRunRows = 192;
 constexpr std::int64_t kItemsPerThread = 6;
-// Rows of sequences that share an item: a block of the kernel, fewer only for the sake of more threads.
+// Rows of sequences that share an item: they fit a block of the kernel, fewer only for the sake of more threads.
 constexpr std::int64_t kMostRows = 64;
 constexpr std::int64_t kFewestRows = 8;
 // Reading a span's pages takes as long as computing about so many rows over it.
