@@ -156,11 +156,12 @@ struct RowCursor {
     const QueryRun& of = args.runs[item.run_begin + run];
     const std::int32_t position = of.position_begin + token, query_head = item.kv_head * group + head;
     const std::int64_t floats = state_floats(args.kv.head_dim_padded);
-    float* states = of.state_begin == kNoStates
-                        ? nullptr
-                        : args.states + ((of.state_begin + token) * args.n_heads + query_head) * floats;
+    float* states =
+        of.state_begin == kNoStates
+            ? nullptr
+            : args.states + ((of.state_begin + std::int64_t{token} * of.n_spans) * args.n_heads + query_head) * floats;
     const AttentionRow row = {of.token_begin + token, query_head, window_begin(position, args.window),
-                              position + 1,           states,     of.n_tokens * args.n_heads * floats,
+                              position + 1,           states,     args.n_heads * floats,
                               of.first_span};
     if (++head == group) head = 0, ++token;
     if (token == of.n_tokens) token = 0, ++run;

@@ -111,17 +111,15 @@ void merge_states(const AttentionArgs& args, const QueryRun& run, std::byte* scr
   const std::int32_t hd = args.kv.head_dim_padded;
   const std::int32_t span_slots = pages_of_span(args.kv.page_size) * args.kv.page_size;
   const State gathered = state_at(reinterpret_cast<float*>(scratch_bytes), 0, hd);
-  for (std::int32_t token = 0; token < run.n_tokens; ++token) {
-    const std::int32_t position = run.position_begin + token;
-    const std::int32_t begin = window_begin(position, args.window) / span_slots, end = position / span_slots + 1;
-    for (std::int32_t head = 0; head < args.n_heads; ++head) {
-      clear_state(gathered);
-      for (std::int32_t span = begin; span < end; ++span) {
-        const std::int64_t of_token = run.state_begin + std::int64_t{span - run.first_span} * run.n_tokens + token;
-        const State next = state_at(args.states, of_token * args.n_heads + head, hd);
-        merge_states_into(&gathered, &next, 1);
-      }
-      finish_row(args, run.token_begin + token, head, gathered);
+  const std::int32_t position = run.position_begin;
+  const std::int32_t begin = window_begin(position, args.window) / span_slots, end = position / span_slots + 1;
+  for (std::int32_t head = 0; head < args.n_heads; ++head) {
+    clear_state(gathered);
+    for (std::int32_t span = begin; span < end; ++span) {
+      const std::int64_t of_span = run.state_begin + span - run.first_span;
+      const State next = state_at(args.states, of_span * args.n_heads + head, hd);
+      merge_states_into(&gathered, &next, 1);
     }
+    finish_row(args, run.token_begin, head, gathered);
   }
 }

@@ -10,6 +10,8 @@ namespace {
 // has no fewer; and not many more, so that every thread gets several items.
 constexpr std::int32_t kMinRunRows = 32;
 constexpr std::int32_t kMaxRunRows = 192;
+// Up to so many rows of a sequence are cut across spans: a decode with its drafts, the last few tokens of a prompt.
+constexpr std::int64_t kMaxShortRows = 128;
 constexpr std::int64_t kItemsPerThread = 6;
 // Rows of sequences that share an item: they fit a block of the kernel, fewer only for the sake of more threads.
 constexpr std::int64_t kMostRows = 64;
@@ -23,7 +25,7 @@ std::int64_t n_visible(std::int64_t begin, std::int64_t end) { return (end * (en
 std::int32_t group_of(const AttentionShape& shape) { return shape.n_heads / shape.n_kv_heads; }
 
 bool is_short(const AttentionShape& shape, const QuerySequence& sequence) {
-  return sequence.n_tokens == 1 || std::int64_t{sequence.n_tokens} * group_of(shape) <= kMinRunRows;
+  return sequence.n_tokens == 1 || std::int64_t{sequence.n_tokens} * group_of(shape) <= kMaxShortRows;
 }
 
 std::int32_t first_position(const AttentionShape& shape, const QuerySequence& sequence) {
@@ -74,8 +76,7 @@ void AttentionPlan::add_long(const AttentionShape& shape, const QuerySequence& s
   const auto run_begin = static_cast<std::int32_t>(runs.size());
   for (std::int32_t end = sequence.n_tokens; end > 0;) {
     const std::int32_t begin = (end - 1) / max_run * max_run;
-    runs.push_back(
-        {sequence.token_begin + begin, end - begin, sequence.position_begin + begin, kNoStates, /*first_span=*/0});
+    runs.push_back({sequence.token_begin + begin, end - begin, sequence.position_begin + begin});
     end = begin;
   }
   for (std::int32_t head = 0; head < shape.n_kv_heads; ++head) {
@@ -164,11 +165,15 @@ std::int64_t AttentionPlan::n_items(const AttentionShape& shape) const {
 void AttentionPlan::add_short_runs(const AttentionShape& shape) {
   const std::int32_t span_pages = pages_of_span(shape.page_size);
   for (const Short& s : shorts_) {
-    QueryRun run = {s.of.token_begin, s.of.n_tokens, s.of.position_begin, kNoStates, s.first_page / span_pages};
+    const std::int32_t first_span = s.first_page / span_pages, n_spans = s.last_page / span_pages + 1 - first_span;
+    QueryRun run = {s.of.token_begin, s.of.n_tokens, s.of.position_begin, kNoStates, first_span, n_spans};
     if (s.n_items > 1) {
       run.state_begin = n_states;
-      n_states += std::int64_t{s.last_page / span_pages + 1 - run.first_span} * s.of.n_tokens;
-      merges.push_back(run);
+      n_states += std::int64_t{n_spans} * s.of.n_tokens;
+      for (std::int32_t i = 0; i < s.of.n_tokens; ++i) {
+        merges.push_back({run.token_begin + i, 1, run.position_begin + i, run.state_begin + std::int64_t{i} * n_spans,
+                          first_span, n_spans});
+      }
     }
     runs.push_back(run);
   }

@@ -37,7 +37,7 @@ class AttentionPlan {
  public:
   std::vector<QueryRun> runs;        // named by items
   std::vector<AttentionItem> items;  // any thread may run them in any order
-  std::vector<QueryRun> merges;      // finished by merge_states after all items
+  std::vector<QueryRun> merges;      // of a token each, finished by merge_states after all items
   std::int64_t n_states = 0;         // of all heads: states need n_states * n_heads * state_floats floats
   std::int64_t n_pairs = 0;          // (query head, visible position) pairs: how much work it is
 

@@ -91,17 +91,18 @@ constexpr std::int32_t pages_of_span(std::int32_t page_size) {
 // Floats of a state: out [head_dim_padded], max, sum, and padding to a cache line.
 constexpr std::int64_t state_floats(std::int32_t head_dim_padded) { return head_dim_padded + 16; }
 
+constexpr std::int64_t kNoStates = -1;
+
 // Consecutive tokens of one sequence that ask together.
 struct QueryRun {
   std::int32_t token_begin = 0;  // row of q and out
   std::int32_t n_tokens = 0;
   std::int32_t position_begin = 0;  // of the first of these tokens in its sequence
-  // Where several items share the run's spans: states [span - first_span][n_tokens][n_heads] from state_begin * n_heads
-  // on, for merge_states. kNoStates where one item goes over all spans and finishes.
-  std::int64_t state_begin = -1;
-  std::int32_t first_span = 0;
+  // Where several items share the run's spans: states [n_tokens][n_spans][n_heads] from state_begin * n_heads on, for
+  // merge_states. kNoStates where one item goes over all spans and finishes.
+  std::int64_t state_begin = kNoStates;
+  std::int32_t first_span = 0, n_spans = 0;
 };
-constexpr std::int64_t kNoStates = -1;
 
 struct AttentionArgs {
   PagedKvView kv;
@@ -159,7 +160,7 @@ struct CpuKernels {
   void (*append_kv)(const PagedKvView&, std::int32_t page, std::int32_t slot, const float* key, const float* value);
   // scratch: attention_scratch_bytes(view, n_heads) bytes of the calling thread, 64-byte aligned.
   void (*paged_attention)(const AttentionArgs&, const AttentionItem&, std::byte* scratch);
-  // Finishes a run that has states, after all items over its spans.
+  // Finishes a run of one token that has states, after all items over its spans.
   void (*merge_states)(const AttentionArgs&, const QueryRun&, std::byte* scratch);
   std::size_t (*attention_scratch_bytes)(const PagedKvView&, std::int32_t n_heads);
 
