@@ -12,7 +12,7 @@ namespace {
 
 // Work below this is done sooner by the calling thread than by waking up others.
 constexpr std::int64_t kInlineElements = 2 << 10;  // values of rows
-constexpr std::int64_t kInlinePairs = 512;          // (query head, position) pairs of attention
+constexpr std::int64_t kInlinePairs = 512;         // (query head, position) pairs of attention
 constexpr std::int64_t kRowItemsPerThread = 4;
 // Products of values in +-127 that an int32 holds the sum of.
 constexpr std::int64_t kMaxExactTerms = std::numeric_limits<std::int32_t>::max() / (127 * 127);
