@@ -92,6 +92,7 @@ PagedKvView Storage::layer(std::int32_t layer) const {
 }
 
 void Storage::copy_page(std::int32_t from, std::int32_t to) {
+  if (n_layers_ == 0) return;  // no memory at all
   std::memcpy(first_page_ + to * page_bytes(), first_page_ + from * page_bytes(),
               static_cast<std::size_t>(page_bytes()));
 }
