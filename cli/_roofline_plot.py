@@ -131,7 +131,8 @@ def _label_points(
     renderer = axes.figure.canvas.get_renderer()
     taken = roof + [_box(axes.transData.transform(point), 7) for point in points]
     inside = axes.get_window_extent(renderer)
-    places = [(10, -3, "left"), (-10, -3, "right"), (0, 11, "center"), (0, -18, "center"), (8, -20, "left")]
+    beside = [(10, -3, "left"), (-10, -3, "right"), (0, 11, "center"), (0, -18, "center")]
+    places = [*beside, (8, -20, "left"), (-8, -20, "right"), (-8, -34, "right")]
     for column, point in zip(columns, points, strict=True):
         for dx, dy, align in places:
             label = axes.annotate(
