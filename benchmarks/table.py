@@ -26,6 +26,7 @@ LABELS = {
     "separate2048x8": "8 sequences of 2048, nothing common",
     "start": "process start to first token, s",
 }
+SLOWEST_SHOWN = 1 / 20  # of the best peer's speed: who is slower would squeeze all others together
 LOWER_IS_BETTER = ("first_token", "start")
 
 
@@ -211,6 +212,7 @@ def plot(reports: list[dict[str, Any]], path: Path) -> None:
             panel.scatter([x for x, _ in points], [y for _, y in points], label=name, **looks[name])
         panel.axvline(1.0, color="0.5", linewidth=1, zorder=1)
         panel.set_xscale("log", base=2)
+        panel.set_xlim(left=max(panel.get_xlim()[0], SLOWEST_SHOWN))
         panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         panel.set_title(f"{report['shape']['name']}, {report['threads']} threads", fontsize=10)
         panel.set_xlabel("speed, best peer of the row = 1", fontsize=9)
@@ -218,8 +220,17 @@ def plot(reports: list[dict[str, Any]], path: Path) -> None:
         panel.tick_params(labelsize=8)
     panels[0][0].set_yticks(range(len(shown)), [LABELS[column].removesuffix(", s") for column in shown])
     panels[0][0].invert_yaxis()
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="lower center", ncols=2 * len(reports) + 1, fontsize=8, frameon=False)
+    shown_once = {
+        label: dot for panel in panels[0] for dot, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    canvas.legend(
+        list(shown_once.values()),
+        list(shown_once),
+        loc="lower center",
+        ncols=2 * len(reports) + 1,
+        fontsize=8,
+        frameon=False,
+    )
     canvas.tight_layout(rect=(0, 0.1, 1, 1))
     canvas.savefig(path, dpi=110)
 
