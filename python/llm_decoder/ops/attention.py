@@ -191,15 +191,16 @@ def _read_call(
         tensor = view_tensor(PLACE, name, value, stream=stream)
         checks.check_dtype(PLACE, tensor, "float32")
         if list(tensor.shape) not in shapes:
-            wanted = " or ".join(str(shape) for shape in shapes)
-            raise checks.refuse(PLACE, f"{name} must have shape {wanted}, got {list(tensor.shape)}")
+            wanted = "be a float or have shape " if len(shapes) > 1 else "have shape "
+            wanted += " or ".join(str(shape) for shape in shapes)
+            raise checks.refuse(PLACE, f"{name} must {wanted}, got {list(tensor.shape)}")
         checks.check_contiguous(PLACE, tensor)
         _check_device_or_host(tensor, device)
         return tensor
 
     def kv_scale(name: str, value: Any) -> float | Tensor | None:
-        if value is None or np.isscalar(value):
-            return None if value is None else checks.check_number(PLACE, name, value, 0.0)
+        if np.isscalar(value):
+            return checks.check_number(PLACE, name, value, 0.0)
         return floats(name, value, [n_kv_heads], [n_pages, page_size, n_kv_heads])
 
     table = view_tensor(PLACE, "block_table", block_table, stream=stream)

@@ -47,7 +47,7 @@ def check_contiguous(place: str, tensor: Tensor) -> None:
 
 
 def check_last_axis(place: str, tensor: Tensor) -> None:
-    if tensor.shape[-1] > 1 and tensor.strides[-1] != 1:
+    if tensor.shape[-1] > 1 and tensor.strides[-1] != 1 and 0 not in tensor.shape:
         raise refuse(
             place,
             f"the elements of the last axis of {tensor.name} must lie beside each other, got strides "
