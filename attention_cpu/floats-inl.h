@@ -66,7 +66,7 @@ inline void put(Bf16* to, float x) {
 // Infinity from 65520 on.
 inline void put(Fp16* to, float x) {
   const std::uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffffu;
-  const std::uint32_t narrowed = x != x                      ? 0x7e00u
+  const std::uint32_t narrowed = x != x                     ? 0x7e00u
                                  : magnitude >= 0x477ff000u ? 0x7c00u
                                                             : narrow<5, 10>(float_of(magnitude));
   to->bits = static_cast<std::uint16_t>(narrowed | (bits >> 16 & 0x8000u));
@@ -74,8 +74,6 @@ inline void put(Fp16* to, float x) {
 // What is beyond 448 becomes 448.
 inline void put(Fp8* to, float x) {
   const std::uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffffu;
-  const std::uint32_t narrowed = x != x                      ? 0x7fu
-                                 : magnitude >= 0x43e00000u ? 0x7eu
-                                                            : narrow<4, 3>(float_of(magnitude));
+  const std::uint32_t narrowed = x != x ? 0x7fu : magnitude >= 0x43e00000u ? 0x7eu : narrow<4, 3>(float_of(magnitude));
   to->bits = static_cast<std::uint8_t>(narrowed | (bits >> 24 & 0x80u));
 }

@@ -1,7 +1,7 @@
 // Tiles of paged_kv.h out of nhd pages, value for value. Included after attention_span-inl.h.
 //
-// Sixteen slots at a time: K is turned from channels beside each other to slots beside each other, so a line of the tile
-// is written at once. Channels past head_dim become zero.
+// Sixteen slots at a time: K is turned from channels beside each other to slots beside each other, so a line of the
+// tile is written at once. Channels past head_dim become zero.
 #pragma once
 
 struct NhdSlots {

@@ -87,7 +87,7 @@ std::byte* strided(const py::array& array, Dtype dtype, const char* place, const
   check_arg((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0, place, name,
             " must be aligned to its elements; pass a copy");
   const py::ssize_t last = array.ndim() - 1;
-  check_arg(array.shape(last) <= 1 || array.strides(last) == array.itemsize(), place, name,
+  check_arg(array.size() == 0 || array.shape(last) == 1 || array.strides(last) == array.itemsize(), place, name,
             " must have the elements of its last axis beside each other, got a stride of ", array.strides(last),
             " bytes; pass np.ascontiguousarray");
   return static_cast<std::byte*>(const_cast<void*>(array.data()));
@@ -236,8 +236,7 @@ void py_reshape_and_cache(Array key, Array value, const std::string& dtype, py::
   const Shape shape = {kAny, pool_of.n_kv_heads, pool_of.head_dim};
   const HeadRows keys = rows_of(key, row_dtype, place, "key", shape);
   const HeadRows values = rows_of(value, row_dtype, place, "value", shape_of(key));
-  const std::int64_t* slots =
-      read_array<std::int64_t>(slot_mapping, place, "slot_mapping", {key.shape(0)}).data;
+  const std::int64_t* slots = read_array<std::int64_t>(slot_mapping, place, "slot_mapping", {key.shape(0)}).data;
   const std::int64_t n_tokens = key.shape(0);
   run_op(place, n_threads,
          [&](ThreadPool& pool) { reshape_and_cache_op(keys, values, pool_of, slots, n_tokens, pool); });

@@ -195,8 +195,8 @@ const std::vector<const CpuKernels*>& cpu_kernels();
 // Throws std::invalid_argument naming the choices when this machine cannot run it or no such table exists.
 const CpuKernels& select_cpu_kernels(const char* isa);
 
-// n elements of any dtype as floats, and floats as elements, x / scale to the nearest, ties to even: in float16 infinity
-// from 65520 on, in fp8 and int8 at most 448 and 127 of either sign, in int8 a NaN as 0. Baseline flags.
+// n elements of any dtype as floats, and floats as elements, x / scale to the nearest, ties to even: in float16
+// infinity from 65520 on, in fp8 and int8 at most 448 and 127 of either sign, in int8 a NaN as 0. Baseline flags.
 void widen_row(Dtype dtype, const std::byte* from, std::int64_t n, float* to);
 void narrow_row(Dtype dtype, const float* from, std::int64_t n, float scale, std::byte* to);
 

@@ -11,8 +11,8 @@
 // signed. One float32 scale per position and KV head, for K and for V: x ~ q * scale. Channels past head_dim are zero
 // (K: bias). Slots past a sequence's end may hold anything, NaN included; kernels must never let them reach a result.
 //
-// Pages of others lie as `nhd`, [n_pages][page_size][n_kv_heads][head_dim]. Attention makes tiles of them in scratch, of
-// one KV head and the pages of one span at a time, never of the pool.
+// Pages of others lie as `nhd`, [n_pages][page_size][n_kv_heads][head_dim]. Attention makes tiles of them in scratch,
+// of one KV head and the pages of one span at a time, never of the pool.
 #pragma once
 
 #include <cstdint>

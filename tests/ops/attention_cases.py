@@ -171,9 +171,7 @@ def _spread(case: Case) -> float:
     return 40.0 if case.scales != "none" and case.kv_dtype in ("fp8", "int8") else 1.5
 
 
-def _caches(
-    case: Case, rng: np.random.Generator, seen: npt.NDArray[np.bool_], n_kv_heads: int
-) -> tuple[Array, Array]:
+def _caches(case: Case, rng: np.random.Generator, seen: npt.NDArray[np.bool_], n_kv_heads: int) -> tuple[Array, Array]:
     shape = (*seen.shape, n_kv_heads, case.head_dim)
     codes = [encode(rng.standard_normal(shape) * _spread(case), case.kv_dtype) for _ in "kv"]
     for cache in codes:

@@ -1,15 +1,15 @@
 """How far a result may lie from the formula.
 
-The rule of FlashAttention's own tests: at most twice as far as plain attention at the same precision, plus what two
-roundings of a number near 0.3 cost, three times with a softcap (its slope amplifies nothing, but tanh adds its own
-error), for the largest error; and 1.5 times for the mean. Plain attention is computed here with NumPy in float32: scores
-first, all keys at once, probabilities rounded as the implementation rounds them, the result rounded to the queries'
-dtype. It shares no code with the reference or with any kernel.
+The rule of FlashAttention's own tests: at most twice as far as plain attention at the same precision (three times
+with a softcap, whose tanh adds an error of its own), plus twice what rounding a number near 0.3 there and back costs;
+the mean at most half a time less. Plain attention is computed here with NumPy in float32: all keys at once,
+probabilities rounded as the implementation rounds them, the result rounded to the queries' dtype. It shares no code
+with the reference or with any kernel.
 
-Two things are added. FLOAT32 of the largest value: sums of up to a few hundred terms in another order, and an
-exponential by table (1.5e-7). And where int8 pages meet int8 queries: the queries are rounded before the reference sees
-them, so that nothing is left but what rounding a page's weights p * v_scale to 1/255 of the page's largest can do, which
-is a bound for each element and not a guess.
+Two things are added. FLOAT32 of the largest value: sums of a few hundred terms in another order, and an exponential
+by table (1.5e-7). And where int8 pages meet int8 queries: the queries are rounded before the reference sees them, so
+that nothing is left but what rounding a page's weights p * v_scale to 1/255 of the page's largest can do, which is a
+bound for each element and not a guess.
 """
 
 from __future__ import annotations
@@ -127,7 +127,6 @@ def check_close(
     two_roundings = float(np.abs(near - rounded(reference, q_dtype)).max(initial=0))
     plain_error, error = np.abs(plain.out - reference), np.abs(got - reference)
     floor = FLOAT32 * plain.largest_value
-    # The bound on weights comes on top of the result's own rounding.
     most = factor * plain_error.max(initial=0) + 2 * two_roundings + floor + bound
     assert np.isfinite(got).all()
     worst = np.unravel_index(np.argmax(error - most), error.shape) if error.size else ()

@@ -18,9 +18,7 @@ Array = npt.NDArray[Any]
 Result = tuple[Array, npt.NDArray[np.float32] | None]
 
 EVERY_DTYPE = tuple(
-    (q, kv)
-    for q in ("float32", "bfloat16", "float16")
-    for kv in ("float32", "bfloat16", "float16", "fp8", "int8")
+    (q, kv) for q in ("float32", "bfloat16", "float16") for kv in ("float32", "bfloat16", "float16", "fp8", "int8")
 )
 
 

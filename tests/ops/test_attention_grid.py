@@ -1,7 +1,7 @@
 """Paged attention against the formula over everything that can be asked for.
 
 A pairwise cover of dtypes, scales, sizes, features and kinds of batches, seeded; LLM_DECODER_GRID=all (`make grid`)
-takes every combination of dtypes, scales, features and batches instead, sizes in turn.
+takes every combination of the pages' dtype, scales, features and batches instead, the queries' dtype and sizes in turn.
 """
 
 from __future__ import annotations
@@ -42,15 +42,20 @@ SIZES = {
 
 def cases_of(implementation: Implementation) -> list[Case]:
     if os.environ.get("LLM_DECODER_GRID") == "all":
-        sizes = itertools.cycle(pairwise_cover(SIZES, seed=0))
-        rows = [
-            {"dtypes": dtypes, **dict(zip(FEATURES, levels, strict=True)), **next(sizes)}
-            for dtypes in implementation.dtypes
-            for levels in itertools.product(*FEATURES.values())
-        ]
+        rows = every_combination(implementation)
     else:
         rows = pairwise_cover({"dtypes": implementation.dtypes, **FEATURES, **SIZES}, seed=0)
     return [_case(row, seed) for seed, row in enumerate(rows)]
+
+
+def every_combination(implementation: Implementation) -> list[dict[str, Any]]:
+    pairs = {kv: [pair for pair in implementation.dtypes if pair[1] == kv] for _, kv in implementation.dtypes}
+    sizes = itertools.cycle(pairwise_cover(SIZES, seed=0))
+    return [
+        {"dtypes": pairs[kv][number % len(pairs[kv])], **dict(zip(FEATURES, levels, strict=True)), **next(sizes)}
+        for kv in pairs
+        for number, levels in enumerate(itertools.product(*FEATURES.values()))
+    ]
 
 
 def _case(row: dict[str, Any], seed: int) -> Case:
@@ -63,9 +68,7 @@ def case_name(case: Case) -> str:
     softcap = ["softcap"] if case.softcap else []
     left, right = case.window
     size = f"d{case.head_dim}-r{case.ratio}-p{case.page_size}-{case.layout}"
-    return "-".join(
-        [case.q_dtype, case.kv_dtype, case.scales, size, case.batch, f"w{left},{right}", *flags, *softcap]
-    )
+    return "-".join([case.q_dtype, case.kv_dtype, case.scales, size, case.batch, f"w{left},{right}", *flags, *softcap])
 
 
 @functools.lru_cache(maxsize=4)
