@@ -10,6 +10,7 @@ void register_decoder(pybind11::module_& m);
 void register_machine_limits(pybind11::module_& m);
 void register_prompt_lookup(pybind11::module_& m);
 void register_dlpack(pybind11::module_& m);
+void register_ops(pybind11::module_& m);
 
 }  // namespace llm_decoder
 
@@ -22,4 +23,5 @@ PYBIND11_MODULE(_core, m) {
   llm_decoder::register_machine_limits(m);
   llm_decoder::register_prompt_lookup(m);
   llm_decoder::register_dlpack(m);
+  llm_decoder::register_ops(m);
 }

@@ -1,0 +1,66 @@
+"""What stands behind llm_decoder.ops, each as one function from a Batch to codes and log-sum-exp."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from attention_cases import Batch
+from element_codes import poison
+
+from llm_decoder import _core
+
+Array = npt.NDArray[Any]
+Result = tuple[Array, npt.NDArray[np.float32] | None]
+
+EVERY_DTYPE = tuple(
+    (q, kv) for q in ("float32", "bfloat16", "float16") for kv in ("float32", "bfloat16", "float16", "fp8", "int8")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    name: str
+    attend: Callable[[Batch], Result]
+    dtypes: tuple[tuple[str, str], ...]  # of queries and pages
+    p_dtype: str  # that probabilities are rounded to before they meet V; "" for that of the queries
+    int8_is_vnni: bool  # int8 pages meet queries in int8, and probabilities in 8 bits a page
+
+
+def attend_on_cpu(batch: Batch, isa: str = "auto", n_threads: int = 2) -> Result:
+    """Results begin as poison."""
+    out = np.full(batch.q.shape, poison(batch.q_dtype), batch.q.dtype)
+    lse = np.full(batch.q.shape[:2], np.nan, np.float32) if batch.return_lse else None
+    _core.paged_attention_op(
+        batch.q,
+        batch.q_dtype,
+        batch.k_cache,
+        batch.v_cache,
+        batch.kv_dtype,
+        batch.block_table,
+        batch.seq_lens,
+        batch.cu_seqlens_q,
+        batch.scale,
+        batch.causal,
+        *batch.window,
+        batch.softcap,
+        batch.alibi_slopes,
+        batch.sinks,
+        batch.k_scale,
+        batch.v_scale,
+        out,
+        lse,
+        n_threads,
+        isa,
+    )
+    return out, lse
+
+
+IMPLEMENTATIONS = [
+    Implementation(f"cpu-{isa}", functools.partial(attend_on_cpu, isa=isa), EVERY_DTYPE, "float32", int8_is_vnni=True)
+    for isa in _core.isas()
+]
