@@ -80,13 +80,12 @@ class AppendRow {
 
   GPU_FUNCTION void run() {
     float x[kChunk] = {}, squares = 0.0f;
-    Turn turn;
     if (is_here_) {
       load_chunk(x_ + channel_, x);
       GPU_UNROLL
       for (int i = 0; i < kChunk; ++i) squares += x[i] * x[i];
       weigh(x, channel_);
-      if (kind_ != Kind::value && channel_ < 2 * args_.half) load_turn(x, turn);
+      if (kind_ != Kind::value && channel_ < 2 * args_.half) rotate(x);
     }
     float factor = 1.0f;
     if (args_.q_norm != nullptr || args_.k_norm != nullptr) {
@@ -94,7 +93,7 @@ class AppendRow {
       if (norm_ != nullptr) factor = rsqrt(squares / static_cast<float>(args_.head_dim) + args_.norm_eps);
     }
     GPU_UNROLL
-    for (int i = 0; i < kChunk; ++i) x[i] = (x[i] * turn.cos[i] + turn.other[i] * turn.sin[i]) * factor;
+    for (int i = 0; i < kChunk; ++i) x[i] *= factor;
     sync_warp();  // all lanes have read their row: it may change
     std::uint32_t largest = 0;
     if (args_.k_pages.per_slot != nullptr || args_.v_pages.per_slot != nullptr) largest = largest_of_row(x);
@@ -129,6 +128,13 @@ class AppendRow {
     load_chunk(norm_ + channel, weights);
     GPU_UNROLL
     for (int i = 0; i < kChunk; ++i) x[i] *= weights[i];
+  }
+
+  GPU_FUNCTION void rotate(float (&x)[kChunk]) const {
+    Turn turn;
+    load_turn(x, turn);
+    GPU_UNROLL
+    for (int i = 0; i < kChunk; ++i) x[i] = x[i] * turn.cos[i] + turn.other[i] * turn.sin[i];
   }
 
   GPU_FUNCTION void load_turn(const float (&x)[kChunk], Turn& turn) const {

@@ -86,6 +86,7 @@ TEST(neighbours_on_both_sides_go_together) {
   CHECK_EQ(runs_of({1, 5, 2, 6, 3, 7}), "1>5x3 ");
   CHECK_EQ(runs_of({3, 7, 1, 5, 2, 6}), "1>5x3 ");               // in any order
   CHECK_EQ(runs_of({1, 5, 2, 4}), "1>5x1 2>4x1 ");               // neighbours, but turned round
+  CHECK_EQ(runs_of({1, 2, 2, 9}), "1>2x1 2>9x1 ");               // neighbours at one side alone
   CHECK_EQ(runs_of({1, 5, 3, 6}), "1>5x1 3>6x1 ");               // neighbours at one side alone
   CHECK_EQ(runs_of({4, 0, 4, 9, 5, 1, 5, 10}), "4>0x2 4>9x2 ");  // one source, two destinations
 }
