@@ -1,5 +1,8 @@
 #include "merge_states_launch.h"
 
+#include <limits>
+
+#include "check_rows.h"
 #include "dtype_tags.h"
 #include "llm_decoder/errors.h"
 
@@ -8,28 +11,46 @@ namespace gpu {
 namespace {
 
 constexpr char kPlace[] = "merge_states";
+constexpr std::int64_t kVectorBytes = 16;
 
-template <auto kernel, class Args>
-void run(const Args& args, Stream stream) {
-  const std::int64_t n_pairs = std::int64_t{args.n_tokens} * args.n_heads;
-  if (n_pairs == 0) return;
-  const int n_blocks = static_cast<int>(ceil_div(n_pairs, kMergeThreads / kWarpSize));
-  gpu::launch<kernel>(stream, {{n_blocks, 1, 1}, kMergeThreads, 0}, args);
+void check(const MergeStatesLaunch& l) {
+  const MergePartsArgs& a = l.args;
+  check_arg(a.n_parts > 0 && a.n_parts <= kMaxParts, kPlace, "there must be 1 to ", kMaxParts, " states, got ",
+            a.n_parts);
+  check_arg(a.head_dim > 0 && a.head_dim % kChunk == 0 && a.head_dim <= kMaxRowChannels, kPlace,
+            "head_dim must be a multiple of ", kChunk, " up to ", kMaxRowChannels, ", got ", a.head_dim);
+  constexpr std::int64_t kMaxRows = std::numeric_limits<int>::max() - kMergeThreads;
+  check_arg(a.n_heads > 0 && a.n_tokens >= 0 && std::int64_t{a.n_tokens} * a.n_heads <= kMaxRows, kPlace,
+            "n_tokens times n_heads must be 0 to ", kMaxRows, ", got ", a.n_tokens, " and ", a.n_heads);
+  for (int i = 0; i < a.n_parts; ++i) {
+    const StateRows& part = a.parts[i];
+    check_rows(kPlace, "a state", part.values, kVectorBytes, {part.token_stride, part.head_stride}, l.dtype);
+    check_arg(part.lse != nullptr, kPlace, "the log-sum-exp of a state must be there, got null");
+  }
+  check_rows(kPlace, "out", a.out, kVectorBytes, {a.out_token_stride, a.out_head_stride}, l.dtype);
 }
 
 }  // namespace
 
-void merge_states(Dtype out_dtype, const MergeStatesArgs& args, Stream stream) {
-  with_half(out_dtype, kPlace, "out",
-            [&](auto tag) { run<merge_states_kernel<typename decltype(tag)::type>>(args, stream); });
+void merge_states(const MergeStatesLaunch& l, Stream stream) {
+  with_activation(l.dtype, kPlace, "states and out", [&](auto tag) {
+    if (l.args.n_tokens == 0) return;
+    check(l);
+    MergePartsArgs args = l.args;
+    args.row_lanes = row_lanes_of(args.head_dim);
+    const std::int64_t n_rows = std::int64_t{args.n_tokens} * args.n_heads;
+    const auto n_blocks = static_cast<int>(ceil_div(n_rows * args.row_lanes, kMergeThreads));
+    gpu::launch<merge_parts_kernel<typename decltype(tag)::type>>(stream, {{n_blocks, 1, 1}, kMergeThreads, 0}, args);
+  });
 }
 
-void merge_parts(Dtype dtype, const MergePartsArgs& args, Stream stream) {
-  check_arg(args.n_parts > 0 && args.n_parts <= kMaxParts, kPlace, "there must be 1 to ", kMaxParts, " parts, got ",
-            args.n_parts);
-  if (dtype == Dtype::f32) return run<merge_parts_kernel<float>>(args, stream);
-  with_half(dtype, kPlace, "parts",
-            [&](auto tag) { run<merge_parts_kernel<typename decltype(tag)::type>>(args, stream); });
+void merge_planned_states(Dtype out_dtype, const MergeStatesArgs& args, Stream stream) {
+  if (args.n_tokens == 0) return;
+  const std::int64_t n_rows = std::int64_t{args.n_tokens} * args.n_heads;
+  const auto n_blocks = static_cast<int>(ceil_div(n_rows, kMergeThreads / kWarpSize));
+  with_half(out_dtype, kPlace, "out", [&](auto tag) {
+    gpu::launch<merge_states_kernel<typename decltype(tag)::type>>(stream, {{n_blocks, 1, 1}, kMergeThreads, 0}, args);
+  });
 }
 
 }  // namespace gpu

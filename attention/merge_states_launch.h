@@ -1,18 +1,22 @@
-// Runs merge_states.h.
+// States of the same rows, found over different keys, into one.
 #pragma once
 
-#include "llm_decoder/types.h"
-#include "machine.h"
 #include "merge_states.h"
 
 namespace llm_decoder {
 namespace gpu {
 
-// out in bf16 or f16. Throws std::invalid_argument for other dtypes.
-void merge_states(Dtype out_dtype, const MergeStatesArgs& args, Stream stream);
+struct MergeStatesLaunch {
+  Dtype dtype = Dtype::bf16;  // of the values: f32, bf16, f16
+  MergePartsArgs args;
+};
 
-// Parts and out in bf16, f16 or f32. Throws std::invalid_argument for other dtypes and for no or too many parts.
-void merge_parts(Dtype dtype, const MergePartsArgs& args, Stream stream);
+// Rows of which no state saw anything are 0 with a log-sum-exp of -infinity. Throws std::invalid_argument for what
+// no kernel was compiled for, and says what is.
+void merge_states(const MergeStatesLaunch& launch, Stream stream);
+
+// Those of a planned attention, into its out of bf16 or f16.
+void merge_planned_states(Dtype out_dtype, const MergeStatesArgs& args, Stream stream);
 
 }  // namespace gpu
 }  // namespace llm_decoder

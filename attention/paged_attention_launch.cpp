@@ -61,7 +61,7 @@ void merge(const PagedAttentionLaunch& l, Stream stream) {
   args.n_tokens = l.n_merged_tokens;
   args.n_heads = l.args.n_heads;
   args.head_dim = l.args.head_dim;
-  merge_states(l.q_dtype, args, stream);
+  merge_planned_states(l.q_dtype, args, stream);
 }
 
 }  // namespace

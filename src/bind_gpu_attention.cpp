@@ -149,13 +149,12 @@ void run_merge_states(const std::vector<std::pair<TensorTuple, std::uintptr_t>>&
                       std::uintptr_t lse, int device, std::uintptr_t stream) {
   check_arg(parts.size() <= kMaxParts, "merge_states", "there must be 1 to ", kMaxParts, " parts, got ", parts.size());
   const Tensor out = tensor_of(out_tuple);
-  MergePartsArgs args;
+  MergeStatesLaunch launch;
+  launch.dtype = out.dtype;
+  MergePartsArgs& args = launch.args;
   for (const auto& [tuple, part_lse] : parts) {
     const Tensor part = tensor_of(tuple);
-    args.parts[args.n_parts] = part.data;
-    args.part_token_stride[args.n_parts] = part.strides.at(0);
-    args.part_head_stride[args.n_parts] = part.strides.at(1);
-    args.part_lse[args.n_parts++] = pointer<const float>(part_lse);
+    args.parts[args.n_parts++] = {part.data, part.strides.at(0), part.strides.at(1), pointer<const float>(part_lse)};
   }
   args.n_tokens = out.size(0);
   args.n_heads = out.size(1);
@@ -165,7 +164,7 @@ void run_merge_states(const std::vector<std::pair<TensorTuple, std::uintptr_t>>&
   args.out_head_stride = out.strides.at(1);
   args.lse = pointer<float>(lse);
   const DeviceGuard guard(device);
-  merge_parts(out.dtype, args, stream_of(stream));
+  merge_states(launch, stream_of(stream));
 }
 
 // A host array's copy on a device, until it goes.

@@ -43,6 +43,7 @@ def merge_states(
     first = parts[0]
     checks.check_shape(PLACE, first, "[T, Hq, D]", [None] * 3)
     checks.check_dtype(PLACE, first, *DTYPES)
+    checks.check_heads(PLACE, first.shape[1], 1, first.shape[2])
     for part in parts:
         _check_rows(part, first)
     for part_lse in part_lses:
@@ -83,5 +84,7 @@ def _check_rows(tensor: Tensor, first: Tensor) -> None:
 def _run_on_gpu(
     kernels: GpuKernels, parts: list[Tensor], lses: list[Tensor], out: Tensor, lse: Tensor | None, stream: int
 ) -> None:
+    for tensor in (*parts, out):
+        checks.check_vectors(PLACE, tensor)
     pairs = [(part.raw(), part_lse.address) for part, part_lse in zip(parts, lses, strict=True)]
     kernels.merge_states(pairs, out.raw(), 0 if lse is None else lse.address, device_index(out.device), stream)
