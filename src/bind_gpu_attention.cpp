@@ -1,6 +1,4 @@
 // _cuda and _cuda_host, attention: a plan with its arrays on the device, attention over pages, the merge of states.
-//
-// A tensor is a tuple (address, dtype, shape, strides in elements).
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,6 +13,7 @@
 #include "device_guard.h"
 #include "device_memory.h"
 #include "device_plan.h"
+#include "gpu_tensor.h"
 #include "merge_states_launch.h"
 #include "paged_attention_launch.h"
 
@@ -27,41 +26,9 @@ namespace {
 // The smallest blocks leave room for so many on a multiprocessor.
 constexpr int kBlocksPerSm = 2;
 
-Stream stream_of(std::uintptr_t stream) { return reinterpret_cast<Stream>(stream); }
-
-struct Tensor {
-  void* data = nullptr;
-  Dtype dtype = Dtype::f32;
-  std::vector<std::int64_t> shape, strides;
-
-  int size(std::size_t axis) const { return static_cast<int>(shape.at(axis)); }
-};
-
-Dtype dtype_of(const std::string& name) {
-  for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::fp8, Dtype::s8}) {
-    if (name == dtype_name(dtype)) return dtype;
-  }
-  throw std::invalid_argument(concat("[gpu tensor] dtype must be one that kernels know, got ", name));
-}
-
-using TensorTuple = std::tuple<std::uintptr_t, std::string, std::vector<std::int64_t>, std::vector<std::int64_t>>;
-
-Tensor tensor_of(const TensorTuple& tuple) {
-  const auto& [address, dtype, shape, strides] = tuple;
-  return {reinterpret_cast<void*>(address), dtype_of(dtype), shape, strides};
-}
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 PagedTensor pages_of(const Tensor& tensor) {
   return {tensor.data, tensor.strides.at(0), tensor.strides.at(1), tensor.strides.at(2)};
 }
-
-// (factor of all, address of one a head, address of one a slot and head); addresses may be 0.
-using ScaleTuple = std::tuple<float, std::uintptr_t, std::uintptr_t>;
 
 KvScale scale_of(const ScaleTuple& tuple) {
   return {std::get<0>(tuple), pointer<const float>(std::get<1>(tuple)), pointer<const float>(std::get<2>(tuple))};

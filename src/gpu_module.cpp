@@ -14,6 +14,7 @@ namespace llm_decoder {
 namespace gpu {
 
 void register_gpu_attention(py::module_& m);
+void register_gpu_pages(py::module_& m);
 
 namespace {
 
@@ -48,4 +49,5 @@ PYBIND11_MODULE(GPU_MODULE, m) {
       },
       "Returns when all that was queued on the stream is done.", py::arg("stream") = 0);
   register_gpu_attention(m);
+  register_gpu_pages(m);
 }

@@ -301,9 +301,11 @@ def _cuda_devices() -> list[DeviceInfo]:
     """Every NVIDIA GPU, or one entry that says why there is none."""
     try:
         cuda = load_cuda()
-        return [_cuda_device(cuda, index) for index in range(cuda.n_devices())]
+        found = [_cuda_device(cuda, index) for index in range(cuda.n_devices())]
+        reason = "the driver knows no NVIDIA GPU"
     except (BackendError, RuntimeError) as error:
-        return [DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason=str(error))]
+        found, reason = [], str(error)
+    return found or [DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason=reason)]
 
 
 def _cuda_device(cuda: ModuleType, index: int) -> DeviceInfo:

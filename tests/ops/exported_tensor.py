@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 CPU, CUDA, METAL = 1, 2, 8
-_TYPES = {"bfloat16": (4, 16), "float16": (2, 16), "float32": (2, 32), "fp8": (10, 8), "int8": (0, 8), "int32": (0, 32)}
+_TYPES = {
+    "bfloat16": (4, 16),
+    "float16": (2, 16),
+    "float32": (2, 32),
+    "fp8": (10, 8),
+    "int8": (0, 8),
+    "int32": (0, 32),
+    "uint8": (1, 8),
+}
 _CARRIERS = {"bfloat16": np.uint16, "float16": np.uint16, "fp8": np.uint8}
 
 

@@ -15,13 +15,17 @@ from __future__ import annotations
 from llm_decoder.ops.attention import paged_attention
 from llm_decoder.ops.csr import csr_to_block_table, paged_attention_csr
 from llm_decoder.ops.merge import merge_states
+from llm_decoder.ops.pages import copy_blocks, reshape_and_cache, swap_blocks
 from llm_decoder.ops.plan import AttentionPlan, plan_attention
 
 __all__ = [
     "AttentionPlan",
+    "copy_blocks",
     "csr_to_block_table",
     "merge_states",
     "paged_attention",
     "paged_attention_csr",
     "plan_attention",
+    "reshape_and_cache",
+    "swap_blocks",
 ]

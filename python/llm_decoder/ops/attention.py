@@ -10,6 +10,7 @@ import numpy as np
 from llm_decoder.backends import core
 from llm_decoder.errors import InvalidArgumentError
 from llm_decoder.ops import checks
+from llm_decoder.ops.kv_scales import Scale, host_value, raw_scale, read_floats, read_scale
 from llm_decoder.ops.machines import Addresses, GpuKernels, kernels_for, n_threads, stream_of
 from llm_decoder.ops.plan import AttentionPlan, Ints, Lengths, check_fixed_split, read_lengths
 from llm_decoder.ops.tensors import Tensor, device_of, make_like, view_tensor
@@ -115,7 +116,7 @@ def paged_attention(
     else:
         if call.block_table.device == "cpu":
             check_pages(call, lengths)
-        addresses = Addresses(PLACE, kernels, device, handle)
+        addresses = Addresses(kernels, device, handle)
         if plan is None:
             plan = _plan(call, lengths, split, handle)
             addresses.hold(plan)
@@ -132,8 +133,8 @@ class _Call:
     block_table: Tensor
     alibi_slopes: Tensor | None
     sinks: Tensor | None
-    k_scale: float | Tensor | None
-    v_scale: float | Tensor | None
+    k_scale: Scale
+    v_scale: Scale
     scale: float
     causal: bool
     window: tuple[int, int]
@@ -176,60 +177,37 @@ def _read_call(
     n_heads, head_dim = q.shape[1:]
     checks.check_shape(PLACE, k_cache, "[P, S, Hkv, D]", [None, None, None, head_dim])
     checks.check_shape(PLACE, v_cache, "[P, S, Hkv, D]", k_cache.shape)
-    n_pages, page_size, n_kv_heads, _ = k_cache.shape
+    _, page_size, n_kv_heads, _ = k_cache.shape
     checks.check_heads(PLACE, n_heads, n_kv_heads, head_dim)
-    if page_size < 16 or page_size % 16:
-        raise checks.refuse(PLACE, f"pages must have a multiple of 16 slots (axis 1 of k_cache), got {page_size}")
+    checks.check_page_size(PLACE, page_size)
     for cache in (k_cache, v_cache):
         checks.check_same_device(PLACE, cache, device)
     for tensor in (q, k_cache, v_cache):
         checks.check_last_axis(PLACE, tensor)
 
-    def floats(name: str, value: Any, *shapes: list[int]) -> Tensor | None:
-        if value is None:
-            return None
-        tensor = view_tensor(PLACE, name, value, stream=stream)
-        checks.check_dtype(PLACE, tensor, "float32")
-        if list(tensor.shape) not in shapes:
-            wanted = "be a float or have shape " if len(shapes) > 1 else "have shape "
-            wanted += " or ".join(str(shape) for shape in shapes)
-            raise checks.refuse(PLACE, f"{name} must {wanted}, got {list(tensor.shape)}")
-        checks.check_contiguous(PLACE, tensor)
-        _check_device_or_host(tensor, device)
-        return tensor
-
-    def kv_scale(name: str, value: Any) -> float | Tensor | None:
-        if np.isscalar(value):
-            return checks.check_number(PLACE, name, value, 0.0)
-        return floats(name, value, [n_kv_heads], [n_pages, page_size, n_kv_heads])
+    def heads(name: str, value: Any) -> Tensor | None:
+        return None if value is None else read_floats(PLACE, name, value, device, stream, [[n_heads]])
 
     table = view_tensor(PLACE, "block_table", block_table, stream=stream)
     checks.check_dtype(PLACE, table, "int32")
     checks.check_shape(PLACE, table, "[B, M]", [None, None])
     checks.check_contiguous(PLACE, table)
-    _check_device_or_host(table, device)
+    checks.check_device_or_host(PLACE, table, device)
     return _Call(
         device=device,
         q=q,
         k_cache=k_cache,
         v_cache=v_cache,
         block_table=table,
-        alibi_slopes=floats("alibi_slopes", alibi_slopes, [n_heads]),
-        sinks=floats("sinks", sinks, [n_heads]),
-        k_scale=kv_scale("k_scale", k_scale),
-        v_scale=kv_scale("v_scale", v_scale),
+        alibi_slopes=heads("alibi_slopes", alibi_slopes),
+        sinks=heads("sinks", sinks),
+        k_scale=read_scale(PLACE, "k_scale", k_scale, k_cache, device, stream),
+        v_scale=read_scale(PLACE, "v_scale", v_scale, k_cache, device, stream),
         scale=head_dim**-0.5 if scale is None else checks.check_number(PLACE, "scale", scale),
         causal=checks.check_flag(PLACE, "causal", causal),
         window=checks.check_window(PLACE, window),
         softcap=checks.check_number(PLACE, "softcap", softcap, 0.0),
     )
-
-
-def _check_device_or_host(tensor: Tensor, device: str) -> None:
-    if tensor.device not in (device, "cpu"):
-        raise checks.refuse(
-            PLACE, f"{tensor.name} must be on the device of q, {device}, or in host memory, got {tensor.device}"
-        )
 
 
 def _check_supported(call: _Call, kernels: GpuKernels | None) -> None:
@@ -312,15 +290,11 @@ def _check_out(call: _Call, out: Any, q_dtype: str | None, stream: int) -> Tenso
     checks.check_shape(PLACE, tensor, "[T, Hq, D]", call.q.shape)
     checks.check_same_device(PLACE, tensor, call.device)
     checks.check_last_axis(PLACE, tensor)
-    if not tensor.is_writeable:
-        raise checks.refuse(PLACE, "out must be writeable, got a read-only array")
+    checks.check_writeable(PLACE, tensor)
     return tensor
 
 
 def _run_on_cpu(call: _Call, lengths: Lengths, out: Tensor, lse: Tensor | None) -> None:
-    def array_of(value: float | Tensor | None) -> Any:
-        return value.array() if isinstance(value, Tensor) else value
-
     left, right = call.window
     try:
         core.paged_attention_op(
@@ -337,12 +311,12 @@ def _run_on_cpu(call: _Call, lengths: Lengths, out: Tensor, lse: Tensor | None) 
             left,
             right,
             call.softcap,
-            array_of(call.alibi_slopes),
-            array_of(call.sinks),
-            array_of(call.k_scale),
-            array_of(call.v_scale),
+            host_value(call.alibi_slopes),
+            host_value(call.sinks),
+            host_value(call.k_scale),
+            host_value(call.v_scale),
             out.array(),
-            array_of(lse),
+            host_value(lse),
             n_threads(),
         )
     except ValueError as error:
@@ -358,12 +332,6 @@ def _run_on_gpu(
     lse: Tensor | None,
     stream: int,
 ) -> None:
-    def scale_of(scale: float | Tensor | None) -> tuple[float, int, int]:
-        if isinstance(scale, Tensor):
-            address = addresses[scale]
-            return (1.0, address, 0) if scale.n_axes == 1 else (1.0, 0, address)
-        return (1.0 if scale is None else scale, 0, 0)
-
     kernels.paged_attention(
         plan._on_gpu,
         call.q.raw(),
@@ -377,8 +345,8 @@ def _run_on_gpu(
         call.softcap,
         addresses[call.alibi_slopes],
         addresses[call.sinks],
-        scale_of(call.k_scale),
-        scale_of(call.v_scale),
+        raw_scale(addresses, call.k_scale),
+        raw_scale(addresses, call.v_scale),
         stream,
     )
     addresses.finish()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_decoder.errors import InvalidArgumentError
-from llm_decoder.ops.tensors import ITEM_BYTES, Tensor
+from llm_decoder.ops.tensors import Tensor
 
 MAX_HEAD_DIM = 256
 VECTOR_BYTES = 16  # that GPU kernels read at once
@@ -32,7 +32,7 @@ def check_dtype(place: str, tensor: Tensor, *dtypes: str) -> None:
     if tensor.dtype in dtypes:
         return
     hint = ""
-    if len(dtypes) == 1 and dtypes[0] in ("int32", "float32"):
+    if len(dtypes) == 1 and dtypes[0] in ("int32", "int64", "float32"):
         hint = f"; pass it as {dtypes[0]}"
     raise refuse(place, f"{tensor.name} must be {' or '.join(dtypes)}, got {tensor.dtype}{hint}")
 
@@ -57,7 +57,7 @@ def check_last_axis(place: str, tensor: Tensor) -> None:
 
 def check_vectors(place: str, tensor: Tensor) -> None:
     """That rows of the last axis begin where GPU kernels can read them: a matter of views into other tensors."""
-    item = ITEM_BYTES[tensor.dtype]
+    item = tensor.item_bytes
     step = min(VECTOR_BYTES, 8 * item)  # rows of bytes are read 8 at a time
     offsets = [tensor.address] + [
         stride * item for n, stride in zip(tensor.shape[:-1], tensor.strides[:-1], strict=True) if n > 1
@@ -70,9 +70,27 @@ def check_vectors(place: str, tensor: Tensor) -> None:
         )
 
 
-def check_same_device(place: str, tensor: Tensor, device: str) -> None:
+def check_same_device(place: str, tensor: Tensor, device: str, of: str = "q") -> None:
     if tensor.device != device:
-        raise refuse(place, f"{tensor.name} must be on the device of q, {device}, got {tensor.device}; move it there")
+        raise refuse(
+            place, f"{tensor.name} must be on the device of {of}, {device}, got {tensor.device}; move it there"
+        )
+
+
+def check_device_or_host(place: str, tensor: Tensor, device: str) -> None:
+    if tensor.device not in (device, "cpu"):
+        where = "in host memory" if device == "cpu" else f"on {device} or in host memory"
+        raise refuse(place, f"{tensor.name} must be {where}, got {tensor.device}")
+
+
+def check_writeable(place: str, tensor: Tensor) -> None:
+    if not tensor.is_writeable:
+        raise refuse(place, f"{tensor.name} must be writeable, got a read-only array")
+
+
+def check_page_size(place: str, page_size: int) -> None:
+    if page_size < 16 or page_size % 16:
+        raise refuse(place, f"pages must have a multiple of 16 slots (axis 1 of k_cache), got {page_size}")
 
 
 def check_number(place: str, name: str, value: Any, least: float = -math.inf) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_decoder.backends import choose_threads, load_cuda
-from llm_decoder.errors import BackendError, InvalidArgumentError
-from llm_decoder.ops.tensors import Tensor, current_stream
+from llm_decoder.errors import BackendError
+from llm_decoder.ops import checks
+from llm_decoder.ops.tensors import Tensor, current_stream, view_tensor
 
 RawTensor = tuple[int, str, tuple[int, ...], tuple[int, ...]]
 
@@ -24,6 +26,9 @@ class GpuKernels(Protocol):
 
     def paged_attention(self, *args: Any) -> None: ...
     def merge_states(self, *args: Any) -> None: ...
+    def reshape_and_cache(self, *args: Any) -> None: ...
+    def copy_blocks(self, *args: Any) -> None: ...
+    def swap_blocks(self, *args: Any) -> None: ...
     def copy_to_host(self, to: npt.NDArray[Any], address: int, stream: int) -> None: ...
     def synchronize(self, stream: int) -> None: ...
 
@@ -60,7 +65,7 @@ def stream_of(place: str, value: Any, device: str, stream: int | None) -> int:
     """The handle of the CUDA stream to work on: the one given, else that of the framework of `value`."""
     if stream is not None:
         if isinstance(stream, bool) or not isinstance(stream, int) or stream < 0:
-            raise InvalidArgumentError(f"[{place}] stream must be the handle of a CUDA stream, got {stream!r}")
+            raise checks.refuse(place, f"stream must be the handle of a CUDA stream, got {stream!r}")
         return stream
     return 0 if device == "cpu" else current_stream(value, device_index(device))
 
@@ -69,8 +74,8 @@ class Addresses:
     """Where the arrays of one call are in the memory of its device. Host arrays are copied there when the device is a
     GPU's; the copies live as long as this does, and `finish` must come before that."""
 
-    def __init__(self, place: str, kernels: GpuKernels, device: str, stream: int) -> None:
-        self._place, self._kernels, self._device, self._stream = place, kernels, device, stream
+    def __init__(self, kernels: GpuKernels, device: str, stream: int) -> None:
+        self._kernels, self._device, self._stream = kernels, device, stream
         self._copies: list[Any] = []
 
     def __getitem__(self, tensor: Tensor | None) -> int:
@@ -90,3 +95,20 @@ class Addresses:
         """Waits for the kernels if they read what goes with this object."""
         if self._copies:
             self._kernels.synchronize(self._stream)
+
+
+def host_array(
+    place: str, name: str, value: Any, stream: int, dtype: str, axes: str, shape: Sequence[int | None]
+) -> npt.NDArray[Any]:
+    """A contiguous array in host memory of what may be on a device, which is waited for."""
+    tensor = view_tensor(place, name, value, stream=stream)
+    checks.check_dtype(place, tensor, dtype)
+    checks.check_shape(place, tensor, axes, shape)
+    if tensor.device == "cpu":
+        return np.ascontiguousarray(tensor.array())
+    checks.check_contiguous(place, tensor)
+    kernels = kernels_for(place, tensor.device)
+    assert kernels is not None
+    array = np.empty(tensor.shape, dtype)
+    kernels.copy_to_host(array, tensor.address, stream)
+    return array

@@ -50,13 +50,12 @@ def merge_states(
         checks.check_dtype(PLACE, part_lse, "float32")
         checks.check_shape(PLACE, part_lse, "[T, Hq]", first.shape[:2])
         checks.check_contiguous(PLACE, part_lse)
-        checks.check_same_device(PLACE, part_lse, device)
+        checks.check_same_device(PLACE, part_lse, device, "outs[0]")
 
     result = make_like(PLACE, first, first.shape) if out is None else out
     to = view_tensor(PLACE, "out", result, dtype, handle)
     _check_rows(to, first)
-    if not to.is_writeable:
-        raise checks.refuse(PLACE, "out must be writeable, got a read-only array")
+    checks.check_writeable(PLACE, to)
     lse = make_like(PLACE, first, first.shape[:2], "float32") if return_lse else None
     lse_to = None if lse is None else view_tensor(PLACE, "lse", lse, stream=handle)
     kernels = kernels_for(PLACE, device)
@@ -77,7 +76,7 @@ def merge_states(
 def _check_rows(tensor: Tensor, first: Tensor) -> None:
     checks.check_dtype(PLACE, tensor, first.dtype)
     checks.check_shape(PLACE, tensor, "[T, Hq, D]", first.shape)
-    checks.check_same_device(PLACE, tensor, first.device)
+    checks.check_same_device(PLACE, tensor, first.device, "outs[0]")
     checks.check_last_axis(PLACE, tensor)
 
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from llm_decoder.errors import InvalidArgumentError
 from llm_decoder.ops import checks
-from llm_decoder.ops.machines import GpuKernels, device_index, kernels_for, stream_of
-from llm_decoder.ops.tensors import device_of, framework_of, view_tensor
+from llm_decoder.ops.machines import GpuKernels, device_index, host_array, kernels_for, stream_of
+from llm_decoder.ops.tensors import device_of, framework_of
 
 Ints = npt.NDArray[np.int32]
 PLACE = "plan_attention"
@@ -153,17 +153,7 @@ def plan_attention(
 
 def host_ints(place: str, name: str, value: Any, stream: int) -> Ints:
     """An int32 vector in host memory; one on a device is waited for."""
-    tensor = view_tensor(place, name, value, stream=stream)
-    checks.check_dtype(place, tensor, "int32")
-    checks.check_shape(place, tensor, "[n]", [None])
-    if tensor.device == "cpu":
-        return np.ascontiguousarray(tensor.array())
-    checks.check_contiguous(place, tensor)
-    kernels = kernels_for(place, tensor.device)
-    assert kernels is not None
-    array = np.empty(tensor.shape, np.int32)
-    kernels.copy_to_host(array, tensor.address, stream)
-    return array
+    return host_array(place, name, value, stream, "int32", "[n]", [None])
 
 
 def read_lengths(place: str, seq_lens: Any, cu_seqlens_q: Any, stream: int) -> Lengths:

@@ -3,6 +3,7 @@ speaks DLPack; its framework is never imported."""
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from llm_decoder.backends import core
 from llm_decoder.errors import InvalidArgumentError
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1, "int32": 4}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
 # The dtypes that an array of integers may stand for, when they are named.
 _CODES = {"bfloat16": ("uint16", "int16"), "float16": ("uint16", "int16"), "fp8": ("uint8",)}
 _ML_DTYPES = {"bfloat16": "bfloat16", "float8_e4m3fn": "fp8"}
@@ -40,6 +41,15 @@ class Tensor:
         return len(self.shape)
 
     @property
+    def item_bytes(self) -> int:
+        return ITEM_BYTES.get(self.dtype) or np.dtype(self.dtype).itemsize
+
+    @property
+    def page_bytes(self) -> int:
+        """Of one index of the first axis, where there are no gaps."""
+        return math.prod(self.shape[1:]) * self.item_bytes
+
+    @property
     def is_contiguous(self) -> bool:
         step = 1
         for n, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
@@ -55,7 +65,7 @@ class Tensor:
         if isinstance(self.owner, np.ndarray):
             codes = {"bfloat16": np.uint16, "float16": np.uint16, "fp8": np.uint8}.get(self.dtype)
             return self.owner if codes is None else self.owner.view(codes)
-        bits = core.dlpack_array(self.owner)
+        bits: npt.NDArray[Any] = core.dlpack_array(self.owner)
         return bits if self.dtype in _CODES else bits.view(self.dtype)
 
     def raw(self) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
@@ -110,11 +120,11 @@ def device_of(place: str, name: str, value: Any) -> str:
 
 def _view_dlpack(place: str, name: str, value: Any, stream: int) -> Tensor:
     device = device_of(place, name, value)
-    # The default stream's handle 0 is 1 in DLPack.
-    capsule = value.__dlpack__() if device == "cpu" else value.__dlpack__(stream=stream or 1)
     try:
+        # The default stream's handle 0 is 1 in DLPack.
+        capsule = value.__dlpack__() if device == "cpu" else value.__dlpack__(stream=stream or 1)
         address, dtype, shape, strides, is_writeable = core.read_dlpack(capsule)
-    except ValueError as error:
+    except (BufferError, ValueError) as error:
         raise InvalidArgumentError(f"[{place}] {name}: {error}") from error
     return Tensor(name, dtype, shape, strides, device, address, is_writeable, value, capsule)
 
