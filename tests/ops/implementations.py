@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from attention_cases import Batch
 from element_codes import poison
 
-from llm_decoder import _core, ops
-from llm_decoder.ops import machines
+from llm_decoder import _core
 
 Array = npt.NDArray[Any]
 Result = tuple[Array, npt.NDArray[np.float32] | None]
@@ -63,46 +60,7 @@ def attend_on_cpu(batch: Batch, isa: str = "auto", n_threads: int = 2) -> Result
     return out, lse
 
 
-GPU_DTYPES = tuple((q, kv) for q in ("bfloat16", "float16") for kv in (q, "fp8", "int8"))
-
-
-def attend_through_the_door(batch: Batch) -> Result:
-    """On whatever computes on NumPy arrays. The result begins as poison."""
-    out = np.full(batch.q.shape, poison(batch.q_dtype), batch.q.dtype)
-    found = ops.paged_attention(
-        batch.q,
-        batch.k_cache,
-        batch.v_cache,
-        batch.block_table,
-        batch.seq_lens,
-        batch.cu_seqlens_q,
-        scale=batch.scale,
-        causal=batch.causal,
-        window=batch.window,
-        softcap=batch.softcap,
-        alibi_slopes=batch.alibi_slopes,
-        sinks=batch.sinks,
-        k_scale=batch.k_scale,
-        v_scale=batch.v_scale,
-        out=out,
-        return_lse=batch.return_lse,
-        q_dtype=batch.q_dtype,
-        kv_dtype=batch.kv_dtype,
-    )
-    return found if batch.return_lse else (found, None)
-
-
-def attend_on_the_host_machine(batch: Batch) -> Result:
-    """The GPU kernels, where the host plays the GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machines, "_host_memory_kernels", importlib.import_module("llm_decoder._cuda_host"))
-        return attend_through_the_door(batch)
-
-
 IMPLEMENTATIONS = [
     Implementation(f"cpu-{isa}", functools.partial(attend_on_cpu, isa=isa), EVERY_DTYPE, "float32", int8_is_vnni=True)
     for isa in _core.isas()
-] + [
-    Implementation("cpu-door", attend_through_the_door, EVERY_DTYPE, "float32", int8_is_vnni=True),
-    Implementation("gpu-host", attend_on_the_host_machine, GPU_DTYPES, "", int8_is_vnni=False),
 ]
