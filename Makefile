@@ -8,6 +8,8 @@
 #   make judge  the live judges: HF transformers on torch
 #   make bench  speed here and its share of the limits, as JSON on standard output
 #   make wheel  dist/*.whl
+# LLM_DECODER_CUDA=on compiles the GPU kernels too (auto: where nvcc and a GPU are). nvcc takes about 2 GB a job: JOBS=1
+# where there is little memory.
 PYTHON ?= python3
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 VENV := .venv
@@ -16,7 +18,7 @@ STAMPS := .stamps
 SAN_BUILD := build-asan
 ARM_BUILD := build-arm
 
-CPP_SOURCES := $(shell find include kv_cache attention_cpu decoder src tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+CPP_SOURCES := $(shell find include kv_cache attention_cpu attention decoder src cmake tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' -o -name '*.cmake')
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -95,4 +97,4 @@ wheel: $(STAMPS)/tools
 	@ls -l dist/*.whl
 
 clean:
-	rm -rf build build-* dist $(STAMPS) $(VENV) python/llm_decoder/_core*.so *.egg-info python/*.egg-info
+	rm -rf build build-* dist $(STAMPS) $(VENV) python/llm_decoder/_c*.so *.egg-info python/*.egg-info
