@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from element_codes import decode, encode, poison
+from element_codes import encode, poison
 
 Array = npt.NDArray[Any]
 
@@ -79,17 +79,11 @@ class Batch:
             cu_seqlens_q=np.array([0, end - begin], np.int32),
         )
 
-    def reference_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of attention_reference, except q."""
-        return {
-            "k_cache": decode(self.k_cache, self.kv_dtype),
-            "v_cache": decode(self.v_cache, self.kv_dtype),
-            **{
-                name: getattr(self, name)
-                for name in ("block_table", "seq_lens", "cu_seqlens_q", "scale", "causal", "window", "softcap")
-            },
-            **{name: getattr(self, name) for name in ("alibi_slopes", "sinks", "k_scale", "v_scale")},
-        }
+    def arguments(self) -> dict[str, Any]:
+        """What paged_attention and its reference both take."""
+        names = ("block_table", "seq_lens", "cu_seqlens_q", "scale", "causal", "window", "softcap", "alibi_slopes")
+        shared = {name: getattr(self, name) for name in (*names, "sinks", "k_scale", "v_scale")}
+        return {"q": self.q, "k_cache": self.k_cache, "v_cache": self.v_cache, **shared}
 
 
 def first_seen(case: Case, seq_len: int, n_tokens: int) -> int:

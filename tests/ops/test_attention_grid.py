@@ -79,7 +79,8 @@ def judgement(
     batch = make_batch(case)
     q = decode(batch.q, batch.q_dtype)
     q = int8_rows(q) if rounds_queries else q
-    out, lse = paged_attention_reference(q, **batch.reference_arguments())
+    pages = {name: decode(getattr(batch, name), batch.kv_dtype) for name in ("k_cache", "v_cache")}
+    out, lse = paged_attention_reference(**{**batch.arguments(), **pages, "q": q})
     return out, lse, plain_attention(batch, q, p_dtype or case.q_dtype)
 
 
