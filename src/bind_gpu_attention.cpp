@@ -49,12 +49,14 @@ class AttentionPlan {
     request_.n_blocks = n_blocks_;
   }
 
-  // seq_lens int32 [B], cu_seqlens_q int32 [B + 1], prefixes (first sequence, sequences, keys).
-  void update(const py::array& seq_lens, const py::array& cu_seqlens_q,
+  // seq_lens int32 [B], cu_seqlens_q int32 [B + 1], n_tokens with those of no sequence, prefixes (first sequence,
+  // sequences, keys).
+  void update(const py::array& seq_lens, const py::array& cu_seqlens_q, int n_tokens,
               const std::vector<std::tuple<int, int, int>>& prefixes, std::uintptr_t stream) {
     PlanRequest request = request_;
     request.seq_lens = read_array<int>(seq_lens, "plan_attention", "seq_lens");
     request.cu_seqlens_q = read_array<int>(cu_seqlens_q, "plan_attention", "cu_seqlens_q");
+    request.n_tokens = n_tokens;
     std::vector<SharedPrefix> shared;
     for (const auto& [first, n, n_keys] : prefixes) shared.push_back({first, n, n_keys});
     request.prefixes = shared;
@@ -167,7 +169,8 @@ void register_gpu_attention(py::module_& m) {
   py::class_<AttentionPlan>(m, "AttentionPlan")
       .def(py::init<int, int, int, bool, int, int, int, int>(), arg("n_heads"), arg("n_kv_heads"), arg("head_dim"),
            arg("causal"), arg("window_left"), arg("window_right"), arg("fixed_split"), arg("device"))
-      .def("update", &AttentionPlan::update, arg("seq_lens"), arg("cu_seqlens_q"), arg("prefixes"), arg("stream"))
+      .def("update", &AttentionPlan::update, arg("seq_lens"), arg("cu_seqlens_q"), arg("n_tokens"), arg("prefixes"),
+           arg("stream"))
       .def_property_readonly("n_tokens", &AttentionPlan::n_tokens)
       .def_property_readonly("n_blocks", &AttentionPlan::n_blocks);
   m.def("paged_attention", &run_paged_attention, arg("plan"), arg("q"), arg("k_cache"), arg("v_cache"), arg("out"),

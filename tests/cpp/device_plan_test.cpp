@@ -74,6 +74,22 @@ TEST(an_update_that_fits_leaves_the_arrays_where_they_are) {
   CHECK(same(third.narrow, plan_paged_attention(request_of(many_lens, many_cu)).narrow));
 }
 
+TEST(tokens_of_no_sequence_are_planned_without_keys) {
+  DevicePlan plan;
+  const std::vector<int> lens = {40}, cu = {0, 2};
+  PlanRequest request = request_of(lens, cu);
+  request.n_tokens = 5;
+  plan.update(request, kHeadDim, nullptr);
+  CHECK_EQ(plan.n_tokens(), 5);
+  const PagedAttentionPlan made = plan_paged_attention(request);
+  CHECK_EQ(made.state_begin.size(), std::size_t{5});
+  const PagedAttentionItem& last = made.narrow.back();
+  CHECK_EQ(last.sequence, kNoSequence);
+  CHECK_EQ(last.token_begin, 2);
+  CHECK_EQ(last.n_rows, 3 * 4);
+  CHECK_EQ(last.key_end - last.key_begin, 0);
+}
+
 TEST(a_plan_for_no_tokens_is_empty) {
   DevicePlan plan;
   const std::vector<int> lens = {5}, cu = {0, 0};

@@ -105,16 +105,17 @@ def test_a_shared_prefix_gives_the_same() -> None:
 
 def test_rows_past_the_last_token_are_zero() -> None:
     batch = PagedBatch(((1, 9), (2, 5)))
-    want, want_lse = attend(batch)
+    sinks = np.ones(4, np.float32)
+    want, want_lse = attend(batch, sinks=sinks)
     batch.q = np.concatenate([batch.q, np.full((2, 4, 64), 0x7FFF, np.uint16)])
-    out, lse = attend(batch)
+    out, lse = attend(batch, sinks=sinks)
     np.testing.assert_array_equal(out[:3], want)
     np.testing.assert_array_equal(lse[:3], want_lse)
     assert not out[3:].any()
     assert np.isneginf(lse[3:]).all()
     options = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
     plan = ops.plan_attention(batch.seq_lens, batch.cu_seqlens_q, n_tokens=5, **options)
-    np.testing.assert_array_equal(attend(batch, plan=plan)[0], out)
+    np.testing.assert_array_equal(attend(batch, plan=plan, sinks=sinks)[0], out)
 
 
 def test_the_result_goes_where_it_is_told_and_only_there() -> None:

@@ -94,10 +94,7 @@ class AttentionPlan:
             total = checks.check_count(PLACE, "n_tokens", n_tokens, total)
         prefixes = _check_prefixes(shared_prefixes, lengths, self.causal, self.window)
         if self._on_gpu is not None:
-            lens, cu = lengths.seq_lens, lengths.cu_seqlens_q
-            if total > lengths.n_tokens:  # rows of no sequence see nothing, like those of an empty one
-                lens, cu = np.append(lens, np.int32(0)), np.append(cu, np.int32(total))
-            self._on_gpu.update(lens, cu, prefixes, handle)
+            self._on_gpu.update(lengths.seq_lens, lengths.cu_seqlens_q, total, prefixes, handle)
             if stream is None and framework_of(seq_lens) is None and self._kernels is not None:
                 self._kernels.synchronize(handle)  # the calls may come on another stream
         self.lengths, self.n_tokens = lengths, total
