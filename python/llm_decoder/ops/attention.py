@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from llm_decoder.backends import core
-from llm_decoder.errors import InvalidArgumentError
 from llm_decoder.ops import checks
 from llm_decoder.ops.kv_scales import Scale, host_value, raw_scale, read_floats, read_scale
-from llm_decoder.ops.machines import Addresses, GpuKernels, kernels_for, n_threads, stream_of
+from llm_decoder.ops.machines import Addresses, GpuKernels, compiled_code, kernels_for, n_threads, stream_of
 from llm_decoder.ops.plan import AttentionPlan, Ints, Lengths, check_fixed_split, read_lengths
 from llm_decoder.ops.tensors import Tensor, device_of, make_like, view_tensor
 
@@ -120,7 +119,8 @@ def paged_attention(
         if plan is None:
             plan = _plan(call, lengths, split, handle)
             addresses.hold(plan)
-        _run_on_gpu(call, kernels, plan, addresses, out_tensor, lse_tensor, handle)
+        with compiled_code(PLACE):
+            _run_on_gpu(call, kernels, plan, addresses, out_tensor, lse_tensor, handle)
     return result if lse is None else (result, lse)
 
 
@@ -296,7 +296,7 @@ def _check_out(call: _Call, out: Any, q_dtype: str | None, stream: int) -> Tenso
 
 def _run_on_cpu(call: _Call, lengths: Lengths, out: Tensor, lse: Tensor | None) -> None:
     left, right = call.window
-    try:
+    with compiled_code(PLACE):
         core.paged_attention_op(
             call.q.array(),
             call.q.dtype,
@@ -319,8 +319,6 @@ def _run_on_cpu(call: _Call, lengths: Lengths, out: Tensor, lse: Tensor | None) 
             host_value(lse),
             n_threads(),
         )
-    except ValueError as error:
-        raise InvalidArgumentError(str(error)) from error
 
 
 def _run_on_gpu(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_decoder.backends import choose_threads, load_cuda
-from llm_decoder.errors import BackendError
+from llm_decoder.errors import BackendError, InvalidArgumentError, NotEnoughMemoryError
 from llm_decoder.ops import checks
 from llm_decoder.ops.tensors import Tensor, current_stream, view_tensor
 
@@ -50,6 +51,19 @@ def kernels_for(place: str, device: str) -> GpuKernels | None:
         raise BackendError(f"[{place}] {device} cannot be used: {error}; pass arrays in host memory") from error
 
 
+@contextlib.contextmanager
+def compiled_code(place: str) -> Iterator[None]:
+    """Around its calls: what it raises becomes an error of this package."""
+    try:
+        yield
+    except MemoryError as error:
+        raise NotEnoughMemoryError(f"[{place}] {error}") from error
+    except ValueError as error:
+        raise InvalidArgumentError(f"[{place}] {error}") from error
+    except RuntimeError as error:
+        raise BackendError(f"[{place}] {error}") from error
+
+
 def device_index(device: str) -> int:
     """0 of "cuda", and of the host's memory where GPU kernels compute on it."""
     return int(device.partition(":")[2] or 0)
@@ -72,7 +86,7 @@ def stream_of(place: str, value: Any, device: str, stream: int | None) -> int:
 
 class Addresses:
     """Where the arrays of one call are in the memory of its device. Host arrays are copied there when the device is a
-    GPU's; the copies live as long as this does, and `finish` must come before that."""
+    GPU's; the copies live as long as this does, and `finish` must come before that. Inside compiled_code."""
 
     def __init__(self, kernels: GpuKernels, device: str, stream: int) -> None:
         self._kernels, self._device, self._stream = kernels, device, stream
@@ -110,5 +124,6 @@ def host_array(
     kernels = kernels_for(place, tensor.device)
     assert kernels is not None
     array = np.empty(tensor.shape, dtype)
-    kernels.copy_to_host(array, tensor.address, stream)
+    with compiled_code(place):
+        kernels.copy_to_host(array, tensor.address, stream)
     return array

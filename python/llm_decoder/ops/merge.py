@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_decoder.backends import core
 from llm_decoder.ops import checks
-from llm_decoder.ops.machines import GpuKernels, device_index, kernels_for, n_threads, stream_of
+from llm_decoder.ops.machines import GpuKernels, compiled_code, device_index, kernels_for, n_threads, stream_of
 from llm_decoder.ops.tensors import Tensor, device_of, make_like, view_tensor
 
 PLACE = "merge_states"
@@ -60,14 +60,15 @@ def merge_states(
     lse_to = None if lse is None else view_tensor(PLACE, "lse", lse, stream=handle)
     kernels = kernels_for(PLACE, device)
     if kernels is None:
-        core.merge_states_op(
-            [part.array() for part in parts],
-            [part_lse.array() for part_lse in part_lses],
-            first.dtype,
-            to.array(),
-            None if lse_to is None else lse_to.array(),
-            n_threads(),
-        )
+        with compiled_code(PLACE):
+            core.merge_states_op(
+                [part.array() for part in parts],
+                [part_lse.array() for part_lse in part_lses],
+                first.dtype,
+                to.array(),
+                None if lse_to is None else lse_to.array(),
+                n_threads(),
+            )
     else:
         _run_on_gpu(kernels, parts, part_lses, to, lse_to, handle)
     return result if lse is None else (result, lse)
@@ -86,4 +87,5 @@ def _run_on_gpu(
     for tensor in (*parts, out):
         checks.check_vectors(PLACE, tensor)
     pairs = [(part.raw(), part_lse.address) for part, part_lse in zip(parts, lses, strict=True)]
-    kernels.merge_states(pairs, out.raw(), 0 if lse is None else lse.address, device_index(out.device), stream)
+    with compiled_code(PLACE):
+        kernels.merge_states(pairs, out.raw(), 0 if lse is None else lse.address, device_index(out.device), stream)

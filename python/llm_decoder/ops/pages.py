@@ -13,6 +13,7 @@ from llm_decoder.ops import checks
 from llm_decoder.ops.kv_scales import Scale, host_value, raw_scale, read_scale
 from llm_decoder.ops.machines import (
     Addresses,
+    compiled_code,
     device_index,
     host_array,
     kernels_for,
@@ -92,30 +93,32 @@ def reshape_and_cache(
 
     if kernels is None:
         arrays = [tensor.array() for tensor in (*rows, *caches)]
-        core.reshape_and_cache_op(
-            arrays[0],
-            arrays[1],
-            rows[0].dtype,
-            arrays[2],
-            arrays[3],
-            caches[0].dtype,
-            slots.array(),
-            host_value(scales[0]),
-            host_value(scales[1]),
-            n_threads(),
-        )
+        with compiled_code(place):
+            core.reshape_and_cache_op(
+                arrays[0],
+                arrays[1],
+                rows[0].dtype,
+                arrays[2],
+                arrays[3],
+                caches[0].dtype,
+                slots.array(),
+                host_value(scales[0]),
+                host_value(scales[1]),
+                n_threads(),
+            )
         return
     for tensor in (*rows, *caches):
         checks.check_vectors(place, tensor)
     addresses = Addresses(kernels, device, handle)
-    kernels.reshape_and_cache(
-        *(tensor.raw() for tensor in (*rows, *caches)),
-        addresses[slots],
-        *(raw_scale(addresses, scale) for scale in scales),
-        device_index(device),
-        handle,
-    )
-    addresses.finish()
+    with compiled_code(place):
+        kernels.reshape_and_cache(
+            *(tensor.raw() for tensor in (*rows, *caches)),
+            addresses[slots],
+            *(raw_scale(addresses, scale) for scale in scales),
+            device_index(device),
+            handle,
+        )
+        addresses.finish()
 
 
 def copy_blocks(
@@ -163,7 +166,8 @@ def copy_blocks(
                 f"{cache.page_bytes} bytes at {cache.address:#x}",
             )
         pools.append((cache.address, cache.page_bytes))
-    kernels.copy_blocks(pools, pairs, device_index(device), handle)
+    with compiled_code(place):
+        kernels.copy_blocks(pools, pairs, device_index(device), handle)
 
 
 def swap_blocks(src: Any, dst: Any, block_mapping: Any, *, stream: int | None = None) -> None:
@@ -196,14 +200,15 @@ def swap_blocks(src: Any, dst: Any, block_mapping: Any, *, stream: int | None = 
     if kernels is None:
         to_pages.array()[pairs[:, 1]] = from_pages.array()[pairs[:, 0]]
     elif len(pairs) and from_pages.page_bytes:
-        kernels.swap_blocks(
-            (from_pages.address, from_pages.shape[0]),
-            (to_pages.address, to_pages.shape[0]),
-            from_pages.page_bytes,
-            pairs,
-            device_index(device),
-            handle,
-        )
+        with compiled_code(place):
+            kernels.swap_blocks(
+                (from_pages.address, from_pages.shape[0]),
+                (to_pages.address, to_pages.shape[0]),
+                from_pages.page_bytes,
+                pairs,
+                device_index(device),
+                handle,
+            )
 
 
 def _read_divisor(place: str, name: str, value: Any, pages: Tensor, device: str, stream: int) -> Scale:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from llm_decoder.errors import InvalidArgumentError
 from llm_decoder.ops import checks
-from llm_decoder.ops.machines import GpuKernels, device_index, host_array, kernels_for, stream_of
+from llm_decoder.ops.machines import GpuKernels, compiled_code, device_index, host_array, kernels_for, stream_of
 from llm_decoder.ops.tensors import device_of, framework_of
 
 Ints = npt.NDArray[np.int32]
@@ -64,16 +64,17 @@ class AttentionPlan:
 
     def _make_on_gpu(self, kernels: GpuKernels) -> Any:
         left, right = (kernels.UNBOUNDED if side < 0 else min(side, kernels.UNBOUNDED) for side in self.window)
-        return kernels.AttentionPlan(
-            self.n_heads,
-            self.n_kv_heads,
-            self.head_dim,
-            self.causal,
-            left,
-            right,
-            self.fixed_split,
-            device_index(self.device),
-        )
+        with compiled_code(PLACE):
+            return kernels.AttentionPlan(
+                self.n_heads,
+                self.n_kv_heads,
+                self.head_dim,
+                self.causal,
+                left,
+                right,
+                self.fixed_split,
+                device_index(self.device),
+            )
 
     def update(
         self,
@@ -94,9 +95,10 @@ class AttentionPlan:
             total = checks.check_count(PLACE, "n_tokens", n_tokens, total)
         prefixes = _check_prefixes(shared_prefixes, lengths, self.causal, self.window)
         if self._on_gpu is not None:
-            self._on_gpu.update(lengths.seq_lens, lengths.cu_seqlens_q, total, prefixes, handle)
-            if stream is None and framework_of(seq_lens) is None and self._kernels is not None:
-                self._kernels.synchronize(handle)  # the calls may come on another stream
+            with compiled_code(PLACE):
+                self._on_gpu.update(lengths.seq_lens, lengths.cu_seqlens_q, total, prefixes, handle)
+                if stream is None and framework_of(seq_lens) is None and self._kernels is not None:
+                    self._kernels.synchronize(handle)  # the calls may come on another stream
         self.lengths, self.n_tokens = lengths, total
 
 
