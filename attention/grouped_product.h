@@ -22,16 +22,15 @@ struct GroupedProductArgs {
   const float* weights = nullptr;  // of the rows of out; null: 1
   const MoeTile* tiles = nullptr;  // null: one expert, all n_rows rows
   const int* n_tiles = nullptr;    // [1]
-  int max_tiles = 0;               // that blocks are launched for
+  int max_tiles = 0;               // room of tiles: blocks are launched for all
   int n_rows = 0;                  // without tiles
   int n = 0, k = 0;                // multiples of 8
 
   // False where there is no such tile.
   GPU_FUNCTION bool find_tile(int i, int tile_rows, MoeTile& tile) const {
     if (tiles != nullptr) {
-      if (i >= *n_tiles) return false;
-      tile = tiles[i];
-      return true;
+      tile = tiles[i];  // there is room for it, so that it need not wait for n_tiles
+      return i < *n_tiles;
     }
     const int left = n_rows - i * tile_rows;
     tile = {0, i * tile_rows, left < tile_rows ? left : tile_rows};

@@ -29,7 +29,7 @@ struct MoePairs {
 };
 
 // Pairs [begin, begin + n) of the sorted ones go to one expert.
-struct MoeTile {
+struct alignas(16) MoeTile {  // one load
   int expert = 0;
   int begin = 0, n = 0;
 };

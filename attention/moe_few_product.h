@@ -59,15 +59,22 @@ class FewProductBlock {
     a_ = static_cast<const T*>(args_.a) + (has_a_ ? args_.a_row(tile_.begin + own) * args_.a_stride : 0);
   }
 
-  // kUnroll steps of this warp, from step `first` on: all their loads, then their products.
+  // The first of a lane's channels.
+  static GPU_FUNCTION int channel_of(int step) { return step * kStepChannels + lane() % 4 * kLaneChannels; }
+
+  // kUnroll steps of this warp, from step `first` on: all their loads, those of the weights first, then their products.
   GPU_FUNCTION void multiply(int first) {
     Words w[kUnroll][2];
     std::uint32_t a[kUnroll][kAWords];
     GPU_UNROLL
     for (int i = 0; i < kUnroll; ++i) {
-      const int channel = (first + i * kFewWarps) * kStepChannels + lane() % 4 * kLaneChannels;
+      const int channel = channel_of(first + i * kFewWarps);
       w[i][0] = load_weights(w_[0], channel, true);
       w[i][1] = load_weights(w_[1], channel, has_second_);
+    }
+    GPU_UNROLL
+    for (int i = 0; i < kUnroll; ++i) {
+      const int channel = channel_of(first + i * kFewWarps);
       GPU_UNROLL
       for (int part = 0; part < kAWords / 4; ++part) load_a(channel + part * 8, a[i], part * 4);
     }
@@ -156,14 +163,13 @@ class FewProductBlock {
   float sums_[4] = {};
 };
 
-// grid.x: max_tiles * ceil(n / kColumns).
+// grid.x: max_tiles * ceil(n / kColumns). Tiles of one expert are neighbours and read its weights at the same time.
 template <class T, class W, bool is_gated>
 GPU_KERNEL few_product_kernel(const GroupedProductArgs args) {
   using Block = FewProductBlock<T, W, is_gated>;
-  const int n_columns = (args.n + Block::kColumns - 1) / Block::kColumns;
   MoeTile tile;
-  if (!args.find_tile(block_index().x / n_columns, kFewRows, tile)) return;
-  Block block(args, tile, block_index().x % n_columns * Block::kColumns);
+  if (!args.find_tile(block_index().x % args.max_tiles, kFewRows, tile)) return;
+  Block block(args, tile, block_index().x / args.max_tiles * Block::kColumns);
   block.run();
 }
 

@@ -98,7 +98,7 @@ class ProductBlock {
     for (int row = thread_index(); row < Tile::kRows; row += Tile::kThreads) {
       const bool is_row = row < tile_.n;
       const std::int64_t target = is_row ? args_.out_row(tile_.begin + row) : 0;
-      source_.store(row, is_row ? args_.a_row(tile_.begin + row) : kNoRow);
+      source_.store(row, is_row ? args_.a_row(tile_.begin + row) * args_.a_stride : kNoRow);
       target_.store(row, target);
       row_weight_.store(row, is_row ? args_.weight(target) : 0.0f);
     }
@@ -134,7 +134,7 @@ class ProductBlock {
       const std::int64_t source = source_.load(row);
       const bool is_valid = source != kNoRow && channel < args_.k;
       copy_async<16>(a_, slot * Tile::kAElements + a_place(row, chunk) / 2,
-                     a + (is_valid ? source * args_.a_stride + channel : 0), is_valid);
+                     a + (is_valid ? source + channel : 0), is_valid);
     }
     constexpr int kWChunks = Tile::kWRowBytes / kSharedAlign;
     constexpr int kPerChunk = kSharedAlign / static_cast<int>(sizeof(W));

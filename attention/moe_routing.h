@@ -84,10 +84,11 @@ class RoutedToken {
       GPU_UNROLL
       for (int i = 0; i < kPerLane; ++i) scores_[i] = sum > 0.0f ? scores_[i] / sum : 0.0f;
     }
-  }
-
-  GPU_FUNCTION float choice_value(int i) const {
-    return args_.bias != nullptr ? scores_[i] + args_.bias[expert_of(i)] : scores_[i];
+    GPU_UNROLL
+    for (int i = 0; i < kPerLane; ++i) {
+      const bool is_biased = args_.bias != nullptr && (available_ >> i & 1u) != 0;
+      choices_[i] = is_biased ? scores_[i] + args_.bias[expert_of(i)] : scores_[i];
+    }
   }
 
   // Lane g judges group g.
@@ -99,7 +100,7 @@ class RoutedToken {
       GPU_UNROLL
       for (int i = 0; i < kPerLane; ++i) {
         if ((available_ >> i & 1u) != 0 && expert_of(i) / group_size == group) {
-          const float value = choice_value(i);
+          const float value = choices_[i];
           second = larger(second, smaller(best, value));
           best = larger(best, value);
         }
@@ -135,7 +136,7 @@ class RoutedToken {
       GPU_UNROLL
       for (int i = 0; i < kPerLane; ++i) {
         if ((available_ >> i & 1u) == 0) continue;
-        const Choice mine{choice_value(i), expert_of(i)};
+        const Choice mine{choices_[i], expert_of(i)};
         if (is_better(mine, best)) {
           best = mine;
           best_score = scores_[i];
@@ -178,7 +179,7 @@ class RoutedToken {
 
   const MoeRoutingArgs& args_;
   const std::int64_t token_;
-  float scores_[kPerLane];
+  float scores_[kPerLane], choices_[kPerLane];
   std::uint32_t available_ = 0;  // bit i: expert_of(i) may still be chosen
 };
 

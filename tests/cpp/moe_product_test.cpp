@@ -55,6 +55,7 @@ struct Problem {
       begin += c.rows[e];
     }
     n_tiles = static_cast<int>(tiles.size());
+    tiles.resize(tiles.size() + 3, {1 << 30, 1 << 30, 1 << 30});
   }
 
   const Case c;
@@ -116,7 +117,7 @@ struct Problem {
     }
     l.args.tiles = tiles.data();
     l.args.n_tiles = &n_tiles;
-    l.args.max_tiles = n_tiles + 3;  // as many as there could be, not as there are
+    l.args.max_tiles = static_cast<int>(tiles.size());  // as many as there could be, not as there are
     return l;
   }
 
