@@ -25,7 +25,7 @@ struct FusedMoeLaunch {
   int n_tokens = 0, top_k = 0, n_experts = 0;
   int n = 0, k = 0;           // multiples of 8
   int tile_rows = 0;          // of kProductTileRows, so that a token's result does not depend on the batch; 0: chosen
-  void* workspace = nullptr;  // fused_moe_workspace_bytes, aligned to 16
+  void* workspace = nullptr;  // fused_moe_workspace_bytes, about 2 (n + k) a pair, aligned to 16
 };
 
 // Throws std::invalid_argument for shapes that cannot be.

@@ -116,7 +116,7 @@ class ProductBlock {
       sync_block();  // the stage is there for all, and all are done with the one before it
       if (i + Tile::kStages - 1 < n_stages) begin_stage(i + Tile::kStages - 1, next_slot);
       commit_copies();
-      multiply_stage(slot);
+      if (warp_m_ * Tile::kWarpRows < tile_.n) multiply_stage(slot);
       next_slot = slot;
       slot = slot + 1 < Tile::kStages ? slot + 1 : 0;
     }
@@ -133,8 +133,8 @@ class ProductBlock {
       const int row = at / kAChunks, chunk = at % kAChunks, channel = first + chunk * 8;
       const std::int64_t source = source_.load(row);
       const bool is_valid = source != kNoRow && channel < args_.k;
-      copy_async<16>(a_, slot * Tile::kAElements + a_place(row, chunk) / 2,
-                     a + (is_valid ? source + channel : 0), is_valid);
+      copy_async<16>(a_, slot * Tile::kAElements + a_place(row, chunk) / 2, a + (is_valid ? source + channel : 0),
+                     is_valid);
     }
     constexpr int kWChunks = Tile::kWRowBytes / kSharedAlign;
     constexpr int kPerChunk = kSharedAlign / static_cast<int>(sizeof(W));
@@ -211,15 +211,15 @@ class ProductBlock {
       GPU_UNROLL
       for (int half = 0; half < 2; ++half) {
         const int row = first_row + lane() / 4 + half * 8;
-        const Vec<T, 4> four = a_.template load_vec<4>(base + a_place(row, step * 2 + channel / 8) / 2 + channel % 8);
-        a[half] = word_of(four.values[0], four.values[1]);
-        a[2 + half] = word_of(four.values[2], four.values[3]);
+        const int at = base + a_place(row, step * 2 + channel / 8) / 2 + channel % 8;
+        const auto words = shared_array<std::uint32_t>(0, Tile::kWAt / 4).template load_vec<2>(at / 2);
+        a[half] = words.values[0];
+        a[2 + half] = words.values[1];
       }
     } else {
       load_matrices(a, a_, base + a_place(first_row + lane() % 16, step * 2 + lane() / 16) / 2);
     }
   }
-  static GPU_FUNCTION std::uint32_t word_of(T low, T high) { return low.bits | std::uint32_t{high.bits} << 16; }
 
   GPU_FUNCTION void multiply(const Fragments& f) {
     GPU_UNROLL

@@ -32,9 +32,12 @@ GPU_KERNEL moe_reduce_kernel(const MoeReduceArgs args) {
   for (int choice = 0; choice < args.top_k; ++choice) {
     const std::int64_t pair = token * args.top_k + choice;
     if (args.pairs.expert_of(pair) == kNotHere) continue;
-    const Vec<T, 8> row = load_vec<8>(static_cast<const T*>(args.rows) + pair * args.n + column);
+    const T* const row = static_cast<const T*>(args.rows) + pair * args.n + column;
+    const auto words = load_vec<4>(reinterpret_cast<const std::uint32_t*>(row));
     GPU_UNROLL
-    for (int i = 0; i < 8; ++i) sums[i] += to_float(row.values[i]);
+    for (int i = 0; i < 8; ++i) {
+      sums[i] += to_float(T{static_cast<std::uint16_t>(words.values[i / 2] >> (i % 2 * 16))});
+    }
   }
   Vec<std::uint32_t, 4> out;
   GPU_UNROLL
