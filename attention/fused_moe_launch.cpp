@@ -73,6 +73,9 @@ MoePairs pairs_of(const FusedMoeLaunch& l) {
   return pairs;
 }
 
+// The pairs of one token are the tiles of a decode as they are.
+bool needs_sort(const FusedMoeLaunch& l) { return l.n_tokens > 1 || tile_rows_of(l) != kProductTileRows[0]; }
+
 MoeSortArgs sort_args(const FusedMoeLaunch& l) {
   const Workspace at(l);
   auto* const workspace = static_cast<unsigned char*>(l.workspace);
@@ -92,9 +95,14 @@ GroupedProductLaunch product(const FusedMoeLaunch& l, const MoeSortArgs& sorted)
   p.dtype = l.dtype;
   p.weight_dtype = l.weight_dtype;
   p.tile_rows = sorted.tile_rows;
-  p.args.tiles = sorted.tiles;
-  p.args.n_tiles = sorted.n_tiles;
-  p.args.max_tiles = max_moe_tiles(sorted.pairs.n_pairs, l.n_experts, sorted.tile_rows);
+  if (needs_sort(l)) {
+    p.args.tiles = sorted.tiles;
+    p.args.n_tiles = sorted.n_tiles;
+    p.args.max_tiles = max_moe_tiles(sorted.pairs.n_pairs, l.n_experts, sorted.tile_rows);
+  } else {
+    p.args.pairs = sorted.pairs;
+    p.args.max_tiles = sorted.pairs.n_pairs;
+  }
   return p;
 }
 
@@ -104,7 +112,7 @@ GroupedProductLaunch up_product(const FusedMoeLaunch& l, const MoeSortArgs& sort
   p.is_gated = true;
   p.args.a = l.hidden;
   p.args.a_stride = l.hidden_stride;
-  p.args.a_pairs = sorted.sorted_pairs;
+  if (needs_sort(l)) p.args.a_pairs = sorted.sorted_pairs;
   p.args.pairs_per_a_row = l.top_k;
   p.args.w = l.w1;
   p.args.w_scale = l.w1_scale;
@@ -124,7 +132,7 @@ GroupedProductLaunch down_product(const FusedMoeLaunch& l, const MoeSortArgs& so
   p.args.w_scale = l.w2_scale;
   p.args.out = rows;
   p.args.out_stride = p.args.n = l.k;
-  p.args.out_pairs = sorted.sorted_pairs;
+  if (needs_sort(l)) p.args.out_pairs = sorted.sorted_pairs;
   p.args.weights = l.topk_weights;
   return p;
 }
@@ -168,7 +176,7 @@ void fused_moe(const FusedMoeLaunch& l, Stream stream) {
   const GroupedProductLaunch down = down_product(l, sorted, workspace + at.activations, workspace + at.rows);
   check_product(up);
   check_product(down);
-  moe_sort(sorted, stream);
+  if (needs_sort(l)) moe_sort(sorted, stream);
   grouped_product(up, stream);
   grouped_product(down, stream);
   reduce(l, workspace + at.rows, stream);

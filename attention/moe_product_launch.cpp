@@ -91,6 +91,7 @@ void grouped_product(const GroupedProductLaunch& l, Stream stream) {
 void dense_product(GroupedProductLaunch l, Stream stream) {
   check_arg(l.args.n_rows >= 0, "dense_product", "n_rows must not be negative, got ", l.args.n_rows);
   l.args.tiles = nullptr;
+  l.args.pairs = {};
   if (l.tile_rows == 0) l.tile_rows = l.args.n_rows <= kFewRows ? kFewRows : choose_tile_rows(l.args.n_rows, 1);
   l.args.max_tiles = static_cast<int>(ceil_div(l.args.n_rows, l.tile_rows));
   grouped_product(l, stream);

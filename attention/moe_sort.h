@@ -20,33 +20,33 @@ constexpr int kSortThreads = kSortWarps * kWarpSize;
 constexpr int kSortWarpPairs = kSortChunk / kSortWarps;  // in a row, of one warp
 
 constexpr int sort_shared_bytes(int n_experts) {
-  return static_cast<int>(round_up(std::int64_t{4} * (kSortWarps * n_experts + 2 * kWarpSize), kSharedAlign));
+  return static_cast<int>(round_up(std::int64_t{4} * (kSortWarps * n_experts + 2 * kSortWarps), kSharedAlign));
 }
 
 class MoeSort {
  public:
-  // The number of threads is kSortThreads, where pairs are placed.
+  // The number of threads is kSortThreads.
   GPU_FUNCTION explicit MoeSort(const MoeSortArgs& args)
       : args_(args),
         n_experts_(args.pairs.n_experts),
-        counts_(shared_array<int>(0, kSortWarps * n_experts_ + 2 * kWarpSize)) {}
+        counts_(shared_array<int>(0, kSortWarps * n_experts_ + 2 * kSortWarps)) {}
 
   // How many pairs of the chunk go to each expert, into chunk_begin.
   GPU_FUNCTION void count_chunk(int chunk) const {
     zero(n_experts_);
     sync_block();
-    for (int i = thread_index(); i < pairs_left(chunk, 0, kSortChunk); i += n_threads()) {
+    for (int i = thread_index(); i < pairs_left(chunk, 0, kSortChunk); i += kSortThreads) {
       const int expert = expert_in_chunk(chunk, i);
       if (expert != kNotHere) counts_.atomic_add(expert, 1);
     }
     sync_block();
-    for (int e = thread_index(); e < n_experts_; e += n_threads()) chunk_row(chunk)[e] = counts_.load(e);
+    for (int e = thread_index(); e < n_experts_; e += kSortThreads) chunk_row(chunk)[e] = counts_.load(e);
   }
 
   // Counts to places: within an expert in chunk_begin, of experts in expert_begin; writes the tiles.
   GPU_FUNCTION void scan_experts(int n_chunks) const {
     // A thread has a run of neighbouring experts.
-    const int n_own = (n_experts_ + n_threads() - 1) / n_threads();
+    const int n_own = (n_experts_ + kSortThreads - 1) / kSortThreads;
     const int first = thread_index() * n_own;
     const int end = first + n_own < n_experts_ ? first + n_own : n_experts_;
     int n_own_pairs = 0, n_own_tiles = 0;
@@ -57,7 +57,7 @@ class MoeSort {
       n_own_tiles += tiles_of(n_of_expert);
     }
     int begin = sum_before(n_own_pairs, 0);
-    int tile = sum_before(n_own_tiles, kWarpSize);
+    int tile = sum_before(n_own_tiles, kSortWarps);
     for (int e = first; e < first + n_own; ++e) {
       const int n_of_expert = e < end ? args_.expert_begin[e] : 0;
       if (e < end) args_.expert_begin[e] = begin;
@@ -65,7 +65,7 @@ class MoeSort {
       begin += n_of_expert;
       tile += tiles_of(n_of_expert);
     }
-    if (thread_index() == n_threads() - 1) args_.n_tiles[0] = tile;
+    if (thread_index() == kSortThreads - 1) args_.n_tiles[0] = tile;
   }
 
   // Writes the chunk's pairs to their places. Each warp has a run of its own.
@@ -80,7 +80,7 @@ class MoeSort {
       if (expert != kNotHere) mine.atomic_add(expert, 1);
     }
     sync_block();
-    for (int e = thread_index(); e < n_experts_; e += n_threads()) {
+    for (int e = thread_index(); e < n_experts_; e += kSortThreads) {
       int begin = args_.expert_begin[e] + chunk_row(chunk)[e];
       for (int warp = 0; warp < kSortWarps; ++warp) {
         const int n = counts_.load(warp * n_experts_ + e);
@@ -138,7 +138,7 @@ class MoeSort {
   GPU_FUNCTION int tiles_of(int n_pairs) const { return (n_pairs + args_.tile_rows - 1) / args_.tile_rows; }
 
   GPU_FUNCTION void zero(int n) const {
-    for (int i = thread_index(); i < n; i += n_threads()) counts_.store(i, 0);
+    for (int i = thread_index(); i < n; i += kSortThreads) counts_.store(i, 0);
   }
 
   // The sum of `value` over the threads before this one. Uses warp sums at `slot` behind the counts.

@@ -17,7 +17,7 @@ void moe_sort(const MoeSortArgs& args, Stream stream) {
   const int shared_bytes = sort_shared_bytes(pairs.n_experts);
   if (n_chunks == 1) return launch<moe_sort_kernel>(stream, {{1, 1, 1}, kSortThreads, shared_bytes}, args);
   launch<moe_count_kernel>(stream, {{n_chunks, 1, 1}, kSortThreads, shared_bytes}, args);
-  launch<moe_scan_kernel>(stream, {{1, 1, 1}, kMaxBlockThreads, shared_bytes}, args);
+  launch<moe_scan_kernel>(stream, {{1, 1, 1}, kSortThreads, shared_bytes}, args);
   launch<moe_place_kernel>(stream, {{n_chunks, 1, 1}, kSortThreads, shared_bytes}, args);
 }
 

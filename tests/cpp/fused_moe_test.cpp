@@ -215,6 +215,17 @@ TEST(tokens_without_an_expert_are_zero) {
   for (std::size_t i = 0; i < 24; ++i) CHECK_EQ(problem.out[i].bits, 0);
 }
 
+TEST(a_token_alone_needs_no_sort) {
+  Case c{1, 4, 6, 16, 24, false, 24};
+  check_case<Bf16>(c, "6 of 24 experts");
+  c.has_bad_ids = true;
+  check_case<Bf16>(c, "6 of 24 experts, ids that are none");
+  Problem<Bf16> problem({1, 3, 4, 16, 24, true});
+  problem.ids = {2, 2, 1};
+  problem.run();
+  problem.check("an expert twice");
+}
+
 TEST(all_tokens_may_choose_the_same_experts) {
   Problem<Bf16> problem({70, 2, 9, 16, 24});
   for (std::size_t i = 0; i < problem.ids.size(); ++i) problem.ids[i] = i % 2 == 0 ? 7 : 2;

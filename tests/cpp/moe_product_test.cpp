@@ -250,6 +250,36 @@ TEST(more_tiles_than_share_their_operands) {
   check_case<Bf16>({std::vector<int>(19, 1), 136, 8, true, false, Case::of_a}, 32, "nineteen experts, three columns");
 }
 
+// The pointers that a launch would have if its rows and its expert were far behind others.
+template <class P>
+const P* moved_back(const P* pointer, std::int64_t n) {
+  return reinterpret_cast<const P*>(reinterpret_cast<std::uintptr_t>(pointer) -
+                                    static_cast<std::uintptr_t>(n) * sizeof(P));
+}
+
+TEST(offsets_above_32_bits) {
+  constexpr int kFar = 1 << 28;
+  for (const int tile_rows : {8, 32}) {
+    for (const bool has_int8_weights : {false, true}) {
+      Case c{{2, 3}, 24, 72, true, has_int8_weights};
+      Problem<Bf16> problem(c, tile_rows);
+      GroupedProductLaunch l = problem.make_launch();
+      for (MoeTile& tile : problem.tiles) tile.expert += kFar;
+      const std::int64_t n_skipped = std::int64_t{kFar} * 2 * c.n;
+      l.args.w = has_int8_weights ? static_cast<const void*>(moved_back(problem.bytes.data(), n_skipped * c.k))
+                                  : moved_back(problem.w.data(), n_skipped * c.k);
+      if (has_int8_weights) l.args.w_scale = moved_back(problem.scales.data(), n_skipped);
+      std::vector<int> far_rows;
+      for (int p = 0; p < problem.n_rows; ++p) far_rows.push_back(kFar + p);
+      l.args.a_pairs = l.args.out_pairs = far_rows.data();
+      l.args.a = moved_back(problem.a.data(), std::int64_t{kFar} * problem.a_stride);
+      l.args.out = const_cast<Bf16*>(moved_back(problem.out.data(), std::int64_t{kFar} * problem.out_stride));
+      grouped_product(l, nullptr);
+      problem.check("far");
+    }
+  }
+}
+
 TEST(a_row_gives_the_same_bits_in_every_tile_and_company) {
   Case c{{37}, 40, 136, true};
   Problem<Bf16> first(c, 32);
