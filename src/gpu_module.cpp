@@ -15,6 +15,7 @@ namespace gpu {
 
 void register_gpu_attention(py::module_& m);
 void register_gpu_pages(py::module_& m);
+void register_gpu_moe(py::module_& m);
 
 namespace {
 
@@ -50,4 +51,5 @@ PYBIND11_MODULE(GPU_MODULE, m) {
       "Returns when all that was queued on the stream is done.", py::arg("stream") = 0);
   register_gpu_attention(m);
   register_gpu_pages(m);
+  register_gpu_moe(m);
 }

@@ -127,6 +127,7 @@ class Namespace:
     """Of NamespacedTensor."""
 
     float32 = "float32"
+    uint8 = "uint8"
 
     @staticmethod
     def empty(shape: tuple[int, ...], *, dtype: str, device: int) -> NamespacedTensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from llm_decoder.ops.attention import paged_attention
 from llm_decoder.ops.csr import csr_to_block_table, paged_attention_csr
 from llm_decoder.ops.merge import merge_states
+from llm_decoder.ops.moe import fused_moe
 from llm_decoder.ops.pages import copy_blocks, reshape_and_cache, swap_blocks
 from llm_decoder.ops.plan import AttentionPlan, plan_attention
 
@@ -22,6 +23,7 @@ __all__ = [
     "AttentionPlan",
     "copy_blocks",
     "csr_to_block_table",
+    "fused_moe",
     "merge_states",
     "paged_attention",
     "paged_attention_csr",
