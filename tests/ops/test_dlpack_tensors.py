@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from paged_batch import PagedBatch
 from llm_decoder import ops
 from llm_decoder.backends import core
 from llm_decoder.errors import InvalidArgumentError
+from llm_decoder.ops import machines
 from llm_decoder.ops.tensors import current_stream, view_tensor
 
 BATCH = PagedBatch(((2, 20), (1, 300), (9, 9)))
@@ -87,6 +89,15 @@ def test_what_is_no_capsule_of_a_tensor_is_refused() -> None:
         ops.paged_attention(Taken(BATCH.q, "bfloat16"), *BATCH.arguments()[1:])
 
 
+def test_a_tensor_that_its_framework_does_not_give_is_refused_with_its_words() -> None:
+    class Kept(ExportedTensor):
+        def __dlpack__(self, *, stream: int | None = None) -> object:
+            raise BufferError("it requires a gradient")
+
+    with pytest.raises(InvalidArgumentError, match=r"^\[paged_attention\] q: it requires a gradient$"):
+        ops.paged_attention(Kept(BATCH.q, "bfloat16"), *BATCH.arguments()[1:])
+
+
 def test_memory_of_a_device_never_becomes_an_array() -> None:
     capsule = ExportedTensor(BATCH.q, "bfloat16", device=CUDA).__dlpack__()
     with pytest.raises(ValueError, match="must be in host memory, got DLPack device 2"):
@@ -99,7 +110,7 @@ class TestOnADevice:
 
     def want(self) -> np.ndarray:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("llm_decoder.ops.machines._host_memory_kernels", ops_kernels())
+            patch.setattr(machines, "_host_memory_kernels", importlib.import_module("llm_decoder._cuda_host"))
             return ops.paged_attention(*BATCH.arguments(), **BATCH.dtypes())
 
     def test_all_tensors_there(self) -> None:
@@ -143,12 +154,6 @@ class TestOnADevice:
         table[1, 3] = BATCH.n_pages
         with pytest.raises(InvalidArgumentError, match=r"block_table\[1, 3\] must be in \[0, "):
             ops.paged_attention(*exported(NamespacedTensor, device=CUDA)[:3], table, *BATCH.arguments()[4:])
-
-
-def ops_kernels() -> Any:
-    from conftest import gpu_kernels_on_the_host
-
-    return gpu_kernels_on_the_host()
 
 
 def test_the_stream_is_the_one_on_which_the_framework_works() -> None:
