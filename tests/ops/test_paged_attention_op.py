@@ -103,6 +103,16 @@ def test_a_shared_prefix_gives_the_same() -> None:
     batch.check(*attend(batch, plan=plan))
 
 
+def test_a_gpu_reads_a_shared_prefix_by_the_table_of_its_first_sequence(host_machine: None) -> None:
+    batch = PagedBatch(((1, 70), (1, 90), (2, 66)))
+    batch.block_table[1:, :4] = batch.block_table[0, :4]
+    shared = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "shared_prefixes": [(0, 3, 64)]}
+    plan = ops.plan_attention(batch.seq_lens, batch.cu_seqlens_q, **shared)
+    want, _ = attend(batch, plan=plan)
+    batch.block_table[1:, :4] = batch.block_table[0, 4]  # never followed: mostly NaN
+    np.testing.assert_array_equal(attend(batch, plan=plan)[0], want)
+
+
 def test_rows_past_the_last_token_are_zero() -> None:
     batch = PagedBatch(((1, 9), (2, 5)))
     sinks = np.ones(4, np.float32)
