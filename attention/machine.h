@@ -32,7 +32,8 @@
 //   load_vec<n>(pointer) store_vec(pointer, v)   global memory, aligned to the vector
 //   load_coherent(pointer)             what other blocks wrote before an atomic that this thread has seen
 //   atomic_add(pointer, x) fence()     global memory
-//   exp2 log2 reciprocal rsqrt tanh fma
+//   exp2 log2 reciprocal rsqrt tanh erf fma
+//   round_to_int(x)                    to the nearest, ties to even; 0 for NaN
 //
 // Global memory is plain pointers: the host's is under AddressSanitizer. Shared memory is never a pointer.
 #pragma once

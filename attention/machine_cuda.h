@@ -222,6 +222,8 @@ GPU_FUNCTION float log2(float x) { return __log2f(x); }
 GPU_FUNCTION float reciprocal(float x) { return __frcp_rn(x); }
 GPU_FUNCTION float rsqrt(float x) { return ::rsqrtf(x); }
 GPU_FUNCTION float tanh(float x) { return ::tanhf(x); }
+GPU_FUNCTION float erf(float x) { return ::erff(x); }
+GPU_FUNCTION int round_to_int(float x) { return __float2int_rn(x); }
 GPU_FUNCTION float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 
 }  // namespace gpu

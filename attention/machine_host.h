@@ -348,6 +348,8 @@ inline float log2(float x) { return std::log2(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
 inline float tanh(float x) { return std::tanh(x); }
+inline float erf(float x) { return std::erf(x); }
+inline int round_to_int(float x) { return x == x ? static_cast<int>(std::nearbyint(x)) : 0; }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 
 }  // namespace gpu

@@ -108,6 +108,18 @@ GPU_FUNCTION void store_eight(const OutRowArray& array, std::int64_t row, int i,
   }
 }
 
+// What store_eight leaves there.
+template <class H>
+GPU_FUNCTION void round_eight(bool is_float, float (&x)[kEight]) {
+  if (is_float) return;
+  GPU_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    const Vec<float, 2> pair = unpack<H>(pack<H>(x[2 * k], x[2 * k + 1]));
+    x[2 * k] = pair.values[0];
+    x[2 * k + 1] = pair.values[1];
+  }
+}
+
 // One element.
 template <class H>
 GPU_FUNCTION float load_one(const RowArray& array, std::int64_t row, int i) {

@@ -4,7 +4,7 @@
 #include <initializer_list>
 
 #include "dtype_tags.h"
-#include "row_array.h"
+#include "quantize_row.h"
 
 namespace llm_decoder {
 namespace gpu {
@@ -29,6 +29,29 @@ inline RowArray row_array(const RowTensor& rows) {
 }
 inline OutRowArray row_array(const OutRowTensor& rows) {
   return {rows.data, rows.stride, rows.dtype == Dtype::f32, rows_are_aligned(rows, 16)};
+}
+
+// int8 rows with a scale each.
+struct QuantizedRowTensor {
+  std::int8_t* q = nullptr;  // [n_rows, n_cols]
+  std::int64_t stride = 0;
+  float* scale = nullptr;  // [n_rows]
+};
+
+inline bool rows_are_aligned(const std::int8_t* q, std::int64_t stride, std::int64_t n_bytes) {
+  return reinterpret_cast<std::uintptr_t>(q) % static_cast<std::uintptr_t>(n_bytes) == 0 && stride % n_bytes == 0;
+}
+
+inline QuantizedRows quantized_rows(const QuantizedRowTensor& rows) {
+  return {rows.q, rows.stride, rows.scale, rows_are_aligned(rows.q, rows.stride, 8)};
+}
+
+// The shape of a launch whose blocks hold rows of n_cols.
+inline LaunchShape checked_held_row_shape(std::int64_t n_rows, int n_cols, const char* place) {
+  constexpr int kMaxCols = (kMaxSharedBytes - kRowScratchBytes) / 4;
+  check_arg(n_cols >= 1 && n_cols <= kMaxCols, place, "n_cols must be 1 to ", kMaxCols, ", got ", n_cols);
+  check_arg(n_rows >= 0 && n_rows < std::int64_t{1} << 31, place, "n_rows must be 0 to 2^31 - 1, got ", n_rows);
+  return held_row_shape(n_rows, n_cols);
 }
 
 struct NamedDtype {

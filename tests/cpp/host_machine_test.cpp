@@ -144,6 +144,27 @@ TEST(words_of_two_elements_come_apart) {
   check_pairs<Fp16>();
 }
 
+struct Floats {
+  const float* in;
+  float* out;
+};
+
+GPU_KERNEL round_and_erf(const Floats args) {
+  args.out[2 * lane()] = static_cast<float>(round_to_int(args.in[lane()]));
+  args.out[2 * lane() + 1] = erf(args.in[lane()]);
+}
+
+TEST(numbers_round_to_the_nearest_and_to_even_between_two) {
+  std::vector<float> in(32, 0.0f), out(64);
+  const std::vector<float> halves = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 126.6f};
+  std::copy(halves.begin(), halves.end(), in.begin());
+  in[7] = std::nanf("");
+  launch<round_and_erf>(nullptr, one_block(32), Floats{in.data(), out.data()});
+  const std::vector<float> want = {0, 2, 2, 0, -2, -2, 127, 0};
+  for (std::size_t i = 0; i < want.size(); ++i) CHECK_EQ(out[2 * i], want[i]);
+  CHECK(std::abs(out[1] - 0.5204999f) < 1e-6f);
+}
+
 // Warps hand a buffer of their own from lane to lane, ordered by barriers of the warp alone.
 GPU_KERNEL rotate_in_warp(const Ints args) {
   const auto buffer = shared_array<int>(0, n_threads()).part(warp_index() * kWarpSize, kWarpSize);
