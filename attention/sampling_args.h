@@ -39,6 +39,23 @@ struct DrawParams {
   TokenLists allowed;  // an empty run allows all
 };
 
+template <class T>
+GPU_FUNCTION T param(const T* values, int draw, T off) {
+  return values != nullptr ? values[draw] : off;
+}
+
+GPU_FUNCTION int row_of_draw(const DrawParams& p, int draw) { return param(p.rows, draw, std::int32_t{draw}); }
+
+// Whether a draw changes its logits at all.
+GPU_FUNCTION bool has_edits(const DrawParams& p, int draw) {
+  const bool has_history = !p.prompt.is_empty(draw) || !p.output.is_empty(draw);
+  const bool has_penalty = param(p.repetition_penalty, draw, 1.0f) != 1.0f ||
+                           param(p.presence_penalty, draw, 0.0f) != 0.0f ||
+                           param(p.frequency_penalty, draw, 0.0f) != 0.0f;
+  return (has_history && has_penalty) || !p.bias.is_empty(draw) || !p.banned.is_empty(draw) ||
+         !p.allowed.is_empty(draw);
+}
+
 // Of a part of a row: what its blocks leave to the kernels that follow.
 struct SplitSummary {
   std::uint64_t best;  // token_key of the largest edited logit; kBadKey where the part holds NaN or +inf

@@ -149,12 +149,16 @@ void sample(const SampleLaunch& l, Stream stream) {
   with_half_among({{"logits", l.logits.rows.dtype}}, kPlace, [&](auto tag) {
     using H = typename decltype(tag)::type;
     if (l.n_draws == 0) return;
-    over_splits<summarise_split_kernel<H>>(plan.sampling, l.n_draws, kSummariseSharedBytes, stream);
+    over_splits<summarise_split_kernel<H>>(
+        plan.sampling, l.n_draws, plan.sampling.edited.data != nullptr ? kEditsAt + SplitEdits::kSharedBytes : kEditsAt,
+        stream);
     if (l.params.temperature != nullptr) {
       over_splits<weigh_split_kernel<H>>(plan.sampling, l.n_draws, kWeighSharedBytes, stream);
       over_splits<gather_split_kernel<H>>(plan.sampling, l.n_draws, BinLadder::kSharedBytes, stream);
     }
-    gpu::launch<draw_token_kernel<H>>(stream, {{l.n_draws, 1, 1}, kSampleThreads, kDrawSharedBytes}, plan.sampling);
+    gpu::launch<draw_token_kernel<H>>(
+        stream, {{l.n_draws, 1, 1}, kSampleThreads, BinLadder::kSharedBytes + BinSearch<H>::kSharedBytes},
+        plan.sampling);
     if (l.ranks != nullptr) over_splits<count_larger_kernel<H>>(plan.sampling, l.n_draws, 0, stream);
     find_best<H>(plan.best, l.n_draws, stream);
   });
@@ -168,7 +172,7 @@ void log_probs(const LogProbsLaunch& l, Stream stream) {
     using H = typename decltype(tag)::type;
     const int n_rows = l.logits.n_rows;
     if (n_rows == 0) return;
-    over_splits<summarise_split_kernel<H>>(plan.sampling, n_rows, kSummariseSharedBytes, stream);
+    over_splits<summarise_split_kernel<H>>(plan.sampling, n_rows, kEditsAt, stream);
     const int n_blocks = static_cast<int>(ceil_div(n_rows, kSampleThreads / kWarpSize));
     gpu::launch<report_targets_kernel<H>>(stream, {{n_blocks, 1, 1}, kSampleThreads, 0}, plan.sampling);
     if (l.ranks != nullptr) over_splits<count_larger_kernel<H>>(plan.sampling, n_rows, 0, stream);
@@ -188,7 +192,7 @@ void best_of_beams(const BeamLaunch& l, Stream stream) {
   with_half_among({{"logits", l.logits.rows.dtype}}, kPlace, [&](auto tag) {
     using H = typename decltype(tag)::type;
     if (l.logits.n_rows == 0) return;
-    over_splits<summarise_split_kernel<H>>(plan.sampling, l.logits.n_rows, kSummariseSharedBytes, stream);
+    over_splits<summarise_split_kernel<H>>(plan.sampling, l.logits.n_rows, kEditsAt, stream);
     find_best<H>(plan.best, l.logits.n_rows, stream);
   });
 }
