@@ -6,10 +6,11 @@
 namespace llm_decoder {
 namespace gpu {
 
-constexpr float kOctaves = 44.0f;       // weights from 1 down to 2^-44
+constexpr float kOctaves = 44.0f;  // weights from 1 down to 2^-44
+constexpr float kBinsPerOctave = 46.0f;
+static_assert(kOctaves * kBinsPerOctave < kBins, "every weight has a bin");
 constexpr int kMaxVocabSize = 1 << 19;  // of so many weights the sum stays below 2^63
 
-// What tokens weigh in one draw.
 struct Weights {
   float max, octaves_per_unit;
 
@@ -19,7 +20,7 @@ struct Weights {
     return below > 0.0f ? below * octaves_per_unit : 0.0f;
   }
   static GPU_FUNCTION bool has_weight(float octaves) { return octaves < kOctaves; }
-  static GPU_FUNCTION int bin(float octaves) { return static_cast<int>(octaves * (kBins / kOctaves)); }
+  static GPU_FUNCTION int bin(float octaves) { return static_cast<int>(octaves * kBinsPerOctave); }
   static GPU_FUNCTION float weight(float octaves) { return exp2(-octaves); }
   // In units of 2^-44. The exponent says where the mantissa goes.
   static GPU_FUNCTION std::uint64_t whole(float weight) {
