@@ -14,6 +14,7 @@ enum class Activation : std::uint8_t {
   gelu,       // x (1 + erf(x / sqrt(2))) / 2
   gelu_tanh,  // x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
   relu,
+  identity,  // for rows that are only to be quantised or converted
 };
 
 struct GatedArgs {
@@ -36,9 +37,11 @@ GPU_FUNCTION float activate(float x, Activation activation) {
     case Activation::gelu_tanh:
       return 0.5f * x * (1.0f + tanh(0.79788456080286536f * fma(0.044715f * x * x, x, x)));
     case Activation::relu:
+      return x < 0.0f ? 0.0f : x;
+    case Activation::identity:
       break;
   }
-  return x < 0.0f ? 0.0f : x;
+  return x;
 }
 
 template <class H>

@@ -29,9 +29,11 @@ double formula(double x, Activation activation) {
     case Activation::gelu_tanh:
       return x / (1 + std::exp(-2 * std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
     case Activation::relu:
+      return std::max(x, 0.0);
+    case Activation::identity:
       break;
   }
-  return std::max(x, 0.0);
+  return x;
 }
 
 void check_case(const Case& c, const std::string& name) {
@@ -75,7 +77,8 @@ void check_case(const Case& c, const std::string& name) {
   CHECK(out.padding_is_whole());
 }
 
-const Activation kActivations[] = {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu};
+const Activation kActivations[] = {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu,
+                                   Activation::identity};
 
 TEST(every_activation_gated_and_alone_in_every_dtype) {
   for (const Activation activation : kActivations) {

@@ -398,7 +398,7 @@ TEST(draws_follow_the_distribution) {
   // Chi-square with 4 degrees of freedom passes 18.5 once in a thousand seeds; these are fixed.
   const std::vector<float> x = {0.0f, 1.0f, -1.0f, 2.0f, 0.5f, -60.0f};
   const Logits logits(x, 6);
-  std::vector<Params> draws(160);
+  std::vector<Params> draws(120);
   for (std::size_t i = 0; i < draws.size(); ++i) {
     draws[i].temperature = 1.0f;
     draws[i].seed = 1234;
