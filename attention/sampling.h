@@ -12,7 +12,7 @@
 // is spread over 37 multiprocessors. A few rows are bound by latency, that of four short kernels; many by bytes and by
 // the atomics of the bins, which are in shared memory and seldom meet, as logits spread over many bins.
 //
-// TokenWeights are 2^-t in float32, t = (max - logit) / temperature in octaves, taken as whole multiples of 2^-44:
+// Weights are 2^-t in float32, t = (max - logit) / temperature in octaves, taken as whole multiples of 2^-44:
 // their sums are exact, so that nothing depends on the order in which threads come, nor on the batch. What weighs less
 // than 2^-44 of the likeliest token is never drawn. The draw is the CPU's, on the same number of the same generator. It
 // gives another token only where that number falls within rounding, about 2^-20 of the sum, of a boundary between two
