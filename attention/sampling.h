@@ -221,7 +221,8 @@ GPU_KERNEL count_larger_kernel(const SamplingArgs args) {
   const int draw = block_index().x, split = block_index().y;
   if (args.ranks[draw] == 0) return;
   const int row = row_of_draw(args.params, draw);
-  const float own = load_one<H>(args.logits, row, args.tokens[draw]);
+  const int token = args.targets != nullptr ? args.targets[draw] : args.tokens[draw];
+  const float own = load_one<H>(args.logits, row, token);
   float x[kTokensPerThread];
   load_split<H>(args.logits, row, split, args.vocab_size, x);
   std::uint32_t n_larger = 0;
@@ -231,14 +232,14 @@ GPU_KERNEL count_larger_kernel(const SamplingArgs args) {
   if (lane() == 0 && n_larger > 0) atomic_add(&args.ranks[draw], static_cast<std::int32_t>(n_larger));
 }
 
-// Of given tokens, in the place of drawn ones: args.tokens is read. grid {ceil(n_draws / warps of a block)}
+// grid {ceil(n_draws / warps of a block)}
 template <class H>
 GPU_KERNEL report_targets_kernel(const SamplingArgs args) {
   const int draw = block_index().x * (n_threads() / kWarpSize) + warp_index();
   if (draw >= args.n_draws) return;
   const RowSums sums = sums_of_row(args.summaries + std::int64_t{draw} * args.n_splits, args.n_splits);
   if (lane() != 0) return;
-  const float logit = load_one<H>(args.logits, row_of_draw(args.params, draw), args.tokens[draw]);
+  const float logit = load_one<H>(args.logits, row_of_draw(args.params, draw), args.targets[draw]);
   args.logprobs[draw] = sums.is_usable ? logit - sums.log_sum_exp : __builtin_nanf("");
   if (args.ranks != nullptr) args.ranks[draw] = sums.is_usable ? 1 : 0;
 }
