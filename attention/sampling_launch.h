@@ -21,8 +21,8 @@ struct BestTokens {
   float* logprobs = nullptr;
 };
 
-// Parameters lie on the device: their limits are for the caller to check. Kernels for
-// random draws run where there are temperatures, those for edits where there are lists.
+// Parameters lie on the device: their limits are for the caller to check. Kernels for random draws run where there are
+// temperatures, those for edits where there are lists.
 struct SampleLaunch {
   LogitRowsTensor logits;
   DrawParams params;
