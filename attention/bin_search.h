@@ -59,9 +59,9 @@ class BinSearch {
     return token_key(load_one<H>(rows_, row_, token), token);
   }
 
-  // The keys of a bin are at hand from now on; a bin of too many is read where it lies.
+  // The keys of a bin are at hand from now on; a bin of too many is read where it lies. Since the bin before was looked
+  // at, barriers have passed.
   GPU_FUNCTION void open(const BinLadder::Bin& bin) {
-    sync_block();  // all are done with the bin before
     begin_ = bin.n_before;
     n_ = static_cast<int>(bin.n);
     if (n_ <= kCachedKeys) {
