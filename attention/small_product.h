@@ -242,7 +242,7 @@ class ProductBlock {
   }
 
   // Multiplies the brick in the registers by the inputs from `words` of the slices on, and refills the registers from
-  // `next` as they fall free.
+  // `next` as they fall free, those of a pair together: the hardware knows only groups of loads to wait for.
   template <bool refills>
   GPU_FUNCTION void multiply_brick(int words, const std::uint32_t* next) {
     typename Weights::Group groups[kOutputTiles];
@@ -271,7 +271,10 @@ class ProductBlock {
             mma_16x8x16<T>(sums_[tile][r], w[step], x);
           }
         }
-        if constexpr (refills) {
+      }
+      if constexpr (refills) {
+        GPU_UNROLL
+        for (int tile = 0; tile < kOutputTiles; ++tile) {
           GPU_UNROLL
           for (int i = 0; i < kLoads; ++i) {
             if (((i + 1) * kPairs - 1) / kLoads == pair) weights_[tile][i] = load_weights(next, tile, i);
