@@ -3,21 +3,22 @@
 //
 // What bounds it: memory. 4.8 TB/s at a latency of about a microsecond under load is 4.8 MB on their way at any time,
 // 36 KB in each of 132 multiprocessors (Little's law). A lane therefore has a whole brick's weights on their way to its
-// registers (16 loads of 16 bytes, 9 for w4) while it multiplies the brick before: 32 KB a block of 4 warps, 18 KB for
-// w4. The plan cuts k until there are blocks for 48 KB in each multiprocessor, all at once, so that none waits for a
-// second wave. No block waits in the loop but for activations: slices of them come by asynchronous copies, a slice
-// ahead.
+// registers while it multiplies the brick before, 16 loads of 16 bytes, of w4 two bricks' with 18: 64 or 72 KB a block
+// of 8 warps, of which a multiprocessor needs but one. No warp waits in the loop but for activations: slices of them
+// come by asynchronous copies, a slice ahead. They come from the second cache once a block, so a block has many
+// outputs: for 8 rows they add a sixteenth to the bytes of w8, for 64 a half.
 //
 // The rows of w are the 16-row side of the product, the rows of a its 8 columns, so that one row of a costs no more
 // than eight. pack_gpu_weights.h has the weights in the order in which lanes want them as operands: nothing of them
 // goes through shared memory. Integers become Bf16 or Fp16 in registers: w8 costs a permute and an fma for two weights,
 // w4 two ands, two fmas and half a shift for four; at 4.8 TB/s a multiprocessor gets 21 bytes a cycle: 21 (w8) and 49
-// (w4) of the 128 instructions that its lanes begin in a cycle.
+// (w4) of the 128 instructions that its lanes begin in a cycle. Above 32 rows the tensor cores have as much to do as
+// memory.
 //
-// Four warps share a block's inputs, brick by brick in turn; each has all outputs of a brick, or from 32 rows of a on
-// half of them. Their sums meet in shared memory in the order of the warps, and those of the blocks that share k in the
-// order of the splits, by whichever block comes last. Which warp sums what depends on n and k alone: a row's result is
-// the same bits whatever the other rows and however many.
+// Four warps side by side have the outputs of a brick each, and two such teams the bricks along k in turn. Their sums
+// meet in shared memory in the order of the teams, and those of the blocks that share k in the order of the splits, by
+// whichever block comes last. Which warp sums what depends on n and k alone: a row's result is the same bits whatever
+// the other rows and however many.
 #pragma once
 
 #include "machine.h"
@@ -39,16 +40,19 @@ struct SmallProductArgs {
   int m = 0, n = 0, k = 0;
 
   int bricks_per_split = 0;
-  float* partials = nullptr;  // [n / 64 rows of bricks][n_splits][m][64], where there are several splits
-  int* n_arrived = nullptr;   // [n / 64], zeros before and after
+  float* partials = nullptr;  // [n / 256][n_splits][m][256], where there are several splits
+  int* n_arrived = nullptr;   // [n / 256], zeros before and after
 };
 
-constexpr int kProductWarpsK = 4;  // that share a block's inputs
+constexpr int kProductWarpsN = 4;  // a brick's outputs each
+constexpr int kProductWarpsK = 2;  // that share a block's inputs
+constexpr int kProductThreads = kProductWarpsN * kProductWarpsK * kWarpSize;
+constexpr int kBlockOutputs = kProductWarpsN * kBrickOutputs;
 
 using LoadWords = Vec<std::uint32_t, 4>;  // that a lane loads at once
 
-// Each format says how a lane's loads of a tile of 16 outputs become operands: fragments() gives those of inputs
-// 8 pair to 8 pair + 7 of its run, two products' worth.
+// Each format says how a lane's loads of a tile of 16 outputs become operands: fragment() gives that of inputs
+// 8 pair + 4 step to 8 pair + 4 step + 3 of its run.
 template <class T>
 struct HalfWeights {
   static constexpr GpuWeightFormat kFormat = GpuWeightFormat::half;
@@ -57,10 +61,10 @@ struct HalfWeights {
   static constexpr int kLoads = brick_shape(kFormat).tile_loads;
   struct Group {};
 
-  static GPU_FUNCTION void fragments(const LoadWords (&loads)[kLoads], const Group&, int pair,
-                                     std::uint32_t (&w)[2][4]) {
+  static GPU_FUNCTION void fragment(const LoadWords (&loads)[kLoads], const Group&, int pair, int step,
+                                    std::uint32_t (&w)[4]) {
     GPU_UNROLL
-    for (int i = 0; i < 8; ++i) w[i / 4][i % 4] = loads[2 * pair + i % 2].values[i / 2];
+    for (int i = 0; i < 4; ++i) w[i] = loads[2 * pair + i % 2].values[2 * step + i / 2];
   }
 };
 
@@ -72,12 +76,13 @@ struct W8Weights {
   static constexpr int kLoads = brick_shape(kFormat).tile_loads;
   struct Group {};
 
-  static GPU_FUNCTION void fragments(const LoadWords (&loads)[kLoads], const Group&, int pair,
-                                     std::uint32_t (&w)[2][4]) {
+  static GPU_FUNCTION void fragment(const LoadWords (&loads)[kLoads], const Group&, int pair, int step,
+                                    std::uint32_t (&w)[4]) {
     GPU_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const std::uint32_t word = loads[pair].values[i / 4 + i % 2 * 2];
-      w[i / 4][i % 4] = i % 4 < 2 ? widen_biased<T>(word, 0, 1) : widen_biased<T>(word, 2, 3);
+    for (int half = 0; half < 2; ++half) {
+      const std::uint32_t word = loads[pair].values[2 * half + step];
+      w[half] = widen_biased<T>(word, 0, 1);
+      w[2 + half] = widen_biased<T>(word, 2, 3);
     }
   }
 };
@@ -111,31 +116,30 @@ struct W4Weights {
     return group;
   }
 
-  static GPU_FUNCTION void fragments(const LoadWords (&loads)[kLoads], const Group& group, int pair,
-                                     std::uint32_t (&w)[2][4]) {
+  static GPU_FUNCTION void fragment(const LoadWords (&loads)[kLoads], const Group& group, int pair, int step,
+                                    std::uint32_t (&w)[4]) {
     GPU_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const std::uint32_t word = loads[pair / 2].values[2 * half + pair % 2];
-      GPU_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const std::uint32_t bits = i == 0 ? word : word >> 8;
-        w[i][half] = fma_pairs<T>(bits & 0x000f000fu, group.low[half], group.minimum[half]);
-        w[i][2 + half] = fma_pairs<T>(bits & 0x00f000f0u, group.high[half], group.minimum[half]);
-      }
+      const std::uint32_t word = loads[pair / 2].values[2 * half + pair % 2] >> (8 * step);
+      w[half] = fma_pairs<T>(word & 0x000f000fu, group.low[half], group.minimum[half]);
+      w[2 + half] = fma_pairs<T>(word & 0x00f000f0u, group.high[half], group.minimum[half]);
     }
   }
 };
 
-template <class T_, class Weights_, int row_tiles_, int output_tiles_>
+// How many bricks a warp has on their way. From 64 rows on sums need the registers.
+constexpr int bricks_ahead(GpuWeightFormat format, int row_tiles) {
+  return format == GpuWeightFormat::w4 && row_tiles < 8 ? 2 : 1;
+}
+
+template <class T_, class Weights_, int row_tiles_>
 struct ProductTile {
   using T = T_;
   using Weights = Weights_;
   static constexpr BrickShape kBrick = brick_shape(Weights::kFormat);
-  static constexpr int kRowTiles = row_tiles_;        // of 8 rows of a
-  static constexpr int kOutputTiles = output_tiles_;  // of 16 outputs, a warp
+  static constexpr int kRowTiles = row_tiles_;  // of 8 rows of a
   static constexpr int kRows = 8 * kRowTiles;
-  static constexpr int kWarpsN = kBrickTiles / kOutputTiles;
-  static constexpr int kThreads = kProductWarpsK * kWarpsN * kWarpSize;
+  static constexpr int kAhead = bricks_ahead(Weights::kFormat, kRowTiles);
 
   // Activations come in slices of so many inputs, two of them in shared memory. Within a brick's inputs 16-byte chunk c
   // of lane t lies at 4 c + t, and rows are 64 bytes off a multiple of 128: what eight lanes read at once lies in all
@@ -145,11 +149,11 @@ struct ProductTile {
   static constexpr int kRowWords = kSliceInputs / 2 + 16;
   static constexpr int kSliceWords = kRows * kRowWords;
   // Once the inputs are over the warps' sums take their place, [kProductWarpsK][kRows][kSumStride].
-  static constexpr int kSumStride = kBrickOutputs + 4;
+  static constexpr int kSumStride = kBlockOutputs + 4;
   static constexpr int kSumFloats = kProductWarpsK * kRows * kSumStride;
   static constexpr int kSharedBytes = 4 * (2 * kSliceWords > kSumFloats ? 2 * kSliceWords : kSumFloats);
 
-  static_assert(kSliceBricks % kProductWarpsK == 0, "a warp's bricks do not depend on the slices");
+  static_assert(kSliceBricks % (kProductWarpsK * kAhead) == 0, "a warp's bricks do not depend on the slices");
 };
 
 template <class Tile>
@@ -157,8 +161,9 @@ class ProductBlock {
  public:
   GPU_FUNCTION explicit ProductBlock(const SmallProductArgs& args)
       : args_(args),
-        warp_k_(warp_index() % kProductWarpsK),
-        warp_n_(warp_index() / kProductWarpsK),
+        warp_n_(warp_index() % kProductWarpsN),
+        warp_k_(warp_index() / kProductWarpsN),
+        brick_row_(block_index().x * kProductWarpsN + warp_n_),
         first_brick_(block_index().y * args.bricks_per_split),
         n_bricks_(min_of(args.bricks_per_split, n_columns() - first_brick_)),
         slices_(shared_array<std::uint32_t>(0, 2 * Tile::kSliceWords)) {}
@@ -174,50 +179,68 @@ class ProductBlock {
   using Weights = typename Tile::Weights;
   static constexpr BrickShape kBrick = Tile::kBrick;
   static constexpr int kRowTiles = Tile::kRowTiles;
-  static constexpr int kOutputTiles = Tile::kOutputTiles;
   static constexpr int kLoads = Weights::kLoads;
   static constexpr int kPairs = kBrick.run / 8;  // of products along a lane's run
 
+  // What a lane holds of a brick.
+  struct LaneBrick {
+    LoadWords weights[kBrickTiles][kLoads];
+    Vec<std::uint32_t, kBrickTiles> groups;
+  };
+
   static GPU_FUNCTION int min_of(int a, int b) { return a < b ? a : b; }
   GPU_FUNCTION int n_columns() const { return (args_.k + kBrick.inputs() - 1) / kBrick.inputs(); }
+  GPU_FUNCTION bool has_outputs() const { return brick_row_ * kBrickOutputs < args_.n; }
 
-  // Brick `brick` of the block, from this warp's first tile on for what lies tile by tile.
+  // Brick `brick` of the block's, this warp's outputs.
   GPU_FUNCTION const std::uint32_t* brick_at(int brick) const {
-    return args_.w + (std::int64_t{block_index().x} * n_columns() + first_brick_ + brick) * (kBrick.bytes() / 4);
+    return args_.w + (std::int64_t{brick_row_} * n_columns() + first_brick_ + brick) * (kBrick.bytes() / 4);
   }
-  GPU_FUNCTION LoadWords load_weights(const std::uint32_t* brick, int tile, int i) const {
-    const int load = (warp_n_ * kOutputTiles + tile) * kLoads + i;
-    return load_once<4>(brick + load * (kTileLoadBytes / 4) + lane() * 4);
+  static GPU_FUNCTION LoadWords load_weights(const std::uint32_t* brick, int tile, int i) {
+    return load_once<4>(brick + (tile * kLoads + i) * (kTileLoadBytes / 4) + lane() * 4);
   }
-  GPU_FUNCTION void load_groups(const std::uint32_t* brick) {
+  static GPU_FUNCTION void load_groups(const std::uint32_t* brick, LaneBrick& to) {
     if constexpr (Weights::kHasGroups) {
-      constexpr int kGroupsAt = kBrickTiles * kLoads * (kTileLoadBytes / 4);
-      group_words_ = load_vec<kOutputTiles>(brick + kGroupsAt + lane() * kBrickTiles + warp_n_ * kOutputTiles);
+      to.groups = load_once<kBrickTiles>(brick + kBrickTiles * kLoads * (kTileLoadBytes / 4) + lane() * kBrickTiles);
     }
   }
 
   GPU_FUNCTION void walk() {
-    if (warp_k_ < n_bricks_) {
-      const std::uint32_t* brick = brick_at(warp_k_);
-      GPU_UNROLL
-      for (int tile = 0; tile < kOutputTiles; ++tile) {
+    GPU_UNROLL
+    for (int slot = 0; slot < Tile::kAhead; ++slot) {
+      const int brick = slot * kProductWarpsK + warp_k_;
+      if (brick < n_bricks_ && has_outputs()) {
+        const std::uint32_t* from = brick_at(brick);
+        load_groups(from, bricks_[slot]);
         GPU_UNROLL
-        for (int i = 0; i < kLoads; ++i) weights_[tile][i] = load_weights(brick, tile, i);
+        for (int tile = 0; tile < kBrickTiles; ++tile) {
+          GPU_UNROLL
+          for (int i = 0; i < kLoads; ++i) bricks_[slot].weights[tile][i] = load_weights(from, tile, i);
+        }
       }
-      load_groups(brick);
     }
     begin_slice(0);
     for (int first = 0, slice = 0; first < n_bricks_; first += Tile::kSliceBricks, ++slice) {
       wait_copies<0>();
       sync_block();  // the slice is there for all, and all are done with the one before it
       begin_slice(slice + 1);
-      const int end = min_of(first + Tile::kSliceBricks, n_bricks_);
-      for (int brick = first + warp_k_; brick < end; brick += kProductWarpsK) {
-        const int words = slice % 2 * Tile::kSliceWords + (brick - first) * (kBrick.inputs() / 2);
-        if (brick + kProductWarpsK < n_bricks_) {
-          multiply_brick<true>(words, brick_at(brick + kProductWarpsK));
-        } else {
-          multiply_brick<false>(words, nullptr);
+      if (has_outputs()) multiply_slice(first, slice % 2 * Tile::kSliceWords);
+    }
+  }
+
+  // The bricks from `first` on whose activations lie at `words` of the slices.
+  GPU_FUNCTION void multiply_slice(int first, int words) {
+    constexpr int kStep = kProductWarpsK * Tile::kAhead;
+    const int end = min_of(Tile::kSliceBricks, n_bricks_ - first);
+    for (int begin = 0; begin < end; begin += kStep) {
+      GPU_UNROLL
+      for (int slot = 0; slot < Tile::kAhead; ++slot) {
+        const int brick = begin + slot * kProductWarpsK + warp_k_;
+        const int at = words + brick * (kBrick.inputs() / 2);
+        if (first + brick + kStep < n_bricks_) {
+          multiply_brick<true>(bricks_[slot], at, brick_at(first + brick + kStep));
+        } else if (brick < end) {
+          multiply_brick<false>(bricks_[slot], at, nullptr);
         }
       }
     }
@@ -229,7 +252,7 @@ class ProductBlock {
     constexpr int kBrickChunks = kBrick.inputs() / 8;
     const auto* a = static_cast<const std::uint32_t*>(args_.a);
     const int end = n_bricks_ * kBrickChunks - slice * kChunks;  // of the block's chunks
-    for (int i = thread_index(); i < Tile::kRows * kChunks; i += Tile::kThreads) {
+    for (int i = thread_index(); i < Tile::kRows * kChunks; i += kProductThreads) {
       const int row = i / kChunks, chunk = i % kChunks;
       if (chunk >= end) continue;
       const int input = first_brick_ * kBrick.inputs() + (slice * kChunks + chunk) * 8;
@@ -244,12 +267,12 @@ class ProductBlock {
   // Multiplies the brick in the registers by the inputs from `words` of the slices on, and refills the registers from
   // `next` as they fall free, those of a pair together: the hardware knows only groups of loads to wait for.
   template <bool refills>
-  GPU_FUNCTION void multiply_brick(int words, const std::uint32_t* next) {
-    typename Weights::Group groups[kOutputTiles];
+  GPU_FUNCTION void multiply_brick(LaneBrick& brick, int words, const std::uint32_t* next) {
+    typename Weights::Group groups[kBrickTiles];
     if constexpr (Weights::kHasGroups) {
       GPU_UNROLL
-      for (int tile = 0; tile < kOutputTiles; ++tile) groups[tile] = Weights::group_of(group_words_.values[tile]);
-      if constexpr (refills) load_groups(next);
+      for (int tile = 0; tile < kBrickTiles; ++tile) groups[tile] = Weights::group_of(brick.groups.values[tile]);
+      if constexpr (refills) load_groups(next, brick);
     }
     GPU_UNROLL
     for (int pair = 0; pair < kPairs; ++pair) {
@@ -260,24 +283,24 @@ class ProductBlock {
             slices_.template load_vec<4>(words + (8 * r + lane() / 4) * Tile::kRowWords + (pair * 4 + lane() % 4) * 4);
       }
       GPU_UNROLL
-      for (int tile = 0; tile < kOutputTiles; ++tile) {
-        std::uint32_t w[2][4];
-        Weights::fragments(weights_[tile], groups[tile], pair, w);
+      for (int step = 0; step < 2; ++step) {
         GPU_UNROLL
-        for (int r = 0; r < kRowTiles; ++r) {
+        for (int tile = 0; tile < kBrickTiles; ++tile) {
+          std::uint32_t w[4];
+          Weights::fragment(brick.weights[tile], groups[tile], pair, step, w);
           GPU_UNROLL
-          for (int step = 0; step < 2; ++step) {
+          for (int r = 0; r < kRowTiles; ++r) {
             const std::uint32_t x[2] = {rows[r].values[2 * step], rows[r].values[2 * step + 1]};
-            mma_16x8x16<T>(sums_[tile][r], w[step], x);
+            mma_16x8x16<T>(sums_[tile][r], w, x);
           }
         }
       }
       if constexpr (refills) {
         GPU_UNROLL
-        for (int tile = 0; tile < kOutputTiles; ++tile) {
+        for (int tile = 0; tile < kBrickTiles; ++tile) {
           GPU_UNROLL
           for (int i = 0; i < kLoads; ++i) {
-            if (((i + 1) * kPairs - 1) / kLoads == pair) weights_[tile][i] = load_weights(next, tile, i);
+            if (((i + 1) * kPairs - 1) / kLoads == pair) brick.weights[tile][i] = load_weights(next, tile, i);
           }
         }
       }
@@ -288,12 +311,12 @@ class ProductBlock {
     const auto sums = shared_array<float>(0, Tile::kSumFloats);
     sync_block();  // all are done with the slices
     GPU_UNROLL
-    for (int tile = 0; tile < kOutputTiles; ++tile) {
+    for (int tile = 0; tile < kBrickTiles; ++tile) {
       GPU_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
         GPU_UNROLL
         for (int i = 0; i < 4; ++i) {
-          const int output = (warp_n_ * kOutputTiles + tile) * 16 + lane() / 4 + i / 2 * 8;
+          const int output = warp_n_ * kBrickOutputs + tile * 16 + lane() / 4 + i / 2 * 8;
           const int row = r * 8 + lane() % 4 * 2 + i % 2;
           sums.store((warp_k_ * Tile::kRows + row) * Tile::kSumStride + output, sums_[tile][r][i]);
         }
@@ -305,9 +328,9 @@ class ProductBlock {
   // Calls visit(row, output, i) for this thread's share of the block's results, i their place among them.
   template <class Visit>
   GPU_FUNCTION void for_each_result(const Visit& visit) const {
-    for (int i = thread_index(); i < args_.m * kBrickOutputs; i += Tile::kThreads) {
-      const int output = i % kBrickOutputs;
-      if (block_index().x * kBrickOutputs + output < args_.n) visit(i / kBrickOutputs, output, i);
+    for (int i = thread_index(); i < args_.m * kBlockOutputs; i += kProductThreads) {
+      const int output = i % kBlockOutputs;
+      if (block_index().x * kBlockOutputs + output < args_.n) visit(i / kBlockOutputs, output, i);
     }
   }
 
@@ -326,7 +349,7 @@ class ProductBlock {
       for_each_result([&](int row, int output, int) { write(row, output, sum_of(row, output)); });
       return;
     }
-    const std::int64_t n_results = std::int64_t{args_.m} * kBrickOutputs;
+    const std::int64_t n_results = std::int64_t{args_.m} * kBlockOutputs;
     float* const partials = args_.partials + block_index().x * n_splits * n_results;
     for_each_result(
         [&](int row, int output, int i) { partials[block_index().y * n_results + i] = sum_of(row, output); });
@@ -344,7 +367,7 @@ class ProductBlock {
   }
 
   GPU_FUNCTION void write(int row, int output, float sum) const {
-    const int n = block_index().x * kBrickOutputs + output;
+    const int n = block_index().x * kBlockOutputs + output;
     const float scale = args_.w_scale != nullptr ? args_.w_scale[n] : 1.0f;
     const float value = fma(sum, scale / Weights::kUnit, args_.bias != nullptr ? args_.bias[n] : 0.0f);
     const std::int64_t at = row * args_.out_stride + n;
@@ -356,15 +379,15 @@ class ProductBlock {
   }
 
   const SmallProductArgs& args_;
-  const int warp_k_, warp_n_;
-  const int first_brick_, n_bricks_;  // the block's
+  const int warp_n_, warp_k_;
+  const int brick_row_;
+  const int first_brick_, n_bricks_;  // the block's, along k
   const Shared<std::uint32_t> slices_;
-  LoadWords weights_[kOutputTiles][kLoads];
-  Vec<std::uint32_t, kOutputTiles> group_words_;
-  float sums_[kOutputTiles][kRowTiles][4] = {};
+  LaneBrick bricks_[Tile::kAhead];
+  float sums_[kBrickTiles][kRowTiles][4] = {};
 };
 
-// grid: {n / 64 rounded up, n_splits}
+// grid: {n / 256 rounded up, n_splits}
 template <class Tile>
 GPU_KERNEL small_product_kernel(const SmallProductArgs args) {
   ProductBlock<Tile> block(args);

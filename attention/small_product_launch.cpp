@@ -1,6 +1,7 @@
 #include "small_product_launch.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "dtype_tags.h"
 #include "llm_decoder/errors.h"
@@ -11,10 +12,13 @@ namespace {
 
 constexpr char kPlace[] = "small_product";
 
-// Bytes on their way that a multiprocessor needs, with some to spare; see small_product.h.
-constexpr int kBytesInFlight = 48 << 10;
+// What the plan takes a device for; see small_product.h.
+constexpr double kLatencyUs = 1.0;        // of memory under load
+constexpr double kBytesPerUs = 36 << 10;  // of memory's bandwidth, a multiprocessor's share
+constexpr double kBlockUs = 2.0;          // that a block takes beside its rounds: the first bytes, the sums
 
-// Up to 16 rows a warp has all 64 outputs of a brick; then sums take the registers of half of them.
+std::int64_t n_block_rows(std::int64_t n) { return ceil_div(n, kBlockOutputs); }
+
 template <class T, class Weights>
 void run_rows(const SmallProductLaunch& l, Stream stream) {
   const auto run = [&](auto tile) {
@@ -22,15 +26,14 @@ void run_rows(const SmallProductLaunch& l, Stream stream) {
     SmallProductArgs args = l.args;
     args.out_is_float = l.out_dtype == Dtype::f32;
     args.bricks_per_split = l.plan.bricks_per_split;
-    const LaunchShape shape{
-        {static_cast<int>(n_brick_rows(args.n)), l.plan.n_splits, 1}, Tile::kThreads, Tile::kSharedBytes};
-    gpu::launch<small_product_kernel<Tile>>(stream, shape, args);
+    const Dim3 grid{static_cast<int>(n_block_rows(args.n)), l.plan.n_splits, 1};
+    gpu::launch<small_product_kernel<Tile>>(stream, {grid, kProductThreads, Tile::kSharedBytes}, args);
   };
   const int m = l.args.m;
-  if (m <= 8) return run(ProductTile<T, Weights, 1, 4>{});
-  if (m <= 16) return run(ProductTile<T, Weights, 2, 4>{});
-  if (m <= 32) return run(ProductTile<T, Weights, 4, 2>{});
-  run(ProductTile<T, Weights, 8, 2>{});
+  if (m <= 8) return run(ProductTile<T, Weights, 1>{});
+  if (m <= 16) return run(ProductTile<T, Weights, 2>{});
+  if (m <= 32) return run(ProductTile<T, Weights, 4>{});
+  run(ProductTile<T, Weights, 8>{});
 }
 
 template <class T>
@@ -72,22 +75,30 @@ void check(const SmallProductLaunch& l) {
 SmallProductPlan plan_small_product(GpuWeightFormat format, int n, int k, int n_multiprocessors) {
   check_arg(n > 0 && k > 0 && n_multiprocessors > 0, "plan_small_product",
             "n, k and n_multiprocessors must be positive, got ", n, ", ", k, " and ", n_multiprocessors);
-  const std::int64_t block_bytes = std::int64_t{kProductWarpsK} * brick_shape(format).bytes();
-  const std::int64_t n_blocks = ceil_div(std::int64_t{kBytesInFlight} * n_multiprocessors, block_bytes);
-  // In rounds: a brick for each warp.
+  // A round is a brick for each warp. With one block on each multiprocessor at once, whatever fits: a plan is for any
+  // m.
+  const double round_bytes = kProductWarpsN * kProductWarpsK * brick_shape(format).bytes();
+  const double latency_us = kLatencyUs / bricks_ahead(format, 1);
   const std::int64_t n_bricks = n_brick_columns(format, k), n_rounds = ceil_div(n_bricks, kProductWarpsK);
-  const std::int64_t n_wanted = std::min(n_rounds, ceil_div(n_blocks, n_brick_rows(n)));
-  std::int64_t rounds_per_split = ceil_div(n_rounds, n_wanted);
-  if (ceil_div(n_rounds, rounds_per_split) < n_wanted) rounds_per_split = n_rounds / n_wanted;
-  const std::int64_t bricks_per_split = rounds_per_split * kProductWarpsK;
+  std::int64_t best = n_rounds;
+  double best_us = std::numeric_limits<double>::infinity();
+  for (std::int64_t rounds = n_rounds; rounds > 0; --rounds) {
+    const std::int64_t n_blocks = n_block_rows(n) * ceil_div(n_rounds, rounds);
+    const auto n_at_once = static_cast<double>(std::min<std::int64_t>(n_blocks, n_multiprocessors));
+    const double round_us = std::max(latency_us, n_at_once * round_bytes / (kBytesPerUs * n_multiprocessors));
+    const auto n_waves = static_cast<double>(ceil_div(n_blocks, n_multiprocessors));
+    const double us = n_waves * (static_cast<double>(rounds) * round_us + kBlockUs);
+    if (us < best_us) best = rounds, best_us = us;
+  }
+  const std::int64_t bricks_per_split = best * kProductWarpsK;
   return {static_cast<int>(bricks_per_split), static_cast<int>(ceil_div(n_bricks, bricks_per_split))};
 }
 
 std::int64_t small_product_partials(const SmallProductPlan& plan, int m, int n) {
-  return plan.n_splits == 1 ? 0 : plan.n_splits * n_brick_rows(n) * kBrickOutputs * m;
+  return plan.n_splits == 1 ? 0 : plan.n_splits * n_block_rows(n) * kBlockOutputs * m;
 }
 
-std::int64_t small_product_counters(int n) { return n_brick_rows(n); }
+std::int64_t small_product_counters(int n) { return n_block_rows(n); }
 
 void small_product(const SmallProductLaunch& l, Stream stream) {
   check(l);

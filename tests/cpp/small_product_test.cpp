@@ -200,7 +200,7 @@ TEST(any_rows_outputs_and_inputs_in_every_format) {
     int m, n, k;
   };
   for (const GpuWeightFormat format : kFormats) {
-    for (const Size& s : {Size{1, 1, 8}, Size{3, 65, 40}, Size{8, 64, 128}, Size{9, 70, 264}, Size{16, 33, 136},
+    for (const Size& s : {Size{1, 1, 8}, Size{3, 65, 40}, Size{8, 64, 128}, Size{9, 300, 264}, Size{16, 33, 136},
                           Size{17, 130, 72}, Size{33, 100, 520}, Size{64, 31, 1032}}) {
       check_case<Bf16, Bf16>({format, s.m, s.n, s.k});
     }
@@ -214,16 +214,17 @@ TEST(any_rows_outputs_and_inputs_in_every_format) {
 
 TEST(inputs_that_take_several_slices) {
   for (const GpuWeightFormat format : kFormats) {
-    check_case<Bf16, float>({format, 2, 200, 2600});
+    check_case<Bf16, float>({format, 2, 300, 2600});
     check_case<Bf16, float>({format, 10, 200, 1800});
   }
 }
 
 TEST(blocks_that_share_inputs_sum_to_the_same) {
   for (const GpuWeightFormat format : kFormats) {
-    for (const int n_multiprocessors : {2, 132}) {
-      check_case<Bf16, Bf16>({format, 3, 70, 1288, n_multiprocessors});
-      check_case<Fp16, float>({format, 18, 70, 2600, n_multiprocessors});
+    for (const int n_multiprocessors : {6, 132}) {
+      CHECK(plan_small_product(format, 300, 1288, n_multiprocessors).n_splits > 1);
+      check_case<Bf16, Bf16>({format, 3, 300, 1288, n_multiprocessors});
+      check_case<Fp16, float>({format, 18, 70, 1800, n_multiprocessors});
     }
   }
 }
@@ -231,7 +232,7 @@ TEST(blocks_that_share_inputs_sum_to_the_same) {
 TEST(a_scale_and_a_bias_are_there_or_not) {
   for (const GpuWeightFormat format : kFormats) {
     for (int bits = 0; bits < 4; ++bits) {
-      check_case<Bf16, float>({format, 4, 20, 1040, 2, (bits & 1) != 0, (bits & 2) != 0});
+      check_case<Bf16, float>({format, 4, 20, 1040, 4, (bits & 1) != 0, (bits & 2) != 0});
     }
   }
 }
@@ -266,7 +267,8 @@ TEST(every_weight_is_exact) {
 
 TEST(a_row_gives_the_same_bits_alone_and_among_any_others) {
   for (const GpuWeightFormat format : kFormats) {
-    Problem<Bf16, float> problem({format, 64, 70, 1300 - 4, 3});
+    Problem<Bf16, float> problem({format, 64, 70, 1296, 6});
+    CHECK(problem.plan.n_splits > 1);
     const std::vector<float> all = problem.run(0, 64);
     for (const int m : {1, 2, 9, 20, 40}) {
       const std::vector<float> some = problem.run(64 - m, m);
@@ -279,7 +281,8 @@ TEST(a_row_gives_the_same_bits_alone_and_among_any_others) {
 TEST(no_order_of_threads_and_blocks_changes_a_bit) {
   for (const GpuWeightFormat format : kFormats) {
     for (const int m : {3, 30}) {
-      Problem<Bf16, float> problem({format, m, 130, 1416, 4});
+      Problem<Bf16, float> problem({format, m, 300, 1416, 8});
+      CHECK(problem.plan.n_splits > 1);
       const std::vector<float> first = problem.run(0, m);
       for (const Order& order : {Order{Order::Kind::descending, 0}, Order{Order::Kind::shuffled, 5}}) {
         set_host_order(order);
@@ -291,21 +294,20 @@ TEST(no_order_of_threads_and_blocks_changes_a_bit) {
   }
 }
 
-TEST(plans_keep_enough_bytes_on_their_way) {
+TEST(plans_fill_the_device_once) {
   struct Size {
     int n, k;
   };
   for (const GpuWeightFormat format : kFormats) {
-    for (const Size& s : {Size{4096, 4096}, Size{6144, 4096}, Size{28672, 4096}, Size{4096, 14336}, Size{512, 2048}}) {
+    for (const Size& s : {Size{4096, 4096}, Size{6144, 4096}, Size{28672, 4096}, Size{4096, 14336}, Size{1024, 4096}}) {
       const SmallProductPlan plan = plan_small_product(format, s.n, s.k, 132);
-      const std::int64_t n_blocks = n_brick_rows(s.n) * plan.n_splits;
-      const std::int64_t bytes = n_blocks * 4 * brick_shape(format).bytes();
-      const bool is_all = plan.bricks_per_split == 4;  // nothing left to cut
-      CHECK(is_all || bytes >= 132 * (36 << 10));
-      CHECK(plan.n_splits == 1 || n_blocks <= 4 * 132);  // at once: one wave
+      const int n_blocks = (s.n + 255) / 256 * plan.n_splits;
+      CHECK(n_blocks <= 132);
+      const bool is_all = plan.bricks_per_split == 2;  // nothing left to cut
+      CHECK(is_all || n_blocks >= 90);
     }
+    CHECK_EQ(plan_small_product(format, 128256, 4096, 132).n_splits, 1);
   }
-  CHECK_EQ(plan_small_product(GpuWeightFormat::w8, 128256, 4096, 132).n_splits, 1);
 }
 
 TEST(what_no_kernel_takes_is_refused) {
