@@ -136,7 +136,7 @@ template <class T_, class Weights_, int row_tiles_>
 struct ProductTile {
   using T = T_;
   using Weights = Weights_;
-  static constexpr BrickShape kBrick = brick_shape(Weights::kFormat);
+  static constexpr int kBrickInputs = brick_shape(Weights::kFormat).inputs();
   static constexpr int kRowTiles = row_tiles_;  // of 8 rows of a
   static constexpr int kRows = 8 * kRowTiles;
   static constexpr int kAhead = bricks_ahead(Weights::kFormat, kRowTiles);
@@ -145,7 +145,7 @@ struct ProductTile {
   // of lane t lies at 4 c + t, and rows are 64 bytes off a multiple of 128: what eight lanes read at once lies in all
   // 32 banks.
   static constexpr int kSliceInputs = kRowTiles == 1 ? 1024 : 512;
-  static constexpr int kSliceBricks = kSliceInputs / kBrick.inputs();
+  static constexpr int kSliceBricks = kSliceInputs / kBrickInputs;
   static constexpr int kRowWords = kSliceInputs / 2 + 16;
   static constexpr int kSliceWords = kRows * kRowWords;
   // Once the inputs are over the warps' sums take their place, [kProductWarpsK][kRows][kSumStride].
@@ -177,10 +177,11 @@ class ProductBlock {
  private:
   using T = typename Tile::T;
   using Weights = typename Tile::Weights;
-  static constexpr BrickShape kBrick = Tile::kBrick;
+  static constexpr int kBrickInputs = Tile::kBrickInputs;
+  static constexpr int kBrickWords = brick_shape(Weights::kFormat).bytes() / 4;
   static constexpr int kRowTiles = Tile::kRowTiles;
   static constexpr int kLoads = Weights::kLoads;
-  static constexpr int kPairs = kBrick.run / 8;  // of products along a lane's run
+  static constexpr int kPairs = kBrickInputs / 4 / 8;  // of products along a lane's run
 
   // What a lane holds of a brick.
   struct LaneBrick {
@@ -189,12 +190,12 @@ class ProductBlock {
   };
 
   static GPU_FUNCTION int min_of(int a, int b) { return a < b ? a : b; }
-  GPU_FUNCTION int n_columns() const { return (args_.k + kBrick.inputs() - 1) / kBrick.inputs(); }
+  GPU_FUNCTION int n_columns() const { return (args_.k + kBrickInputs - 1) / kBrickInputs; }
   GPU_FUNCTION bool has_outputs() const { return brick_row_ * kBrickOutputs < args_.n; }
 
   // Brick `brick` of the block's, this warp's outputs.
   GPU_FUNCTION const std::uint32_t* brick_at(int brick) const {
-    return args_.w + (std::int64_t{brick_row_} * n_columns() + first_brick_ + brick) * (kBrick.bytes() / 4);
+    return args_.w + (std::int64_t{brick_row_} * n_columns() + first_brick_ + brick) * kBrickWords;
   }
   static GPU_FUNCTION LoadWords load_weights(const std::uint32_t* brick, int tile, int i) {
     return load_once<4>(brick + (tile * kLoads + i) * (kTileLoadBytes / 4) + lane() * 4);
@@ -236,7 +237,7 @@ class ProductBlock {
       GPU_UNROLL
       for (int slot = 0; slot < Tile::kAhead; ++slot) {
         const int brick = begin + slot * kProductWarpsK + warp_k_;
-        const int at = words + brick * (kBrick.inputs() / 2);
+        const int at = words + brick * kBrickInputs / 2;
         if (first + brick + kStep < n_bricks_) {
           multiply_brick<true>(bricks_[slot], at, brick_at(first + brick + kStep));
         } else if (brick < end) {
@@ -249,13 +250,13 @@ class ProductBlock {
   // Rows past m and inputs past k are zeros.
   GPU_FUNCTION void begin_slice(int slice) const {
     constexpr int kChunks = Tile::kSliceInputs / 8;
-    constexpr int kBrickChunks = kBrick.inputs() / 8;
+    constexpr int kBrickChunks = kBrickInputs / 8;
     const auto* a = static_cast<const std::uint32_t*>(args_.a);
     const int end = n_bricks_ * kBrickChunks - slice * kChunks;  // of the block's chunks
     for (int i = thread_index(); i < Tile::kRows * kChunks; i += kProductThreads) {
       const int row = i / kChunks, chunk = i % kChunks;
       if (chunk >= end) continue;
-      const int input = first_brick_ * kBrick.inputs() + (slice * kChunks + chunk) * 8;
+      const int input = first_brick_ * kBrickInputs + (slice * kChunks + chunk) * 8;
       const int in_brick = chunk % kBrickChunks;
       const int place = chunk - in_brick + in_brick % kPairs * 4 + in_brick / kPairs;
       copy_async<16>(slices_, slice % 2 * Tile::kSliceWords + row * Tile::kRowWords + place * 4,
