@@ -64,6 +64,22 @@ struct Vote {
   std::uint32_t result;
 };
 
+struct Number {
+  std::uint32_t value, result;
+};
+
+inline void maximum(Number* const* slots) {
+  std::uint32_t result = 0;
+  for (int i = 0; i < kWarpSize; ++i) result = slots[i]->value > result ? slots[i]->value : result;
+  for (int i = 0; i < kWarpSize; ++i) slots[i]->result = result;
+}
+
+inline void sum(Number* const* slots) {
+  std::uint32_t result = 0;
+  for (int i = 0; i < kWarpSize; ++i) result += slots[i]->value;
+  for (int i = 0; i < kWarpSize; ++i) slots[i]->result = result;
+}
+
 inline void vote(Vote* const* slots) {
   std::uint32_t result = 0;
   for (int i = 0; i < kWarpSize; ++i) result |= std::uint32_t{slots[i]->value} << i;
@@ -93,6 +109,18 @@ inline std::uint32_t ballot(bool value) {
 
 inline bool any(bool value) { return ballot(value) != 0; }
 
+inline std::uint32_t reduce_max(std::uint32_t value) {
+  host::Number slot{value, 0};
+  host::gather<host::Number, host::maximum>("reduce_max", slot);
+  return slot.result;
+}
+
+inline std::uint32_t reduce_add(std::uint32_t value) {
+  host::Number slot{value, 0};
+  host::gather<host::Number, host::sum>("reduce_add", slot);
+  return slot.result;
+}
+
 // n elements of the block's shared memory.
 template <class T>
 class Shared {
@@ -115,12 +143,10 @@ class Shared {
   }
 
   T atomic_add(int i, T value) const {
-    std::byte* memory = HostBlock::current().atomic_shared(at(i, 1), sizeof(T));
-    T old, sum;
-    std::memcpy(&old, memory, sizeof(T));
-    sum = old + value;
-    std::memcpy(memory, &sum, sizeof(T));
-    return old;
+    return change(i, [value](T old) { return static_cast<T>(old + value); });
+  }
+  T atomic_or(int i, T value) const {
+    return change(i, [value](T old) { return static_cast<T>(old | value); });
   }
 
   Shared part(int begin, int n) const { return {at(begin, n), n}; }
@@ -132,6 +158,16 @@ class Shared {
   }
 
  private:
+  template <class Fn>
+  T change(int i, const Fn& fn) const {
+    std::byte* memory = HostBlock::current().atomic_shared(at(i, 1), sizeof(T));
+    T old;
+    std::memcpy(&old, memory, sizeof(T));
+    const T changed = fn(old);
+    std::memcpy(memory, &changed, sizeof(T));
+    return old;
+  }
+
   int byte_offset_ = 0, n_ = 0;
 };
 
@@ -263,6 +299,11 @@ std::uint32_t pack(float low, float high) {
   return host::join(from_float<T>(low).bits, from_float<T>(high).bits);
 }
 
+template <class T>
+Vec<float, 2> unpack(std::uint32_t word) {
+  return {to_float(T{static_cast<std::uint16_t>(word)}), to_float(T{static_cast<std::uint16_t>(word >> 16)})};
+}
+
 namespace host {
 
 // The sum of a product and c rounded once: to odd in double, then in float, which leaves all that the last rounding
@@ -360,6 +401,8 @@ inline float log2(float x) { return std::log2(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
 inline float tanh(float x) { return std::tanh(x); }
+inline float erf(float x) { return std::erf(x); }
+inline int round_to_int(float x) { return x == x ? static_cast<int>(std::nearbyint(x)) : 0; }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 
 }  // namespace gpu

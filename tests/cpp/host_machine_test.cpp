@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -96,6 +97,75 @@ TEST(votes_count_the_warp_or_the_block) {
   });
 }
 
+GPU_KERNEL reduce_warps(const Ints args) {
+  const auto x = static_cast<std::uint32_t>(args.in[thread_index()]);
+  args.out[thread_index()] = static_cast<int>(reduce_max(x) * 1000 + reduce_add(x));
+}
+
+TEST(reductions_give_each_lane_what_its_warp_has) {
+  std::vector<int> in(64), out(64);
+  for (int i = 0; i < 64; ++i) in[static_cast<std::size_t>(i)] = (i * 7 + 3) % 64 / 2;
+  in_every_order<reduce_warps>(one_block(64), Ints{in.data(), out.data()}, [&] {
+    for (std::size_t i = 0; i < 64; ++i) {
+      const auto begin = in.begin() + static_cast<std::ptrdiff_t>(i / 32 * 32);
+      CHECK_EQ(out[i], *std::max_element(begin, begin + 32) * 1000 + std::accumulate(begin, begin + 32, 0));
+    }
+  });
+}
+
+struct Words {
+  const std::uint32_t* in;
+  float* out;
+};
+
+template <class T>
+GPU_KERNEL take_pairs_apart(const Words args) {
+  const Vec<float, 2> pair = unpack<T>(args.in[lane()]);
+  args.out[2 * lane()] = pair.values[0];
+  args.out[2 * lane() + 1] = pair.values[1];
+}
+
+template <class T>
+void check_pairs() {
+  std::vector<std::uint32_t> words(32);
+  std::vector<float> out(64);
+  for (std::size_t i = 0; i < 32; ++i) {
+    const auto low = from_float<T>(static_cast<float>(i) - 7.5f), high = from_float<T>(-0.25f * static_cast<float>(i));
+    words[i] = low.bits | std::uint32_t{high.bits} << 16;
+  }
+  launch<take_pairs_apart<T>>(nullptr, one_block(32), Words{words.data(), out.data()});
+  for (std::size_t i = 0; i < 32; ++i) {
+    CHECK_EQ(out[2 * i], static_cast<float>(i) - 7.5f);
+    CHECK_EQ(out[2 * i + 1], -0.25f * static_cast<float>(i));
+  }
+}
+
+TEST(words_of_two_elements_come_apart) {
+  check_pairs<Bf16>();
+  check_pairs<Fp16>();
+}
+
+struct Floats {
+  const float* in;
+  float* out;
+};
+
+GPU_KERNEL round_and_erf(const Floats args) {
+  args.out[2 * lane()] = static_cast<float>(round_to_int(args.in[lane()]));
+  args.out[2 * lane() + 1] = erf(args.in[lane()]);
+}
+
+TEST(numbers_round_to_the_nearest_and_to_even_between_two) {
+  std::vector<float> in(32, 0.0f), out(64);
+  const std::vector<float> halves = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 126.6f};
+  std::copy(halves.begin(), halves.end(), in.begin());
+  in[7] = std::nanf("");
+  launch<round_and_erf>(nullptr, one_block(32), Floats{in.data(), out.data()});
+  const std::vector<float> want = {0, 2, 2, 0, -2, -2, 127, 0};
+  for (std::size_t i = 0; i < want.size(); ++i) CHECK_EQ(out[2 * i], want[i]);
+  CHECK(std::abs(out[1] - 0.5204999f) < 1e-6f);
+}
+
 // Warps hand a buffer of their own from lane to lane, ordered by barriers of the warp alone.
 GPU_KERNEL rotate_in_warp(const Ints args) {
   const auto buffer = shared_array<int>(0, n_threads()).part(warp_index() * kWarpSize, kWarpSize);
@@ -118,19 +188,20 @@ TEST(a_barrier_of_the_warp_orders_its_lanes) {
 }
 
 GPU_KERNEL count_atomically(const Ints args) {
-  const auto counter = shared_array<int>(0, 1);
-  if (thread_index() == 0) counter.store(0, 0);
+  const auto counter = shared_array<int>(0, 2);
+  if (thread_index() < 2) counter.store(thread_index(), 0);
   sync_block();
   counter.atomic_add(0, thread_index());
+  counter.atomic_or(1, 1 << thread_index() % 7);
   atomic_add(args.out + 1, 1);
   sync_block();
-  if (thread_index() == 1) args.out[0] = counter.load(0);
+  if (thread_index() == 1) args.out[0] = counter.load(0) + counter.load(1) * 10000;
 }
 
 TEST(atomics_lose_nothing) {
   std::vector<int> out(2);
   in_every_order<count_atomically>({{3, 1, 1}, 96, 16}, Ints{nullptr, out.data()}, [&] {
-    CHECK_EQ(out[0], 95 * 96 / 2);
+    CHECK_EQ(out[0], 95 * 96 / 2 + 127 * 10000);
     CHECK_EQ(out[1], 3 * 96);
     out[1] = 0;
   });
