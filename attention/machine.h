@@ -28,7 +28,6 @@
 //   mma_16x8x16<T>(d, a, b)            d += a b with T Bf16 or Fp16, d in float: tensor cores, fragments as the PTX
 //   mma_16x8x32(d, a, b)               manual draws them for m16n8k16 and m16n8k32; this one int8 with d in int32
 //
-//   pack<T>(low, high)                 two floats as two of Bf16 or Fp16 in a word
 //   fma_pairs<T>(a, b, c)              a b + c of two pairs at once, subnormal numbers and all, rounded once
 //   permute_bytes(low, high, selector) byte i is the one that hex digit i of the selector names: 0 to 3 of low, 4 to 7
 //                                      of high
