@@ -213,6 +213,7 @@ template <class T>
 GPU_FUNCTION std::uint32_t convert_fp8(std::uint32_t);
 #endif
 
+template <class T>
 GPU_FUNCTION Vec<float, 2> unpack(std::uint32_t word) {
   Vec<float, 2> values;
   if constexpr (std::is_same_v<T, Bf16>) {
