@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bin_ladder.h"
 #include "check.h"
 #include "machine.h"
 #include "sampling_launch.h"
@@ -370,6 +371,36 @@ TEST(equal_logits_are_drawn_in_the_order_of_their_ids) {
     draws.push_back(p);
   }
   check_run(logits, draws, "ties");
+}
+
+TEST(a_top_k_of_all_tokens_or_more_cuts_nothing) {
+  const Logits logits(std::vector<float>(40, 0.5f), 40);
+  std::vector<Params> draws(16);
+  for (std::size_t i = 0; i < draws.size(); ++i) {
+    draws[i].temperature = 1.0f;
+    draws[i].top_k = i % 2 == 0 ? 40 : 1000;
+    draws[i].seed = i;
+  }
+  check_run(logits, draws, "all of a flat row");
+}
+
+TEST(sums_that_cuts_reach_are_whole_and_never_beyond_the_sum) {
+  Cuts cuts(SamplingArgs{}, 0, 1);
+  cuts.uniform = 0.0;
+  CHECK_EQ(cuts.drawn(10), 1u);
+  cuts.uniform = 0.5;
+  CHECK_EQ(cuts.drawn(10), 6u);  // the first that is more than 5
+  cuts.uniform = 1.0 - 0x1p-53;
+  CHECK_EQ(cuts.drawn(10), 10u);
+  for (int low_bits = 0; low_bits < 16; ++low_bits) {  // sums that float64 rounds
+    const std::uint64_t sum = (std::uint64_t{1} << 54) + static_cast<std::uint64_t>(low_bits);
+    CHECK(cuts.drawn(sum) <= sum);
+  }
+  cuts.top_p = 0.5;
+  CHECK_EQ(cuts.nucleus(10), 5u);  // the first that is not less than 5
+  CHECK_EQ(cuts.nucleus(11), 6u);
+  cuts.top_p = 1e-6;
+  CHECK_EQ(cuts.nucleus(10), 1u);
 }
 
 TEST(penalties_bias_and_bans_change_what_they_name) {
