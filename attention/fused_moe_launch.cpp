@@ -106,10 +106,11 @@ GroupedProductLaunch product(const FusedMoeLaunch& l, const MoeSortArgs& sorted)
   return p;
 }
 
-// silu(gate) * up of every sorted pair, from the token's row of hidden.
+// activation(gate) * up of every sorted pair, from the token's row of hidden.
 GroupedProductLaunch up_product(const FusedMoeLaunch& l, const MoeSortArgs& sorted, void* activations) {
   GroupedProductLaunch p = product(l, sorted);
   p.is_gated = true;
+  p.args.activation = l.activation;
   p.args.a = l.hidden;
   p.args.a_stride = l.hidden_stride;
   if (needs_sort(l)) p.args.a_pairs = sorted.sorted_pairs;

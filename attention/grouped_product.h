@@ -1,13 +1,14 @@
 // What a product of rows with the weights of their experts is asked, as kernels see it.
 #pragma once
 
+#include "activation.h"
 #include "moe.h"
 
 namespace llm_decoder {
 namespace gpu {
 
 // out[p, :] = weight of p * a[p, :] w[expert of p]^T for the sorted positions p, or, gated, with the product of both
-// halves of w: silu(gate) * up. Rows of a and out are found through pairs, so that nothing is moved to be sorted.
+// halves of w: activation(gate) * up. Rows of a and out are found through pairs, so that nothing is moved to be sorted.
 // Without tiles, either position p is the pair p of a single token, each a tile, or there is one expert and position p
 // is row p: a dense product.
 struct GroupedProductArgs {
@@ -19,8 +20,9 @@ struct GroupedProductArgs {
   const float* w_scale = nullptr;  // a row of w: [n_experts, n] or [n_experts, 2 n]; null: 1
   void* out = nullptr;             // [any, n]
   std::int64_t out_stride = 0;
-  const int* out_pairs = nullptr;  // position p writes row out_pairs[p]; null: row p
-  const float* weights = nullptr;  // of the rows of out; null: 1
+  const int* out_pairs = nullptr;            // position p writes row out_pairs[p]; null: row p
+  const float* weights = nullptr;            // of the rows of out; null: 1
+  Activation activation = Activation::silu;  // gated
   const MoeTile* tiles = nullptr;
   const int* n_tiles = nullptr;  // [1]
   int max_tiles = 0;             // room of tiles: blocks are launched for all
@@ -51,22 +53,6 @@ struct GroupedProductArgs {
   }
   GPU_FUNCTION float weight(std::int64_t row) const { return weights != nullptr ? weights[row] : 1.0f; }
 };
-
-// Of two neighbouring bytes i and i + 1 of four int8 in a word, as two of T. The bytes become the low bits of floats of
-// 2^23, which costs no conversion of integers.
-template <class T>
-GPU_FUNCTION std::uint32_t widen_bytes(std::uint32_t word, int i) {
-  const std::uint32_t shifted = word ^ 0x80808080u;  // by 128
-  const auto element = [shifted](int at) {
-    return bits_float(0x4b000000u | (shifted >> (8 * at) & 0xffu)) - (8388608.0f + 128.0f);
-  };
-  return pack<T>(element(i), element(i + 1));
-}
-
-GPU_FUNCTION float silu(float x) {
-  constexpr float kLog2e = 1.4426950408889634f;
-  return x * reciprocal(1.0f + exp2(-x * kLog2e));
-}
 
 }  // namespace gpu
 }  // namespace llm_decoder

@@ -3,7 +3,7 @@
 // A block makes a tile of out: up to kRows sorted positions of one expert, 128 rows of its weights. Both operands come
 // through a ring of asynchronous copies, those of a gathered row by row, so that nothing is permuted in memory. Gated,
 // the rows of weights are eight of the gate and eight of up in turn: a lane then holds both sums of a column, and
-// silu(gate) * up needs no second pass.
+// activation(gate) * up needs no second pass.
 //
 // With 128 rows a tile does 64 products a byte that it copies, what tensor cores need to be the bound; the weights of
 // an expert with few rows bound smaller tiles by bandwidth, where all counts is that 96 KB a block are in flight.
@@ -15,6 +15,7 @@
 #include "grouped_product.h"
 #include "machine.h"
 #include "swizzle.h"
+#include "widen_bytes.h"
 
 namespace llm_decoder {
 namespace gpu {
@@ -226,8 +227,8 @@ class ProductBlock {
     for (int n = 0; n < kWeightTiles; ++n) {
       std::uint32_t w[2];
       if constexpr (Tile::kIsNarrow) {
-        w[0] = widen_bytes<T>(f.w[n][0], 0);
-        w[1] = widen_bytes<T>(f.w[n][0], 2);
+        w[0] = widen<T, W>(f.w[n][0], 0, 1);
+        w[1] = widen<T, W>(f.w[n][0], 2, 3);
       } else {
         w[0] = f.w[n][0];
         w[1] = f.w[n][1];
@@ -245,12 +246,13 @@ class ProductBlock {
     GPU_UNROLL
     for (int n = 0; n < kWeightTiles; n += kPerColumn) {
       const int column = (warp_n_ * kWeightTiles + n) / kPerColumn * 8 + lane() % 4 * 2;
-      float scale[2] = {1.0f, 1.0f}, up_scale[2] = {1.0f, 1.0f};
+      constexpr float kUnit = 1.0f / kUnitOf<W>;
+      float scale[2] = {kUnit, kUnit}, up_scale[2] = {kUnit, kUnit};
       if (args_.w_scale != nullptr && first_column_ + column < args_.n) {
         GPU_UNROLL
         for (int i = 0; i < 2; ++i) {
-          scale[i] = args_.w_scale[first_scale + first_column_ + column + i];
-          if (Tile::kIsGated) up_scale[i] = args_.w_scale[first_scale + args_.n + first_column_ + column + i];
+          scale[i] *= args_.w_scale[first_scale + first_column_ + column + i];
+          if (Tile::kIsGated) up_scale[i] *= args_.w_scale[first_scale + args_.n + first_column_ + column + i];
         }
       }
       GPU_UNROLL
@@ -262,7 +264,8 @@ class ProductBlock {
           GPU_UNROLL
           for (int i = 0; i < 2; ++i) {
             value[i] = sums_[r][n][half * 2 + i] * scale[i];
-            if constexpr (Tile::kIsGated) value[i] = silu(value[i]) * (sums_[r][n + 1][half * 2 + i] * up_scale[i]);
+            if constexpr (Tile::kIsGated)
+              value[i] = activate(value[i], args_.activation) * (sums_[r][n + 1][half * 2 + i] * up_scale[i]);
             value[i] *= row_weight_.load(row);
           }
           staged.store(Swizzle<Tile::kColumns * 2>::at(row, column / 8) / 4 + lane() % 4, pack<T>(value[0], value[1]));
