@@ -106,11 +106,10 @@ GroupedProductLaunch product(const FusedMoeLaunch& l, const MoeSortArgs& sorted)
   return p;
 }
 
-// activation(gate) * up of every sorted pair, from the token's row of hidden.
+// silu(gate) * up of every sorted pair, from the token's row of hidden.
 GroupedProductLaunch up_product(const FusedMoeLaunch& l, const MoeSortArgs& sorted, void* activations) {
   GroupedProductLaunch p = product(l, sorted);
   p.is_gated = true;
-  p.args.activation = l.activation;
   p.args.a = l.hidden;
   p.args.a_stride = l.hidden_stride;
   if (needs_sort(l)) p.args.a_pairs = sorted.sorted_pairs;

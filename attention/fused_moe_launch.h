@@ -1,8 +1,7 @@
-// A mixture of experts: pairs sorted by expert, activation(gate) * up, the product back weighed by the router, and the
+// A mixture of experts: pairs sorted by expert, silu(gate) * up, the product back weighed by the router, and the
 // sum of each token's choices. Shapes and names as vLLM has them.
 #pragma once
 
-#include "activation.h"
 #include "machine.h"
 #include "moe.h"
 
@@ -24,8 +23,7 @@ struct FusedMoeLaunch {
   void* out = nullptr;  // [n_tokens, k]; must not overlap hidden
   std::int64_t out_stride = 0;
   int n_tokens = 0, top_k = 0, n_experts = 0;
-  int n = 0, k = 0;  // multiples of 8
-  Activation activation = Activation::silu;
+  int n = 0, k = 0;           // multiples of 8
   int tile_rows = 0;          // of kProductTileRows, so that a token's result does not depend on the batch; 0: chosen
   void* workspace = nullptr;  // fused_moe_workspace_bytes, about 2 (n + k) a pair, aligned to 16
 };

@@ -1,14 +1,13 @@
 // What a product of rows with the weights of their experts is asked, as kernels see it.
 #pragma once
 
-#include "activation.h"
 #include "moe.h"
 
 namespace llm_decoder {
 namespace gpu {
 
 // out[p, :] = weight of p * a[p, :] w[expert of p]^T for the sorted positions p, or, gated, with the product of both
-// halves of w: activation(gate) * up. Rows of a and out are found through pairs, so that nothing is moved to be sorted.
+// halves of w: silu(gate) * up. Rows of a and out are found through pairs, so that nothing is moved to be sorted.
 // Without tiles, either position p is the pair p of a single token, each a tile, or there is one expert and position p
 // is row p: a dense product.
 struct GroupedProductArgs {
@@ -20,9 +19,8 @@ struct GroupedProductArgs {
   const float* w_scale = nullptr;  // a row of w: [n_experts, n] or [n_experts, 2 n]; null: 1
   void* out = nullptr;             // [any, n]
   std::int64_t out_stride = 0;
-  const int* out_pairs = nullptr;            // position p writes row out_pairs[p]; null: row p
-  const float* weights = nullptr;            // of the rows of out; null: 1
-  Activation activation = Activation::silu;  // gated
+  const int* out_pairs = nullptr;  // position p writes row out_pairs[p]; null: row p
+  const float* weights = nullptr;  // of the rows of out; null: 1
   const MoeTile* tiles = nullptr;
   const int* n_tiles = nullptr;  // [1]
   int max_tiles = 0;             // room of tiles: blocks are launched for all

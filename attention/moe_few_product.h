@@ -9,6 +9,7 @@
 // flight. Their sums meet in the order of warps.
 #pragma once
 
+#include "activation.h"
 #include "grouped_product.h"
 #include "machine.h"
 #include "widen_bytes.h"
@@ -150,7 +151,7 @@ class FewProductBlock {
     };
     float value = sum(own_column) * scale(column);
     if constexpr (is_gated)
-      value = activate(value, args_.activation) * (sum(own_column + 8) * scale(std::int64_t{args_.n} + column));
+      value = activate(value, Activation::silu) * (sum(own_column + 8) * scale(std::int64_t{args_.n} + column));
     const std::int64_t target = args_.out_row(tile_.begin + row);
     static_cast<T*>(args_.out)[target * args_.out_stride + column] = from_float<T>(value * args_.weight(target));
   }

@@ -3,7 +3,7 @@
 // A block makes a tile of out: up to kRows sorted positions of one expert, 128 rows of its weights. Both operands come
 // through a ring of asynchronous copies, those of a gathered row by row, so that nothing is permuted in memory. Gated,
 // the rows of weights are eight of the gate and eight of up in turn: a lane then holds both sums of a column, and
-// activation(gate) * up needs no second pass.
+// silu(gate) * up needs no second pass.
 //
 // With 128 rows a tile does 64 products a byte that it copies, what tensor cores need to be the bound; the weights of
 // an expert with few rows bound smaller tiles by bandwidth, where all counts is that 96 KB a block are in flight.
@@ -12,6 +12,7 @@
 // Sums run over k in one order whatever the tile: a row's result does not depend on its neighbours.
 #pragma once
 
+#include "activation.h"
 #include "grouped_product.h"
 #include "machine.h"
 #include "swizzle.h"
@@ -277,7 +278,7 @@ class ProductBlock {
           for (int i = 0; i < 2; ++i) {
             value[i] = sums_[r][n][half * 2 + i] * scale[i];
             if constexpr (Tile::kIsGated)
-              value[i] = activate(value[i], args_.activation) * (sums_[r][n + 1][half * 2 + i] * up_scale[i]);
+              value[i] = activate(value[i], Activation::silu) * (sums_[r][n + 1][half * 2 + i] * up_scale[i]);
             value[i] *= row_weight_.load(row);
           }
           staged.store(Swizzle<Tile::kColumns * 2>::at(row, column / 8) / 4 + lane() % 4, pack<T>(value[0], value[1]));
