@@ -1,5 +1,6 @@
 // Element types of kernels and pages, and what they are in float32. Rounds to the nearest, ties to even; what is too
-// large for fp16 becomes infinity, for fp8 (e4m3, which has none) the largest finite value.
+// large for fp16 becomes infinity, for fp8 (e4m3, which has none) the largest finite value, for int8 127 or -127; NaN,
+// which int8 has not, becomes 127.
 #pragma once
 
 #include <cstdint>
@@ -126,6 +127,17 @@ ELEMENT_FUNCTION Fp8 from_float<Fp8>(float x) {
   }
   return {static_cast<std::uint8_t>(out | sign)};
 }
+
+template <>
+ELEMENT_FUNCTION Int8 from_float<Int8>(float x) {
+  // So large that its last bit is worth 1: the sum is rounded to whole numbers, which its low bits hold.
+  constexpr float kOneUlpIsOne = 12582912.0f;  // 1.5 * 2^23
+  const float kept = !(x <= 127.0f) ? 127.0f : x < -127.0f ? -127.0f : x;
+  return {static_cast<std::int8_t>(float_bits(kept + kOneUlpIsOne) & 0xffu)};
+}
+
+ELEMENT_FUNCTION std::uint32_t byte_of(Fp8 x) { return x.bits; }
+ELEMENT_FUNCTION std::uint32_t byte_of(Int8 x) { return static_cast<std::uint8_t>(x.value); }
 
 }  // namespace gpu
 }  // namespace llm_decoder

@@ -4,18 +4,11 @@
 // fills many multiprocessors; with it a block holds its row, as the scale wants all of it.
 #pragma once
 
+#include "activation.h"
 #include "quantize_row.h"
 
 namespace llm_decoder {
 namespace gpu {
-
-enum class Activation : std::uint8_t {
-  silu,       // x / (1 + exp(-x))
-  gelu,       // x (1 + erf(x / sqrt(2))) / 2
-  gelu_tanh,  // x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
-  relu,
-  identity,  // for rows that are only to be quantised or converted
-};
 
 struct GatedArgs {
   RowArray x;  // [n_rows, 2 n_cols], gate first, or [n_rows, n_cols]
@@ -27,22 +20,6 @@ struct GatedArgs {
   int n_cols = 0;
   RowArray up;  // x from column n_cols on
 };
-
-GPU_FUNCTION float activate(float x, Activation activation) {
-  switch (activation) {
-    case Activation::silu:
-      return x * reciprocal(1.0f + exp2(x * -1.4426950408889634f));
-    case Activation::gelu:
-      return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f));
-    case Activation::gelu_tanh:
-      return 0.5f * x * (1.0f + tanh(0.79788456080286536f * fma(0.044715f * x * x, x, x)));
-    case Activation::relu:
-      return x < 0.0f ? 0.0f : x;
-    case Activation::identity:
-      break;
-  }
-  return x;
-}
 
 template <class H>
 GPU_FUNCTION void activate_eight(const GatedArgs& args, std::int64_t row, int i, float (&x)[kEight]) {

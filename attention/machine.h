@@ -28,8 +28,13 @@
 //   mma_16x8x16<T>(d, a, b)            d += a b with T Bf16 or Fp16, d in float: tensor cores, fragments as the PTX
 //   mma_16x8x32(d, a, b)               manual draws them for m16n8k16 and m16n8k32; this one int8 with d in int32
 //
+//   fma_pairs<T>(a, b, c)              a b + c of two pairs at once, subnormal numbers and all, rounded once
+//   permute_bytes(low, high, selector) byte i is the one that hex digit i of the selector names: 0 to 3 of low, 4 to 7
+//                                      of high
+//   convert_fp8<T>(word)               the two Fp8 in the low half of a word as two of T; where kConvertsFp8
 //   pack<T>(low, high) unpack<T>(word) two floats as two of Bf16 or Fp16 in a word; two floats of such a word
 //   load_vec<n>(pointer) store_vec(pointer, v)   global memory, aligned to the vector
+//   load_once<n>(pointer)              16 bytes that nobody writes and no other thread of the block reads
 //   load_coherent(pointer)             what other blocks wrote before an atomic that this thread has seen
 //   atomic_add(pointer, x) fence()     global memory
 //   exp2 log2 reciprocal rsqrt tanh erf fma

@@ -176,6 +176,44 @@ GPU_FUNCTION std::uint32_t pack(float low, float high) {
 }
 
 template <class T>
+GPU_FUNCTION std::uint32_t fma_pairs(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t word;
+  if constexpr (std::is_same_v<T, Bf16>) {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(c));
+  } else {
+    static_assert(std::is_same_v<T, Fp16>, "Bf16 or Fp16");
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(c));
+  }
+  return word;
+}
+
+GPU_FUNCTION std::uint32_t permute_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {
+  return __byte_perm(low, high, selector);
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+constexpr bool kConvertsFp8 = true;
+template <class T>
+GPU_FUNCTION std::uint32_t convert_fp8(std::uint32_t word) {
+  std::uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<std::uint16_t>(word)));
+  if constexpr (std::is_same_v<T, Fp16>) {
+    return halves;
+  } else {
+    float low, high;
+    asm("{.reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n cvt.f32.f16 %1, high;\n}"
+        : "=f"(low), "=f"(high)
+        : "r"(halves));
+    return pack<T>(low, high);
+  }
+}
+#else
+constexpr bool kConvertsFp8 = false;
+template <class T>
+GPU_FUNCTION std::uint32_t convert_fp8(std::uint32_t);
+#endif
+
+template <class T>
 GPU_FUNCTION Vec<float, 2> unpack(std::uint32_t word) {
   Vec<float, 2> values;
   if constexpr (std::is_same_v<T, Bf16>) {
@@ -193,6 +231,19 @@ GPU_FUNCTION Vec<float, 2> unpack(std::uint32_t word) {
 template <int n, class T>
 GPU_FUNCTION Vec<T, n> load_vec(const T* from) {
   return *reinterpret_cast<const Vec<T, n>*>(from);
+}
+// Stays where it is written among the asm volatile statements, so that loads fly as far ahead as the kernel says.
+template <int n, class T>
+GPU_FUNCTION Vec<T, n> load_once(const T* from) {
+  static_assert(sizeof(Vec<T, n>) == 16, "16 bytes");
+  union {
+    std::uint32_t words[4];
+    Vec<T, n> value;
+  } out;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out.words[0]), "=r"(out.words[1]), "=r"(out.words[2]), "=r"(out.words[3])
+               : "l"(from));
+  return out.value;
 }
 template <class T, int n>
 GPU_FUNCTION void store_vec(T* to, const Vec<T, n>& value) {

@@ -306,6 +306,53 @@ Vec<float, 2> unpack(std::uint32_t word) {
 
 namespace host {
 
+// The sum of a product and c rounded once: to odd in double, then in float, which leaves all that the last rounding
+// needs to know.
+template <class T>
+float fma_once(T a, T b, T c) {
+  constexpr double kInfinity = __builtin_huge_val();
+  const double product = double{to_float(a)} * to_float(b), addend = to_float(c);  // exact
+  double sum = product + addend;
+  const double added = sum - product, error = (product - (sum - added)) + (addend - added);
+  if (!std::isfinite(sum)) return static_cast<float>(sum);
+  std::uint64_t bits;
+  std::memcpy(&bits, &sum, sizeof(bits));
+  if (error != 0.0 && bits % 2 == 0) sum = std::nextafter(sum, error > 0 ? kInfinity : -kInfinity);
+  const float rounded = static_cast<float>(sum);
+  if (rounded == sum || float_bits(rounded) % 2 == 1) return rounded;
+  return std::nextafter(rounded, sum > rounded ? __builtin_huge_valf() : -__builtin_huge_valf());
+}
+
+}  // namespace host
+
+template <class T>
+std::uint32_t fma_pairs(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  const auto half = [&](int shift) {
+    const auto of = [shift](std::uint32_t word) { return T{static_cast<std::uint16_t>(word >> shift)}; };
+    return host::fma_once<T>(of(a), of(b), of(c));
+  };
+  return pack<T>(half(0), half(16));
+}
+
+inline std::uint32_t permute_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {
+  const std::uint64_t bytes = low | std::uint64_t{high} << 32;
+  std::uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t from = selector >> (4 * i) & 15u;
+    if (from > 7) HostBlock::current().fail("permute_bytes takes byte ", from, " of 8");
+    out |= static_cast<std::uint32_t>(bytes >> (8 * from) & 0xffu) << (8 * i);
+  }
+  return out;
+}
+
+constexpr bool kConvertsFp8 = true;
+template <class T>
+std::uint32_t convert_fp8(std::uint32_t word) {
+  return pack<T>(to_float(Fp8{static_cast<std::uint8_t>(word)}), to_float(Fp8{static_cast<std::uint8_t>(word >> 8)}));
+}
+
+namespace host {
+
 template <class V>
 void check_aligned(const void* pointer) {
   if (reinterpret_cast<std::uintptr_t>(pointer) % alignof(V) != 0) {
@@ -321,6 +368,12 @@ Vec<T, n> load_vec(const T* from) {
   Vec<T, n> out;
   std::memcpy(&out, from, sizeof(out));
   return out;
+}
+
+template <int n, class T>
+Vec<T, n> load_once(const T* from) {
+  static_assert(sizeof(Vec<T, n>) == 16, "16 bytes");
+  return load_vec<n>(from);
 }
 
 template <class T, int n>

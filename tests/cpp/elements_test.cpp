@@ -64,6 +64,17 @@ TEST(floats_round_to_the_nearest_and_ties_to_even) {
   check_ties<Bf16, std::uint16_t>(0x7000);
 }
 
+TEST(int8_rounds_to_the_nearest_and_ties_to_even) {
+  for (int i = -127; i < 127; ++i) {
+    const float low = static_cast<float>(i), half = low + 0.5f;
+    CHECK_EQ(int{from_float<Int8>(low).value}, i);
+    CHECK_EQ(int{from_float<Int8>(half).value}, i % 2 == 0 ? i : i + 1);
+    CHECK_EQ(int{from_float<Int8>(std::nextafter(half, -1e30f)).value}, i);
+    CHECK_EQ(int{from_float<Int8>(std::nextafter(half, 1e30f)).value}, i + 1);
+    CHECK_EQ(to_float(Int8{static_cast<std::int8_t>(i)}), low);
+  }
+}
+
 TEST(what_is_too_large_is_infinity_or_the_largest) {
   const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   CHECK_EQ(from_float<Fp16>(65519.996f).bits, 0x7bff);
@@ -74,6 +85,10 @@ TEST(what_is_too_large_is_infinity_or_the_largest) {
   CHECK_EQ(to_float(from_float<Fp8>(-infinity)), -448.0f);
   CHECK(std::isnan(to_float(from_float<Fp8>(nan))));
   CHECK(std::isnan(to_float(from_float<Bf16>(nan))));
+  CHECK_EQ(int{from_float<Int8>(127.6f).value}, 127);
+  CHECK_EQ(int{from_float<Int8>(infinity).value}, 127);
+  CHECK_EQ(int{from_float<Int8>(-1e9f).value}, -127);
+  CHECK_EQ(int{from_float<Int8>(nan).value}, 127);
   CHECK_EQ(to_float(from_float<Bf16>(infinity)), infinity);
 }
 
