@@ -5,7 +5,7 @@
 // the rows of weights are eight of the gate and eight of up in turn: a lane then holds both sums of a column, and
 // silu(gate) * up needs no second pass.
 //
-// With 128 rows a tile does 64 products a byte that it copies, what tensor cores need to be the bound; the weights of
+// With 128 rows a tile does 32 products a byte that it copies, what tensor cores need to be the bound; the weights of
 // an expert with few rows bound smaller tiles by bandwidth, where all counts is that 96 KB a block are in flight.
 // Neighbouring blocks share kGroup tiles of rows, so that a wave's operands stay in the second cache.
 //
