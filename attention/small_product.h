@@ -5,16 +5,16 @@
 // 36 KB in each of 132 multiprocessors (Little's law). A lane therefore has a whole brick's weights on their way to its
 // registers while it multiplies the brick before, 16 loads of 16 bytes, of w4 two bricks' with 18: 64 or 72 KB a block
 // of 8 warps, of which a multiprocessor needs but one (half of that where there are so many rows that the tensor cores
-// are what is waited for). No warp waits in the loop but for activations: slices of them
-// come by asynchronous copies, a slice ahead. They come from the second cache once a block, so a block has many
-// outputs: for 8 rows they add a sixteenth to the bytes of w8, for 64 a half.
+// are what is waited for). No warp waits in the loop but for activations: slices of them come by asynchronous copies, a
+// slice ahead. They come from the second cache once a block, so a block has many outputs: for 8 rows they add a
+// sixteenth to the bytes of w8, for 64 a half.
 //
 // The rows of w are the 16-row side of the product, the rows of a its 8 columns, so that one row of a costs no more
 // than eight. pack_gpu_weights.h has the weights in the order in which lanes want them as operands: nothing of them
 // goes through shared memory. Integers become Bf16 or Fp16 in registers: w8 costs a permute and an fma for two weights,
 // w4 two ands, two fmas and half a shift for four; at 4.8 TB/s a multiprocessor gets 21 bytes a cycle: 21 (w8) and 49
-// (w4) of the 128 instructions that its lanes begin in a cycle. Above 32 rows, 16 of w4, the tensor cores have more
-// to do than memory.
+// (w4) of the 128 instructions that its lanes begin in a cycle. Above 32 rows, 16 of w4, the tensor cores have more to
+// do than memory.
 //
 // Four warps side by side have the outputs of a brick each, and two such teams the bricks along k in turn. Their sums
 // meet in shared memory in the order of the teams, and those of the blocks that share k in the order of the splits, by
