@@ -8,7 +8,7 @@
 #   make judge  the live judges: HF transformers on torch
 #   make bench  speed here and its share of the limits, as JSON on standard output
 #   make wheel  dist/*.whl
-# LLM_DECODER_CUDA=on compiles the GPU kernels too (auto: where nvcc and a GPU are). nvcc takes about 2 GB a job: JOBS=1
+# LLM_DECODER_CUDA=on compiles the GPU kernels too (auto: where nvcc and a GPU are). nvcc takes up to 1.2 GB a job: JOBS=1
 # where there is little memory.
 PYTHON ?= python3
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)

@@ -57,10 +57,10 @@ if(LLM_DECODER_CUDA_TARGETS)
 endif()
 message(STATUS "LLM_DECODER_CUDA=${cuda_choice}: ${LLM_DECODER_CUDA_TARGETS}")
 
-# A compiler of kernels needs a few GB. Ninja keeps to that by itself; make takes the jobs that it is told to.
+# A compiler of kernels needs 1.2 GB. Ninja keeps to that by itself; make takes the jobs that it is told to.
 if(LLM_DECODER_CUDA_TARGETS)
   cmake_host_system_information(RESULT memory_mb QUERY AVAILABLE_PHYSICAL_MEMORY)
-  math(EXPR n_jobs "${memory_mb} / 3000")
+  math(EXPR n_jobs "${memory_mb} / 1500")
   if(n_jobs LESS 1)
     set(n_jobs 1)
   endif()

@@ -14,20 +14,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llm_decoder import _core as core
 from llm_decoder._core import (
     STEP_PARTS,
     KvCache,
     MachineLimits,
     PromptLookup,
+    dlpack_array,
     expand_w4,
     isas,
+    merge_states_op,
     pack_bf16,
     pack_f32,
     pack_w4,
     pack_w8,
+    paged_attention_op,
     quantize_weight_groups,
     quantize_weight_rows,
+    read_dlpack,
+    reshape_and_cache_op,
     unpack_w8,
 )
 from llm_decoder._core import INT8Decoder as CoreDecoder
@@ -54,19 +58,23 @@ __all__ = [
     "check_integer",
     "choose_isa",
     "choose_threads",
-    "core",
     "create_backend",
     "create_decoder",
     "devices",
+    "dlpack_array",
     "expand_w4",
     "load_cuda",
+    "merge_states_op",
     "open_limits",
     "pack_bf16",
     "pack_f32",
     "pack_w4",
     "pack_w8",
+    "paged_attention_op",
     "quantize_weight_groups",
     "quantize_weight_rows",
+    "read_dlpack",
+    "reshape_and_cache_op",
     "unpack_w8",
 ]
 
@@ -305,6 +313,8 @@ def _cuda_devices() -> list[DeviceInfo]:
         reason = "the driver knows no NVIDIA GPU"
     except (BackendError, RuntimeError) as error:
         found, reason = [], str(error)
+        if "cudaErrorInsufficientDriver" in reason:
+            reason = f"no NVIDIA driver is loaded, or one older than the CUDA runtime of this build ({reason})"
     return found or [DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason=reason)]
 
 

@@ -192,7 +192,8 @@ def test_every_gpu_is_named_and_one_too_old_says_so(monkeypatch):
 @pytest.mark.parametrize(
     ("cuda", "reason"),
     [
-        (fake_cuda(failure="[n_devices] cudaErrorInsufficientDriver: too old"), "[n_devices] cudaErrorInsuff"),
+        (fake_cuda(failure="[n_devices] cudaErrorInsufficientDriver: too old"), "no NVIDIA driver is loaded, or one"),
+        (fake_cuda(failure="[n_devices] cudaErrorNoDevice: none"), "[n_devices] cudaErrorNoDevice: none"),
         (fake_cuda(), "the driver knows no NVIDIA GPU"),
     ],
 )

@@ -13,7 +13,7 @@ from exported_tensor import CUDA, ExportedTensor, NamespacedTensor, n_living_exp
 from paged_batch import PagedBatch
 
 from llm_decoder import ops
-from llm_decoder.backends import core
+from llm_decoder.backends import dlpack_array
 from llm_decoder.errors import InvalidArgumentError
 from llm_decoder.ops import machines
 from llm_decoder.ops.tensors import current_stream, view_tensor
@@ -101,7 +101,7 @@ def test_a_tensor_that_its_framework_does_not_give_is_refused_with_its_words() -
 def test_memory_of_a_device_never_becomes_an_array() -> None:
     capsule = ExportedTensor(BATCH.q, "bfloat16", device=CUDA).__dlpack__()
     with pytest.raises(ValueError, match="must be in host memory, got DLPack device 2"):
-        core.dlpack_array(capsule)
+        dlpack_array(capsule)
 
 
 @pytest.mark.usefixtures("fake_device")

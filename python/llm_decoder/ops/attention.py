@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_decoder.backends import core
+from llm_decoder.backends import paged_attention_op
 from llm_decoder.ops import checks
 from llm_decoder.ops.kv_scales import Scale, host_value, raw_scale, read_floats, read_scale
 from llm_decoder.ops.machines import Addresses, GpuKernels, compiled_code, kernels_for, n_threads, stream_of
@@ -213,10 +213,10 @@ def _read_call(
 def _check_supported(call: _Call, kernels: GpuKernels | None) -> None:
     q, kv = call.q.dtype, call.k_cache.dtype
     if kernels is None:
-        where, q_dtypes, kv_dtypes = "the CPU", CPU_Q_DTYPES, CPU_KV_DTYPES
+        where, is_known = "the CPU", q in CPU_Q_DTYPES and kv in CPU_KV_DTYPES
     else:
-        where, q_dtypes, kv_dtypes = "a GPU", GPU_Q_DTYPES, (q, "fp8", "int8")
-    if q not in q_dtypes or kv not in kv_dtypes or call.v_cache.dtype != kv:
+        where, is_known = "a GPU", q in GPU_Q_DTYPES and kv in (q, "fp8", "int8")
+    if not is_known or call.v_cache.dtype != kv:
         raise checks.refuse(
             PLACE,
             f"no kernel of {where} computes q in {q} with k_cache in {kv} and v_cache in {call.v_cache.dtype}; "
@@ -297,7 +297,7 @@ def _check_out(call: _Call, out: Any, q_dtype: str | None, stream: int) -> Tenso
 def _run_on_cpu(call: _Call, lengths: Lengths, out: Tensor, lse: Tensor | None) -> None:
     left, right = call.window
     with compiled_code(PLACE):
-        core.paged_attention_op(
+        paged_attention_op(
             call.q.array(),
             call.q.dtype,
             call.k_cache.array(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llm_decoder.backends import core
+from llm_decoder.backends import merge_states_op
 from llm_decoder.ops import checks
 from llm_decoder.ops.machines import GpuKernels, compiled_code, device_index, kernels_for, n_threads, stream_of
 from llm_decoder.ops.tensors import Tensor, device_of, make_like, view_tensor
@@ -61,7 +61,7 @@ def merge_states(
     kernels = kernels_for(PLACE, device)
     if kernels is None:
         with compiled_code(PLACE):
-            core.merge_states_op(
+            merge_states_op(
                 [part.array() for part in parts],
                 [part_lse.array() for part_lse in part_lses],
                 first.dtype,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm_decoder.backends import core
+from llm_decoder.backends import reshape_and_cache_op
 from llm_decoder.ops import checks
 from llm_decoder.ops.kv_scales import Scale, host_value, raw_scale, read_scale
 from llm_decoder.ops.machines import (
@@ -94,7 +94,7 @@ def reshape_and_cache(
     if kernels is None:
         arrays = [tensor.array() for tensor in (*rows, *caches)]
         with compiled_code(place):
-            core.reshape_and_cache_op(
+            reshape_and_cache_op(
                 arrays[0],
                 arrays[1],
                 rows[0].dtype,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm_decoder.backends import core
+from llm_decoder.backends import dlpack_array, read_dlpack
 from llm_decoder.errors import InvalidArgumentError
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
@@ -65,7 +65,7 @@ class Tensor:
         if isinstance(self.owner, np.ndarray):
             codes = {"bfloat16": np.uint16, "float16": np.uint16, "fp8": np.uint8}.get(self.dtype)
             return self.owner if codes is None else self.owner.view(codes)
-        bits: npt.NDArray[Any] = core.dlpack_array(self.owner)
+        bits: npt.NDArray[Any] = dlpack_array(self.owner)
         return bits if self.dtype in _CODES else bits.view(self.dtype)
 
     def raw(self) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
@@ -123,7 +123,7 @@ def _view_dlpack(place: str, name: str, value: Any, stream: int) -> Tensor:
     try:
         # The default stream's handle 0 is 1 in DLPack.
         capsule = value.__dlpack__() if device == "cpu" else value.__dlpack__(stream=stream or 1)
-        address, dtype, shape, strides, is_writeable = core.read_dlpack(capsule)
+        address, dtype, shape, strides, is_writeable = read_dlpack(capsule)
     except (BufferError, ValueError) as error:
         raise InvalidArgumentError(f"[{place}] {name}: {error}") from error
     return Tensor(name, dtype, shape, strides, device, address, is_writeable, value, capsule)
@@ -175,7 +175,7 @@ def framework_of(value: Any) -> Any | None:
 
 def current_stream(value: Any, device_index: int) -> int:
     """The CUDA stream on which the framework of `value` works now; 0, the device's own, where that is not known."""
-    cuda = getattr(framework_of(value), "cuda", None)
+    cuda: Any = getattr(framework_of(value), "cuda", None)
     if hasattr(cuda, "current_stream"):  # torch
         return int(cuda.current_stream(device_index).cuda_stream)
     if hasattr(cuda, "get_current_stream"):  # CuPy
