@@ -43,8 +43,10 @@ $(STAMPS)/build: $(STAMPS)/tools CMakeLists.txt setup.py $(CPP_SOURCES)
 	LLM_DECODER_BUILD_DIR=build $(BIN)/python -m pip install -q --no-build-isolation -e .
 	@touch $@
 
+# The rest of the build is for tests: the C++ ones, and the GPU kernels on the host machine.
 $(STAMPS)/dev: $(STAMPS)/build
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	$(BIN)/cmake --build build -j $(JOBS)
+	LLM_DECODER_BUILD_DIR=build $(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
 $(STAMPS)/judge: $(STAMPS)/dev

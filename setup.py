@@ -18,11 +18,11 @@ ROOMS = [room for room in ("api", "web", "cli", "reranker", "config") if (ROOT /
 
 class CMakeBuild(build_ext):
     """Configures and builds the compiled modules, then copies each to where setuptools wants it: `_core`, `_cuda` where
-    `LLM_DECODER_CUDA` (auto, on, off) asks for it, and `_cuda_host`, the GPU kernels without a GPU, for tests of a
-    checkout.
+    `LLM_DECODER_CUDA` (auto, on, off) asks for it, and for tests of a checkout `_cuda_host`, the GPU kernels without a
+    GPU, where plain CMake has built it.
 
-    `LLM_DECODER_BUILD_DIR` names a build folder to share with plain CMake (then with the C++ tests); without it the
-    build happens in setuptools' own temporary folder.
+    `LLM_DECODER_BUILD_DIR` names a build folder to share with plain CMake; without it the build happens in setuptools'
+    own temporary folder.
     """
 
     def build_extension(self, ext: Extension) -> None:
@@ -56,8 +56,7 @@ class CMakeBuild(build_ext):
         cmake = find_cmake()
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(self.build_dir), *options], check=True)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-        targets = [] if shared else ["--target", "python_modules"]
-        subprocess.run([cmake, "--build", str(self.build_dir), "-j", jobs, *targets], check=True)
+        subprocess.run([cmake, "--build", str(self.build_dir), "-j", jobs, "--target", "python_modules"], check=True)
 
 
 def find_cmake() -> str:

@@ -1,5 +1,5 @@
-// A mixture of experts: pairs sorted by expert, silu(gate) * up, the product back weighed by the router, and the sum of
-// each token's choices. Shapes and names as vLLM has them.
+// A mixture of experts: pairs sorted by expert, silu(gate) * up, the product back weighed by the router, and the
+// sum of each token's choices. Shapes and names as vLLM has them.
 #pragma once
 
 #include "machine.h"

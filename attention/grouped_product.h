@@ -52,21 +52,5 @@ struct GroupedProductArgs {
   GPU_FUNCTION float weight(std::int64_t row) const { return weights != nullptr ? weights[row] : 1.0f; }
 };
 
-// Of two neighbouring bytes i and i + 1 of four int8 in a word, as two of T. The bytes become the low bits of floats of
-// 2^23, which costs no conversion of integers.
-template <class T>
-GPU_FUNCTION std::uint32_t widen_bytes(std::uint32_t word, int i) {
-  const std::uint32_t shifted = word ^ 0x80808080u;  // by 128
-  const auto element = [shifted](int at) {
-    return bits_float(0x4b000000u | (shifted >> (8 * at) & 0xffu)) - (8388608.0f + 128.0f);
-  };
-  return pack<T>(element(i), element(i + 1));
-}
-
-GPU_FUNCTION float silu(float x) {
-  constexpr float kLog2e = 1.4426950408889634f;
-  return x * reciprocal(1.0f + exp2(-x * kLog2e));
-}
-
 }  // namespace gpu
 }  // namespace llm_decoder

@@ -67,6 +67,8 @@ GPU_FUNCTION T shuffle_xor(T value, int mask) {
 }
 GPU_FUNCTION std::uint32_t ballot(bool value) { return __ballot_sync(kAllLanes, value); }
 GPU_FUNCTION bool any(bool value) { return __any_sync(kAllLanes, value) != 0; }
+GPU_FUNCTION std::uint32_t reduce_max(std::uint32_t value) { return __reduce_max_sync(kAllLanes, value); }
+GPU_FUNCTION std::uint32_t reduce_add(std::uint32_t value) { return __reduce_add_sync(kAllLanes, value); }
 
 template <class T>
 class Shared {
@@ -85,6 +87,7 @@ class Shared {
     *reinterpret_cast<Vec<T, n>*>(memory_ + i) = value;
   }
   GPU_FUNCTION T atomic_add(int i, T value) const { return atomicAdd(memory_ + i, value); }
+  GPU_FUNCTION T atomic_or(int i, T value) const { return atomicOr(memory_ + i, value); }
   GPU_FUNCTION Shared part(int begin, int) const { return Shared(memory_ + begin); }
   GPU_FUNCTION std::uint32_t address(int i) const {
     return static_cast<std::uint32_t>(__cvta_generic_to_shared(memory_ + i));
@@ -172,9 +175,75 @@ GPU_FUNCTION std::uint32_t pack(float low, float high) {
   return word;
 }
 
+template <class T>
+GPU_FUNCTION std::uint32_t fma_pairs(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t word;
+  if constexpr (std::is_same_v<T, Bf16>) {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(c));
+  } else {
+    static_assert(std::is_same_v<T, Fp16>, "Bf16 or Fp16");
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(c));
+  }
+  return word;
+}
+
+GPU_FUNCTION std::uint32_t permute_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {
+  return __byte_perm(low, high, selector);
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+constexpr bool kConvertsFp8 = true;
+template <class T>
+GPU_FUNCTION std::uint32_t convert_fp8(std::uint32_t word) {
+  std::uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<std::uint16_t>(word)));
+  if constexpr (std::is_same_v<T, Fp16>) {
+    return halves;
+  } else {
+    float low, high;
+    asm("{.reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n cvt.f32.f16 %1, high;\n}"
+        : "=f"(low), "=f"(high)
+        : "r"(halves));
+    return pack<T>(low, high);
+  }
+}
+#else
+constexpr bool kConvertsFp8 = false;
+template <class T>
+GPU_FUNCTION std::uint32_t convert_fp8(std::uint32_t);
+#endif
+
+template <class T>
+GPU_FUNCTION Vec<float, 2> unpack(std::uint32_t word) {
+  Vec<float, 2> values;
+  if constexpr (std::is_same_v<T, Bf16>) {
+    values.values[0] = __uint_as_float(word << 16);
+    values.values[1] = __uint_as_float(word & 0xffff0000u);
+  } else {
+    static_assert(std::is_same_v<T, Fp16>, "Bf16 or Fp16");
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "=f"(values.values[0]), "=f"(values.values[1])
+        : "r"(word));
+  }
+  return values;
+}
+
 template <int n, class T>
 GPU_FUNCTION Vec<T, n> load_vec(const T* from) {
   return *reinterpret_cast<const Vec<T, n>*>(from);
+}
+// Stays where it is written among the asm volatile statements, so that loads fly as far ahead as the kernel says.
+template <int n, class T>
+GPU_FUNCTION Vec<T, n> load_once(const T* from) {
+  static_assert(sizeof(Vec<T, n>) == 16, "16 bytes");
+  union {
+    std::uint32_t words[4];
+    Vec<T, n> value;
+  } out;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out.words[0]), "=r"(out.words[1]), "=r"(out.words[2]), "=r"(out.words[3])
+               : "l"(from));
+  return out.value;
 }
 template <class T, int n>
 GPU_FUNCTION void store_vec(T* to, const Vec<T, n>& value) {
@@ -187,7 +256,11 @@ GPU_FUNCTION T load_coherent(const T* from) {
 }
 template <class T>
 GPU_FUNCTION T atomic_add(T* to, T value) {
-  return atomicAdd(to, value);
+  if constexpr (std::is_same_v<T, std::uint64_t>) {  // the runtime knows it by its other name
+    return atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+  } else {
+    return atomicAdd(to, value);
+  }
 }
 GPU_FUNCTION void fence() { __threadfence(); }
 
@@ -200,6 +273,8 @@ GPU_FUNCTION float log2(float x) { return __log2f(x); }
 GPU_FUNCTION float reciprocal(float x) { return __frcp_rn(x); }
 GPU_FUNCTION float rsqrt(float x) { return ::rsqrtf(x); }
 GPU_FUNCTION float tanh(float x) { return ::tanhf(x); }
+GPU_FUNCTION float erf(float x) { return ::erff(x); }
+GPU_FUNCTION int round_to_int(float x) { return __float2int_rn(x); }
 GPU_FUNCTION float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 
 }  // namespace gpu

@@ -64,6 +64,22 @@ struct Vote {
   std::uint32_t result;
 };
 
+struct Number {
+  std::uint32_t value, result;
+};
+
+inline void maximum(Number* const* slots) {
+  std::uint32_t result = 0;
+  for (int i = 0; i < kWarpSize; ++i) result = slots[i]->value > result ? slots[i]->value : result;
+  for (int i = 0; i < kWarpSize; ++i) slots[i]->result = result;
+}
+
+inline void sum(Number* const* slots) {
+  std::uint32_t result = 0;
+  for (int i = 0; i < kWarpSize; ++i) result += slots[i]->value;
+  for (int i = 0; i < kWarpSize; ++i) slots[i]->result = result;
+}
+
 inline void vote(Vote* const* slots) {
   std::uint32_t result = 0;
   for (int i = 0; i < kWarpSize; ++i) result |= std::uint32_t{slots[i]->value} << i;
@@ -93,6 +109,18 @@ inline std::uint32_t ballot(bool value) {
 
 inline bool any(bool value) { return ballot(value) != 0; }
 
+inline std::uint32_t reduce_max(std::uint32_t value) {
+  host::Number slot{value, 0};
+  host::gather<host::Number, host::maximum>("reduce_max", slot);
+  return slot.result;
+}
+
+inline std::uint32_t reduce_add(std::uint32_t value) {
+  host::Number slot{value, 0};
+  host::gather<host::Number, host::sum>("reduce_add", slot);
+  return slot.result;
+}
+
 // n elements of the block's shared memory.
 template <class T>
 class Shared {
@@ -115,12 +143,10 @@ class Shared {
   }
 
   T atomic_add(int i, T value) const {
-    std::byte* memory = HostBlock::current().atomic_shared(at(i, 1), sizeof(T));
-    T old, sum;
-    std::memcpy(&old, memory, sizeof(T));
-    sum = old + value;
-    std::memcpy(memory, &sum, sizeof(T));
-    return old;
+    return change(i, [value](T old) { return static_cast<T>(old + value); });
+  }
+  T atomic_or(int i, T value) const {
+    return change(i, [value](T old) { return static_cast<T>(old | value); });
   }
 
   Shared part(int begin, int n) const { return {at(begin, n), n}; }
@@ -132,6 +158,16 @@ class Shared {
   }
 
  private:
+  template <class Fn>
+  T change(int i, const Fn& fn) const {
+    std::byte* memory = HostBlock::current().atomic_shared(at(i, 1), sizeof(T));
+    T old;
+    std::memcpy(&old, memory, sizeof(T));
+    const T changed = fn(old);
+    std::memcpy(memory, &changed, sizeof(T));
+    return old;
+  }
+
   int byte_offset_ = 0, n_ = 0;
 };
 
@@ -263,6 +299,58 @@ std::uint32_t pack(float low, float high) {
   return host::join(from_float<T>(low).bits, from_float<T>(high).bits);
 }
 
+template <class T>
+Vec<float, 2> unpack(std::uint32_t word) {
+  return {to_float(T{static_cast<std::uint16_t>(word)}), to_float(T{static_cast<std::uint16_t>(word >> 16)})};
+}
+
+namespace host {
+
+// The sum of a product and c rounded once: to odd in double, then in float, which leaves all that the last rounding
+// needs to know.
+template <class T>
+float fma_once(T a, T b, T c) {
+  constexpr double kInfinity = __builtin_huge_val();
+  const double product = double{to_float(a)} * to_float(b), addend = to_float(c);  // exact
+  double sum = product + addend;
+  const double added = sum - product, error = (product - (sum - added)) + (addend - added);
+  if (!std::isfinite(sum)) return static_cast<float>(sum);
+  std::uint64_t bits;
+  std::memcpy(&bits, &sum, sizeof(bits));
+  if (error != 0.0 && bits % 2 == 0) sum = std::nextafter(sum, error > 0 ? kInfinity : -kInfinity);
+  const float rounded = static_cast<float>(sum);
+  if (rounded == sum || float_bits(rounded) % 2 == 1) return rounded;
+  return std::nextafter(rounded, sum > rounded ? __builtin_huge_valf() : -__builtin_huge_valf());
+}
+
+}  // namespace host
+
+template <class T>
+std::uint32_t fma_pairs(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  const auto half = [&](int shift) {
+    const auto of = [shift](std::uint32_t word) { return T{static_cast<std::uint16_t>(word >> shift)}; };
+    return host::fma_once<T>(of(a), of(b), of(c));
+  };
+  return pack<T>(half(0), half(16));
+}
+
+inline std::uint32_t permute_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {
+  const std::uint64_t bytes = low | std::uint64_t{high} << 32;
+  std::uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t from = selector >> (4 * i) & 15u;
+    if (from > 7) HostBlock::current().fail("permute_bytes takes byte ", from, " of 8");
+    out |= static_cast<std::uint32_t>(bytes >> (8 * from) & 0xffu) << (8 * i);
+  }
+  return out;
+}
+
+constexpr bool kConvertsFp8 = true;
+template <class T>
+std::uint32_t convert_fp8(std::uint32_t word) {
+  return pack<T>(to_float(Fp8{static_cast<std::uint8_t>(word)}), to_float(Fp8{static_cast<std::uint8_t>(word >> 8)}));
+}
+
 namespace host {
 
 template <class V>
@@ -280,6 +368,12 @@ Vec<T, n> load_vec(const T* from) {
   Vec<T, n> out;
   std::memcpy(&out, from, sizeof(out));
   return out;
+}
+
+template <int n, class T>
+Vec<T, n> load_once(const T* from) {
+  static_assert(sizeof(Vec<T, n>) == 16, "16 bytes");
+  return load_vec<n>(from);
 }
 
 template <class T, int n>
@@ -307,6 +401,8 @@ inline float log2(float x) { return std::log2(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
 inline float tanh(float x) { return std::tanh(x); }
+inline float erf(float x) { return std::erf(x); }
+inline int round_to_int(float x) { return x == x ? static_cast<int>(std::nearbyint(x)) : 0; }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 
 }  // namespace gpu

@@ -5,16 +5,18 @@
 // the rows of weights are eight of the gate and eight of up in turn: a lane then holds both sums of a column, and
 // silu(gate) * up needs no second pass.
 //
-// With 128 rows a tile does 64 products a byte that it copies, what tensor cores need to be the bound; the weights of
+// With 128 rows a tile does 32 products a byte that it copies, what tensor cores need to be the bound; the weights of
 // an expert with few rows bound smaller tiles by bandwidth, where all counts is that 96 KB a block are in flight.
 // Neighbouring blocks share kGroup tiles of rows, so that a wave's operands stay in the second cache.
 //
 // Sums run over k in one order whatever the tile: a row's result does not depend on its neighbours.
 #pragma once
 
+#include "activation.h"
 #include "grouped_product.h"
 #include "machine.h"
 #include "swizzle.h"
+#include "widen_bytes.h"
 
 namespace llm_decoder {
 namespace gpu {
@@ -125,34 +127,46 @@ class ProductBlock {
 
   // Begins the copies of channels [i kDepth, (i + 1) kDepth). What is past the rows, the columns or k is zeros.
   GPU_FUNCTION void begin_stage(int i, int slot) const {
-    const int first = i * Tile::kDepth;
-    constexpr int kAChunks = Tile::kARowBytes / kSharedAlign;
-    const T* const a = static_cast<const T*>(args_.a);
+    begin_rows(i * Tile::kDepth, slot * Tile::kAElements);
+    begin_weights(i * Tile::kDepth, slot * Tile::kWElements);
+  }
+
+  GPU_FUNCTION void begin_rows(int first, int to) const {
+    constexpr int kChunks = Tile::kARowBytes / kSharedAlign;
+    constexpr int kRowsAtOnce = Tile::kThreads / kChunks;
+    const int chunk = thread_index() % kChunks, channel = first + chunk * 8;
+    const T* const a = static_cast<const T*>(args_.a) + channel;
     GPU_UNROLL
-    for (int at = thread_index(); at < Tile::kRows * kAChunks; at += Tile::kThreads) {
-      const int row = at / kAChunks, chunk = at % kAChunks, channel = first + chunk * 8;
+    for (int i = 0; i < Tile::kRows / kRowsAtOnce; ++i) {
+      const int row = thread_index() / kChunks + i * kRowsAtOnce;
       const std::int64_t source = source_.load(row);
-      const bool is_valid = source != kNoRow && channel < args_.k;
-      copy_async<16>(a_, slot * Tile::kAElements + a_place(row, chunk) / 2, a + (is_valid ? source + channel : 0),
-                     is_valid);
+      copy_async<16>(a_, to + a_place(row, chunk) / 2, a + source, source != kNoRow && channel < args_.k);
     }
-    constexpr int kWChunks = Tile::kWRowBytes / kSharedAlign;
+  }
+
+  GPU_FUNCTION void begin_weights(int first, int to) const {
+    constexpr int kChunks = Tile::kWRowBytes / kSharedAlign;
     constexpr int kPerChunk = kSharedAlign / static_cast<int>(sizeof(W));
-    const int n_weight_rows = Tile::kIsGated ? 2 * args_.n : args_.n;
-    const W* const w = static_cast<const W*>(args_.w) + std::int64_t{tile_.expert} * n_weight_rows * args_.k;
+    constexpr int kRowsAtOnce = Tile::kThreads / kChunks;
+    constexpr int kColumnsAtOnce = Tile::kIsGated ? kRowsAtOnce / 2 : kRowsAtOnce;
+    static_assert(kRowsAtOnce % 16 == 0, "a thread's rows are all of the gate, or all of up");
+    const int first_row = thread_index() / kChunks, chunk = thread_index() % kChunks;
+    const int first_column = first_column_ + column_of(first_row), channel = first + chunk * kPerChunk;
+    const std::int64_t weight_row = Tile::kIsGated && first_row / 8 % 2 == 1 ? args_.n + first_column : first_column;
+    const std::int64_t first_of_expert = std::int64_t{tile_.expert} * (Tile::kIsGated ? 2 * args_.n : args_.n);
+    const W* from = static_cast<const W*>(args_.w) + (first_of_expert + weight_row) * args_.k + channel;
     GPU_UNROLL
-    for (int at = thread_index(); at < Tile::kWeightRows * kWChunks; at += Tile::kThreads) {
-      const int row = at / kWChunks, chunk = at % kWChunks, channel = first + chunk * kPerChunk;
-      const int column = first_column_ + column_of(row);
-      const int weight_row = Tile::kIsGated && row / 8 % 2 == 1 ? args_.n + column : column;
-      const int to = slot * Tile::kWElements + Swizzle<Tile::kWRowBytes>::at(row, chunk) / static_cast<int>(sizeof(W));
-      const W* const from = w + (column < args_.n ? std::int64_t{weight_row} * args_.k + channel : 0);
+    for (int i = 0; i < Tile::kWeightRows / kRowsAtOnce; ++i) {
+      const bool is_column = first_column + i * kColumnsAtOnce < args_.n;
+      const int at =
+          to + Swizzle<Tile::kWRowBytes>::at(first_row + i * kRowsAtOnce, chunk) / static_cast<int>(sizeof(W));
       if (Tile::kIsNarrow && args_.k % 16 != 0) {  // rows are aligned to 8 bytes, and end in the middle of a chunk
-        copy_async<8>(w_, to, from, column < args_.n && channel < args_.k);
-        copy_async<8>(w_, to + 8, from + 8, column < args_.n && channel + 8 < args_.k);
+        copy_async<8>(w_, at, from, is_column && channel < args_.k);
+        copy_async<8>(w_, at + 8, from + 8, is_column && channel + 8 < args_.k);
       } else {
-        copy_async<16>(w_, to, from, column < args_.n && channel < args_.k);
+        copy_async<16>(w_, at, from, is_column && channel < args_.k);
       }
+      from += std::int64_t{kColumnsAtOnce} * args_.k;
     }
   }
 
@@ -226,8 +240,8 @@ class ProductBlock {
     for (int n = 0; n < kWeightTiles; ++n) {
       std::uint32_t w[2];
       if constexpr (Tile::kIsNarrow) {
-        w[0] = widen_bytes<T>(f.w[n][0], 0);
-        w[1] = widen_bytes<T>(f.w[n][0], 2);
+        w[0] = widen<T, W>(f.w[n][0], 0, 1);
+        w[1] = widen<T, W>(f.w[n][0], 2, 3);
       } else {
         w[0] = f.w[n][0];
         w[1] = f.w[n][1];
@@ -245,12 +259,13 @@ class ProductBlock {
     GPU_UNROLL
     for (int n = 0; n < kWeightTiles; n += kPerColumn) {
       const int column = (warp_n_ * kWeightTiles + n) / kPerColumn * 8 + lane() % 4 * 2;
-      float scale[2] = {1.0f, 1.0f}, up_scale[2] = {1.0f, 1.0f};
+      constexpr float kUnit = 1.0f / kUnitOf<W>;
+      float scale[2] = {kUnit, kUnit}, up_scale[2] = {kUnit, kUnit};
       if (args_.w_scale != nullptr && first_column_ + column < args_.n) {
         GPU_UNROLL
         for (int i = 0; i < 2; ++i) {
-          scale[i] = args_.w_scale[first_scale + first_column_ + column + i];
-          if (Tile::kIsGated) up_scale[i] = args_.w_scale[first_scale + args_.n + first_column_ + column + i];
+          scale[i] *= args_.w_scale[first_scale + first_column_ + column + i];
+          if (Tile::kIsGated) up_scale[i] *= args_.w_scale[first_scale + args_.n + first_column_ + column + i];
         }
       }
       GPU_UNROLL
@@ -262,7 +277,8 @@ class ProductBlock {
           GPU_UNROLL
           for (int i = 0; i < 2; ++i) {
             value[i] = sums_[r][n][half * 2 + i] * scale[i];
-            if constexpr (Tile::kIsGated) value[i] = silu(value[i]) * (sums_[r][n + 1][half * 2 + i] * up_scale[i]);
+            if constexpr (Tile::kIsGated)
+              value[i] = activate(value[i], Activation::silu) * (sums_[r][n + 1][half * 2 + i] * up_scale[i]);
             value[i] *= row_weight_.load(row);
           }
           staged.store(Swizzle<Tile::kColumns * 2>::at(row, column / 8) / 4 + lane() % 4, pack<T>(value[0], value[1]));
@@ -275,7 +291,8 @@ class ProductBlock {
     constexpr int kChunks = Tile::kColumns / 8;
     const auto staged = shared_array<std::uint32_t>(0, Tile::kRows * Tile::kColumns / 2);
     GPU_UNROLL
-    for (int at = thread_index(); at < Tile::kRows * kChunks; at += Tile::kThreads) {
+    for (int i = 0; i < Tile::kRows * kChunks / Tile::kThreads; ++i) {
+      const int at = thread_index() + i * Tile::kThreads;
       const int row = at / kChunks, chunk = at % kChunks, column = first_column_ + chunk * 8;
       if (row >= tile_.n || column >= args_.n) continue;
       T* const to = static_cast<T*>(args_.out) + target_.load(row) * args_.out_stride + column;

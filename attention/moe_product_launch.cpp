@@ -28,13 +28,19 @@ void run_tile(const GroupedProductArgs& args, Stream stream) {
       stream, {{n_blocks(args, Tile::kColumns), 1, 1}, Tile::kThreads, Tile::kSharedBytes}, args);
 }
 
+template <class T, class W, bool is_gated, int aligned_bytes>
+void run_few(const GroupedProductArgs& args, Stream stream) {
+  constexpr int kColumns = FewProductBlock<T, W, is_gated, aligned_bytes>::kColumns;
+  launch<few_product_kernel<T, W, is_gated, aligned_bytes>>(
+      stream, {{n_blocks(args, kColumns), 1, 1}, kFewThreads, kFewSharedBytes}, args);
+}
+
 template <class T, class W, bool is_gated>
 void run(const GroupedProductLaunch& l, Stream stream) {
   switch (l.tile_rows) {
     case kFewRows:
-      return launch<few_product_kernel<T, W, is_gated>>(
-          stream, {{n_blocks(l.args, FewProductBlock<T, W, is_gated>::kColumns), 1, 1}, kFewThreads, kFewSharedBytes},
-          l.args);
+      if (sizeof(W) == 1 && l.args.k % 16 != 0) return run_few<T, Int8, is_gated, 8>(l.args, stream);
+      return run_few<T, W, is_gated, 16>(l.args, stream);
     case 32:
       return run_tile<ProductTile<T, W, is_gated, 32, 1, 4>>(l.args, stream);
     case 64:

@@ -35,8 +35,10 @@ GPU_KERNEL moe_reduce_kernel(const MoeReduceArgs args) {
     const T* const row = static_cast<const T*>(args.rows) + pair * args.n + column;
     const auto words = load_vec<4>(reinterpret_cast<const std::uint32_t*>(row));
     GPU_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      sums[i] += to_float(T{static_cast<std::uint16_t>(words.values[i / 2] >> (i % 2 * 16))});
+    for (int i = 0; i < 4; ++i) {
+      const Vec<float, 2> two = unpack<T>(words.values[i]);
+      sums[2 * i] += two.values[0];
+      sums[2 * i + 1] += two.values[1];
     }
   }
   Vec<std::uint32_t, 4> out;

@@ -14,6 +14,7 @@
 #include "machine.h"
 #include "paged_attention.h"
 #include "swizzle.h"
+#include "widen_bytes.h"
 
 namespace llm_decoder {
 namespace gpu {
@@ -53,20 +54,6 @@ struct FlashTile {
 
   static_assert(kHeadDim % 32 == 0 && kWarpKeys % 16 == 0 && kStages >= 2, "whole fragments");
 };
-
-// Bytes i and j of a word of Fp8 or Int8 as two elements of Q.
-template <class Q, class Kv>
-GPU_FUNCTION std::uint32_t widen(std::uint32_t word, int i, int j) {
-  const auto element = [word](int at) {
-    const auto byte = static_cast<std::uint8_t>(word >> (8 * at));
-    if constexpr (std::is_same_v<Kv, Fp8>) {
-      return to_float(Fp8{byte});
-    } else {
-      return static_cast<float>(static_cast<std::int8_t>(byte));
-    }
-  };
-  return pack<Q>(element(i), element(j));
-}
 
 template <class Tile>
 class FlashBlock {
@@ -290,7 +277,7 @@ class FlashBlock {
 
   // Raw products to logits in base 2: scales, softcap, ALiBi.
   GPU_FUNCTION void finish_scores(int warp_key, int stage, float (&scores)[kRowTiles][kKeyTiles][4]) const {
-    float scale = args_.scale * args_.k_scale.all;
+    float scale = args_.scale * args_.k_scale.all / kUnitOf<Kv>;
     if (args_.k_scale.per_head != nullptr) scale *= args_.k_scale.per_head[kv_head_];
     if (args_.softcap == 0.0f) scale *= kLog2e;
     GPU_UNROLL
@@ -497,7 +484,7 @@ class FlashBlock {
   }
 
   GPU_FUNCTION void finish() {
-    float v_scale = args_.v_scale.all;
+    float v_scale = args_.v_scale.all / kUnitOf<Kv>;
     if (args_.v_scale.per_head != nullptr) v_scale *= args_.v_scale.per_head[kv_head_];
     GPU_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -95,6 +97,75 @@ TEST(votes_count_the_warp_or_the_block) {
   });
 }
 
+GPU_KERNEL reduce_warps(const Ints args) {
+  const auto x = static_cast<std::uint32_t>(args.in[thread_index()]);
+  args.out[thread_index()] = static_cast<int>(reduce_max(x) * 1000 + reduce_add(x));
+}
+
+TEST(reductions_give_each_lane_what_its_warp_has) {
+  std::vector<int> in(64), out(64);
+  for (int i = 0; i < 64; ++i) in[static_cast<std::size_t>(i)] = (i * 7 + 3) % 64 / 2;
+  in_every_order<reduce_warps>(one_block(64), Ints{in.data(), out.data()}, [&] {
+    for (std::size_t i = 0; i < 64; ++i) {
+      const auto begin = in.begin() + static_cast<std::ptrdiff_t>(i / 32 * 32);
+      CHECK_EQ(out[i], *std::max_element(begin, begin + 32) * 1000 + std::accumulate(begin, begin + 32, 0));
+    }
+  });
+}
+
+struct Words {
+  const std::uint32_t* in;
+  float* out;
+};
+
+template <class T>
+GPU_KERNEL take_pairs_apart(const Words args) {
+  const Vec<float, 2> pair = unpack<T>(args.in[lane()]);
+  args.out[2 * lane()] = pair.values[0];
+  args.out[2 * lane() + 1] = pair.values[1];
+}
+
+template <class T>
+void check_pairs() {
+  std::vector<std::uint32_t> words(32);
+  std::vector<float> out(64);
+  for (std::size_t i = 0; i < 32; ++i) {
+    const auto low = from_float<T>(static_cast<float>(i) - 7.5f), high = from_float<T>(-0.25f * static_cast<float>(i));
+    words[i] = low.bits | std::uint32_t{high.bits} << 16;
+  }
+  launch<take_pairs_apart<T>>(nullptr, one_block(32), Words{words.data(), out.data()});
+  for (std::size_t i = 0; i < 32; ++i) {
+    CHECK_EQ(out[2 * i], static_cast<float>(i) - 7.5f);
+    CHECK_EQ(out[2 * i + 1], -0.25f * static_cast<float>(i));
+  }
+}
+
+TEST(words_of_two_elements_come_apart) {
+  check_pairs<Bf16>();
+  check_pairs<Fp16>();
+}
+
+struct Floats {
+  const float* in;
+  float* out;
+};
+
+GPU_KERNEL round_and_erf(const Floats args) {
+  args.out[2 * lane()] = static_cast<float>(round_to_int(args.in[lane()]));
+  args.out[2 * lane() + 1] = erf(args.in[lane()]);
+}
+
+TEST(numbers_round_to_the_nearest_and_to_even_between_two) {
+  std::vector<float> in(32, 0.0f), out(64);
+  const std::vector<float> halves = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 126.6f};
+  std::copy(halves.begin(), halves.end(), in.begin());
+  in[7] = std::nanf("");
+  launch<round_and_erf>(nullptr, one_block(32), Floats{in.data(), out.data()});
+  const std::vector<float> want = {0, 2, 2, 0, -2, -2, 127, 0};
+  for (std::size_t i = 0; i < want.size(); ++i) CHECK_EQ(out[2 * i], want[i]);
+  CHECK(std::abs(out[1] - 0.5204999f) < 1e-6f);
+}
+
 // Warps hand a buffer of their own from lane to lane, ordered by barriers of the warp alone.
 GPU_KERNEL rotate_in_warp(const Ints args) {
   const auto buffer = shared_array<int>(0, n_threads()).part(warp_index() * kWarpSize, kWarpSize);
@@ -117,19 +188,20 @@ TEST(a_barrier_of_the_warp_orders_its_lanes) {
 }
 
 GPU_KERNEL count_atomically(const Ints args) {
-  const auto counter = shared_array<int>(0, 1);
-  if (thread_index() == 0) counter.store(0, 0);
+  const auto counter = shared_array<int>(0, 2);
+  if (thread_index() < 2) counter.store(thread_index(), 0);
   sync_block();
   counter.atomic_add(0, thread_index());
+  counter.atomic_or(1, 1 << thread_index() % 7);
   atomic_add(args.out + 1, 1);
   sync_block();
-  if (thread_index() == 1) args.out[0] = counter.load(0);
+  if (thread_index() == 1) args.out[0] = counter.load(0) + counter.load(1) * 10000;
 }
 
 TEST(atomics_lose_nothing) {
   std::vector<int> out(2);
   in_every_order<count_atomically>({{3, 1, 1}, 96, 16}, Ints{nullptr, out.data()}, [&] {
-    CHECK_EQ(out[0], 95 * 96 / 2);
+    CHECK_EQ(out[0], 95 * 96 / 2 + 127 * 10000);
     CHECK_EQ(out[1], 3 * 96);
     out[1] = 0;
   });
@@ -263,6 +335,88 @@ TEST(bytes_multiplied_are_an_exact_product) {
       }
     }
   });
+}
+
+// ---- arithmetic on packed registers ----------------------------------------------------------------------------
+
+struct WordArgs {
+  const std::uint32_t* in;  // three a lane
+  std::uint32_t* out;
+};
+
+template <class T>
+GPU_KERNEL multiply_and_add_pairs(const WordArgs args) {
+  const std::uint32_t* in = args.in + 3 * lane();
+  args.out[lane()] = fma_pairs<T>(in[0], in[1], in[2]);
+}
+
+// The low half of lane l: what T has for floats[l]; the high half stays 1 * 1 + 1.
+template <class T>
+void check_pairs(const std::vector<std::array<float, 3>>& floats, const std::vector<float>& want) {
+  std::vector<std::uint32_t> in(3 * kWarpSize, pack<T>(0.0f, 1.0f)), out(kWarpSize);
+  for (std::size_t i = 0; i < floats.size(); ++i) {
+    for (std::size_t j = 0; j < 3; ++j) in[3 * i + j] = pack<T>(floats[i][j], 1.0f);
+  }
+  in_every_order<multiply_and_add_pairs<T>>(one_block(32), WordArgs{in.data(), out.data()}, [&] {
+    for (std::size_t i = 0; i < floats.size(); ++i) CHECK_EQ(out[i], pack<T>(want[i], 2.0f));
+  });
+}
+
+TEST(pairs_multiply_and_add_with_subnormals_and_one_rounding) {
+  const auto power = [](int exponent) { return std::ldexp(1.0f, exponent); };
+  const float infinity = std::numeric_limits<float>::infinity();
+  // 112 * 148 lies halfway between 16512 and 16640: what is added decides, however small.
+  check_pairs<Bf16>({{3.0f, 5.0f, -2.0f},
+                     {power(-133), power(127), 1.0f},
+                     {power(-127), power(-3), power(-132)},
+                     {112.0f, 148.0f, 0.0f},
+                     {112.0f, 148.0f, -power(-20)},
+                     {112.0f, 148.0f, -power(-40)},
+                     {-112.0f, 148.0f, power(-100)},
+                     {112.0f, 148.0f, power(-133)},
+                     {power(100), power(27), power(127)}},
+                    {13.0f, 1.0f + power(-6), power(-130) + power(-132), 16640.0f, 16512.0f, 16512.0f, -16512.0f,
+                     16640.0f, infinity});
+  check_pairs<Fp16>({{3.0f, 5.0f, -2.0f},
+                     {power(-24), power(15), 1.0f},
+                     {power(-24), 0.5f, power(-24)},
+                     {1.0f + power(-10), 1.5f, 0.0f},
+                     {1.0f + power(-10), 1.5f, -power(-24)},
+                     {power(15), 2.0f, 0.0f}},
+                    {13.0f, 1.0f + power(-9), power(-23), 1.5f + power(-9), 1.5f + power(-10), infinity});
+}
+
+GPU_KERNEL permute(const WordArgs args) {
+  const std::uint32_t* in = args.in + 3 * lane();
+  args.out[lane()] = permute_bytes(in[0], in[1], in[2]);
+}
+
+TEST(bytes_of_two_words_come_in_any_order) {
+  std::vector<std::uint32_t> in(3 * kWarpSize), out(kWarpSize);
+  const std::uint32_t selectors[] = {0x3210, 0x7654, 0x0123, 0x4040, 0x7070, 0x6251};
+  const std::uint32_t want[] = {0x13121110, 0x17161514, 0x10111213, 0x14101410, 0x17101710, 0x16121511};
+  for (std::size_t i = 0; i < kWarpSize; ++i) {
+    in[3 * i] = 0x13121110;
+    in[3 * i + 1] = 0x17161514;
+    in[3 * i + 2] = selectors[i % 6];
+  }
+  in_every_order<permute>(one_block(32), WordArgs{in.data(), out.data()}, [&] {
+    for (std::size_t i = 0; i < kWarpSize; ++i) CHECK_EQ(out[i], want[i % 6]);
+  });
+  in[2] = 0x3218;
+  expect_error<permute>(one_block(32), WordArgs{in.data(), out.data()}, "takes byte 8 of 8");
+}
+
+GPU_KERNEL load_words_once(const WordArgs args) { args.out[lane()] = load_once<4>(args.in + 4 * lane()).values[3]; }
+
+TEST(what_is_loaded_once_is_what_is_there_and_aligned) {
+  alignas(16) static std::array<std::uint32_t, 4 * kWarpSize + 4> in;
+  for (std::size_t i = 0; i < in.size(); ++i) in[i] = static_cast<std::uint32_t>(i);
+  std::vector<std::uint32_t> out(kWarpSize);
+  in_every_order<load_words_once>(one_block(32), WordArgs{in.data(), out.data()}, [&] {
+    for (std::size_t i = 0; i < kWarpSize; ++i) CHECK_EQ(out[i], 4 * i + 3);
+  });
+  expect_error<load_words_once>(one_block(32), WordArgs{in.data() + 1, out.data()}, "not aligned to 16");
 }
 
 // ---- wrong kernels ---------------------------------------------------------------------------------------------
