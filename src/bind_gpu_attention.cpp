@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <memory>
+#include <map>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -34,12 +34,20 @@ KvScale scale_of(const ScaleTuple& tuple) {
   return {std::get<0>(tuple), pointer<const float>(std::get<1>(tuple)), pointer<const float>(std::get<2>(tuple))};
 }
 
+// Blocks that a device runs at once. Asked for once: the runtime takes its time.
+int n_blocks_of(int device) {
+  static std::map<int, int> known;
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  return known[device] = kBlocksPerSm * device_properties(device).n_sms;
+}
+
 // What a plan is for, fixed; and the arrays of the lengths it was made for last.
 class AttentionPlan {
  public:
   AttentionPlan(int n_heads, int n_kv_heads, int head_dim, bool is_causal, int window_left, int window_right,
                 int fixed_split, int device)
-      : head_dim_(head_dim), device_(device), n_blocks_(kBlocksPerSm * device_properties(device).n_sms) {
+      : head_dim_(head_dim), device_(device), n_blocks_(n_blocks_of(device)) {
     request_.n_heads = n_heads;
     request_.n_kv_heads = n_kv_heads;
     request_.is_causal = is_causal;
@@ -152,11 +160,12 @@ class DeviceCopy {
 };
 
 // The bytes of a device's array without gaps, into a NumPy array, once the stream gets there.
-void copy_to_host(py::array& to, std::uintptr_t from, std::uintptr_t stream) {
+void copy_to_host(py::array& to, std::uintptr_t from, int device, std::uintptr_t stream) {
   check_arg((to.flags() & py::array::c_style) != 0 && to.writeable(), "gpu copy",
             "the array must be C-contiguous and writeable");
   const auto n_bytes = static_cast<std::int64_t>(to.nbytes());
   void* const data = to.mutable_data();
+  const DeviceGuard guard(device);
   const py::gil_scoped_release release;
   copy_memory(data, pointer<const void>(from), n_bytes, stream_of(stream));
   synchronize(stream_of(stream));
@@ -180,7 +189,7 @@ void register_gpu_attention(py::module_& m) {
   py::class_<DeviceCopy>(m, "DeviceCopy")
       .def(py::init<const py::array&, int, std::uintptr_t>(), arg("array"), arg("device"), arg("stream"))
       .def_property_readonly("address", &DeviceCopy::address);
-  m.def("copy_to_host", &copy_to_host, arg("to"), arg("address"), arg("stream"));
+  m.def("copy_to_host", &copy_to_host, arg("to"), arg("address"), arg("device"), arg("stream"));
   m.attr("UNBOUNDED") = kUnbounded;
   m.attr("MAX_PARTS") = kMaxParts;
 }

@@ -44,11 +44,12 @@ PYBIND11_MODULE(GPU_MODULE, m) {
   m.def("describe_device", &describe_device, py::arg("device"));
   m.def(
       "synchronize",
-      [](std::uintptr_t stream) {
+      [](int device, std::uintptr_t stream) {
+        const DeviceGuard guard(device);
         const py::gil_scoped_release release;
         synchronize(reinterpret_cast<Stream>(stream));
       },
-      "Returns when all that was queued on the stream is done.", py::arg("stream") = 0);
+      "Returns when all that was queued on the stream is done.", py::arg("device"), py::arg("stream"));
   register_gpu_attention(m);
   register_gpu_pages(m);
   register_gpu_moe(m);

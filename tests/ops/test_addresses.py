@@ -21,8 +21,8 @@ class FakeKernels:
         self.asked.append((array.tolist(), device, stream))
         return type("Copy", (), {"address": 4096})
 
-    def synchronize(self, stream: int) -> None:
-        self.asked.append(stream)
+    def synchronize(self, device: int, stream: int) -> None:
+        self.asked.append((device, stream))
 
 
 def test_an_array_of_the_host_is_copied_and_the_call_waits() -> None:
@@ -30,7 +30,7 @@ def test_an_array_of_the_host_is_copied_and_the_call_waits() -> None:
     addresses = Addresses(kernels, "cuda:1", 77)
     assert addresses[view_tensor("here", "sinks", np.arange(6)[::2])] == 4096
     addresses.finish()
-    assert kernels.asked == [([0, 2, 4], 1, 77), 77]
+    assert kernels.asked == [([0, 2, 4], 1, 77), (1, 77)]
 
 
 def test_what_is_there_already_is_neither_copied_nor_waited_for() -> None:
@@ -48,4 +48,4 @@ def test_what_a_call_holds_is_waited_for() -> None:
     addresses = Addresses(kernels, "cuda:0", 5)
     addresses.hold(object())
     addresses.finish()
-    assert kernels.asked == [5]
+    assert kernels.asked == [(0, 5)]

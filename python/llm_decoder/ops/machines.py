@@ -32,8 +32,8 @@ class GpuKernels(Protocol):
     def fused_moe_workspace_bytes(self, call: tuple[Any, ...]) -> int: ...
     def fused_moe(self, *args: Any) -> None: ...
     def swap_blocks(self, *args: Any) -> None: ...
-    def copy_to_host(self, to: npt.NDArray[Any], address: int, stream: int) -> None: ...
-    def synchronize(self, stream: int) -> None: ...
+    def copy_to_host(self, to: npt.NDArray[Any], address: int, device: int, stream: int) -> None: ...
+    def synchronize(self, device: int, stream: int) -> None: ...
 
 
 # Of NumPy arrays and other tensors in host memory. Tests let _cuda_host stand for a device here.
@@ -110,7 +110,7 @@ class Addresses:
     def finish(self) -> None:
         """Waits for the kernels if they read what goes with this object."""
         if self._copies:
-            self._kernels.synchronize(self._stream)
+            self._kernels.synchronize(device_index(self._device), self._stream)
 
 
 def host_array(
@@ -127,5 +127,5 @@ def host_array(
     assert kernels is not None
     array = np.empty(tensor.shape, dtype)
     with compiled_code(place):
-        kernels.copy_to_host(array, tensor.address, stream)
+        kernels.copy_to_host(array, tensor.address, device_index(tensor.device), stream)
     return array

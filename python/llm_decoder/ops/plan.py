@@ -98,7 +98,7 @@ class AttentionPlan:
             with compiled_code(PLACE):
                 self._on_gpu.update(lengths.seq_lens, lengths.cu_seqlens_q, total, prefixes, handle)
                 if stream is None and framework_of(seq_lens) is None and self._kernels is not None:
-                    self._kernels.synchronize(handle)  # the calls may come on another stream
+                    self._kernels.synchronize(device_index(self.device), handle)  # the calls may come on another stream
         self.lengths, self.n_tokens = lengths, total
 
 
