@@ -15,7 +15,7 @@ class BinSearch {
   static constexpr int kSharedBytes = kCachedKeys * 8 + KeySelector::kSharedBytes + 64;
 
   // gathered: tokens of the row, those of a bin where the ladder says.
-  GPU_FUNCTION BinSearch(int byte_offset, const RowArray& rows, int row, const Weights& weights,
+  GPU_FUNCTION BinSearch(int byte_offset, const RowArray& rows, int row, const TokenWeights& weights,
                          const std::int32_t* gathered)
       : rows_(rows),
         row_(row),
@@ -51,7 +51,7 @@ class BinSearch {
 
  private:
   GPU_FUNCTION std::uint64_t measure(std::uint64_t key) const {
-    return Weights::whole(Weights::weight(weights_.octaves(value_of_key(key))));
+    return TokenWeights::whole(TokenWeights::weight(weights_.octaves(value_of_key(key))));
   }
 
   GPU_FUNCTION std::uint64_t load_key(int i) const {
@@ -59,9 +59,9 @@ class BinSearch {
     return token_key(load_one<H>(rows_, row_, token), token);
   }
 
-  // The keys of a bin are at hand from now on; a bin of too many is read where it lies.
+  // The keys of a bin are at hand from now on; a bin of too many is read where it lies. Since the bin before was looked
+  // at, barriers have passed.
   GPU_FUNCTION void open(const BinLadder::Bin& bin) {
-    sync_block();  // all are done with the bin before
     begin_ = bin.n_before;
     n_ = static_cast<int>(bin.n);
     if (n_ <= kCachedKeys) {
@@ -77,7 +77,7 @@ class BinSearch {
 
   const RowArray rows_;
   const int row_;
-  const Weights weights_;
+  const TokenWeights weights_;
   const std::int32_t* const gathered_;
   const Shared<std::uint64_t> keys_;
   const KeySelector selector_;

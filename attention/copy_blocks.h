@@ -6,15 +6,10 @@
 #pragma once
 
 #include "machine.h"
+#include "page_pool.h"
 
 namespace llm_decoder {
 namespace gpu {
-
-// Pages one after the other, of K or V of a layer, or of their scales.
-struct PagePool {
-  std::byte* pages = nullptr;   // [n_pages, page_bytes], aligned to 16 bytes
-  std::int64_t page_bytes = 0;  // a multiple of 16
-};
 
 // A page that is the destination of one pair and has a part in another is the caller's bug: the copies run at once.
 struct CopyBlocksArgs {

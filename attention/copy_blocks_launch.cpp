@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "copy_blocks.h"
 #include "llm_decoder/errors.h"
 
 namespace llm_decoder {

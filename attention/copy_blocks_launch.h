@@ -1,7 +1,8 @@
 // Copies whole pages in all pools in one launch.
 #pragma once
 
-#include "copy_blocks.h"
+#include "machine.h"
+#include "page_pool.h"
 
 namespace llm_decoder {
 namespace gpu {

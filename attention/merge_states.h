@@ -1,6 +1,6 @@
 // Joins what was found over different keys for the same rows, by log-sum-exp as FlashDecoding does: what several items
-// of a step found, in ascending order of the states, whoever came first; and two states of a caller's own (a prefix
-// that many sequences share, a context on several machines).
+// of a step found, in ascending order of the states, whoever came first; and states of a caller's own (a prefix that
+// many sequences share, a context on several machines).
 #pragma once
 
 #include "machine.h"
@@ -79,43 +79,42 @@ struct StateRows {
   const float* lse = nullptr;                      // [n_tokens, n_heads], base e
 };
 
-struct MergeTwoStatesArgs {
-  StateRows a, b;
-  void* out = nullptr;  // like the values; they may be those of a or b
+constexpr int kMaxParts = 32;
+
+struct MergePartsArgs {
+  StateRows parts[kMaxParts];
+  int n_parts = 0;
+  void* out = nullptr;  // like the values; they may be those of a part
   std::int64_t out_token_stride = 0, out_head_stride = 0;
-  float* lse = nullptr;  // [n_tokens, n_heads], base e, or null; may be that of a or b
+  float* lse = nullptr;  // [n_tokens, n_heads], base e, or null; may be that of a part
   int n_tokens = 0, n_heads = 0, head_dim = 0;
   int row_lanes = 0;  // row_lanes_of(head_dim), the launcher's
 };
 
-// T: of the values. Memory bounds it: two rows are read and one written, each once, 8 channels a lane.
+// T: of the values. Memory bounds it: a row of each part is read and one written, each once, 8 channels a lane.
 // grid.x: ceil(n_tokens * n_heads / rows of a block).
 template <class T>
-GPU_KERNEL merge_two_states_kernel(const MergeTwoStatesArgs args) {
+GPU_KERNEL merge_parts_kernel(const MergePartsArgs args) {
   const int warp = block_index().x * (kMergeThreads / kWarpSize) + warp_index();
   const int row = warp * (kWarpSize / args.row_lanes) + lane() / args.row_lanes;
   const int token = row / args.n_heads, head = row % args.n_heads, channel = lane() % args.row_lanes * kChunk;
   const bool is_here = token < args.n_tokens && channel < args.head_dim;
-  float lse[2] = {}, x[2][kChunk] = {};
-  const auto load = [&](const StateRows& state, int i) {
-    lse[i] = state.lse[row] * kLog2e;
-    load_chunk(static_cast<const T*>(state.values) + token * state.token_stride + head * state.head_stride + channel,
-               x[i]);
-  };
+  StateSum all;
+  float out[kChunk] = {};
   if (is_here) {
-    load(args.a, 0);
-    load(args.b, 1);
+    const auto lse_of = [&](int i) { return args.parts[i].lse[row] * kLog2e; };
+    all = sum_states(args.n_parts, -__builtin_huge_valf(), lse_of);
+    for (int i = 0; i < args.n_parts; ++i) {
+      const StateRows& part = args.parts[i];
+      float x[kChunk];
+      load_chunk(static_cast<const T*>(part.values) + token * part.token_stride + head * part.head_stride + channel, x);
+      const float weight = all.is_empty() ? 0.0f : all.weight(lse_of(i)) / all.sum;
+      GPU_UNROLL
+      for (int j = 0; j < kChunk; ++j) out[j] += weight == 0.0f ? 0.0f : weight * x[j];  // nothing seen, anything held
+    }
   }
   sync_warp();  // all lanes have read their row: it may change
   if (!is_here) return;
-  const StateSum all = sum_states(2, -__builtin_huge_valf(), [&](int i) { return lse[i]; });
-  float out[kChunk] = {};
-  GPU_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    const float weight = all.is_empty() ? 0.0f : all.weight(lse[i]) / all.sum;
-    GPU_UNROLL
-    for (int j = 0; j < kChunk; ++j) out[j] += weight == 0.0f ? 0.0f : weight * x[i][j];  // nothing seen, anything held
-  }
   store_chunk(static_cast<T*>(args.out) + token * args.out_token_stride + head * args.out_head_stride + channel, out);
   if (args.lse != nullptr && channel == 0) args.lse[row] = all.lse() * kLn2;
 }

@@ -2,8 +2,9 @@
 // residual first, and the result may be quantised for the product that follows.
 //
 // Bytes bound it: a row is read and written once, in 16-byte words, and lies in shared memory in between. A row of 4096
-// has 512 threads with one word of each array on its way, so that four blocks keep a multiprocessor's share of memory
-// busy; a single row is over after one trip to memory and two barriers.
+// has 512 threads with one word of each array on its way, which keeps a multiprocessor's share of memory busy with two
+// blocks; a single row of RMS norm is over after one trip to memory and two barriers, for its weights are met on the
+// way in: (x weight) factor, not (x factor) weight.
 #pragma once
 
 #include "quantize_row.h"
@@ -35,6 +36,7 @@ GPU_KERNEL norm_rows_kernel(const NormArgs args) {
   held.for_each_eight([&](int i) {
     const RawEight raw_x = load_eight(args.x, row, i, n);
     const RawEight raw_residual = has_residual ? load_eight(residual, row, i, n) : RawEight{};
+    const RawEight raw_weight = subtracts_mean ? RawEight{} : load_eight(args.weight, 0, i, n);
     float x[kEight];
     to_floats<H>(raw_x, args.x.is_float, x);
     if (has_residual) {
@@ -45,9 +47,19 @@ GPU_KERNEL norm_rows_kernel(const NormArgs args) {
       store_eight<H>(args.residual, row, i, n, x);
       round_eight<H>(residual.is_float, x);
     }
+    if constexpr (subtracts_mean) {
+      GPU_UNROLL
+      for (int k = 0; k < kEight; ++k) sum += x[k];
+    } else {
+      float weight[kEight];
+      to_floats<H>(raw_weight, args.weight.is_float, weight);
+      GPU_UNROLL
+      for (int k = 0; k < kEight; ++k) {
+        sum = fma(x[k], x[k], sum);
+        x[k] *= weight[k];
+      }
+    }
     held.store(i, x);
-    GPU_UNROLL
-    for (int k = 0; k < kEight; ++k) sum = subtracts_mean ? sum + x[k] : fma(x[k], x[k], sum);
   });
   const auto n_floats = static_cast<float>(n);
   float mean = 0.0f;
@@ -66,20 +78,20 @@ GPU_KERNEL norm_rows_kernel(const NormArgs args) {
   const float factor = rsqrt(held.sum(sum) / n_floats + args.eps);
   const bool is_quantized = args.quantized.q != nullptr, has_bias = args.bias.data != nullptr;
   held.for_each_eight([&](int i) {
-    const RawEight raw_weight = load_eight(args.weight, 0, i, n);
+    const RawEight raw_weight = subtracts_mean ? load_eight(args.weight, 0, i, n) : RawEight{};
     const RawEight raw_bias = has_bias ? load_eight(args.bias, 0, i, n) : RawEight{};
-    float x[kEight], weight[kEight];
-    to_floats<H>(raw_weight, args.weight.is_float, weight);
+    float x[kEight];
     held.load(i, x);
-    if (has_bias) {
-      float bias[kEight];
-      to_floats<H>(raw_bias, args.bias.is_float, bias);
+    if constexpr (subtracts_mean) {
+      float weight[kEight];
+      to_floats<H>(raw_weight, args.weight.is_float, weight);
       GPU_UNROLL
-      for (int k = 0; k < kEight; ++k) x[k] = fma((x[k] - mean) * factor, weight[k], bias[k]);
-    } else {
-      GPU_UNROLL
-      for (int k = 0; k < kEight; ++k) x[k] = (x[k] - mean) * factor * weight[k];
+      for (int k = 0; k < kEight; ++k) x[k] = (x[k] - mean) * weight[k];
     }
+    float bias[kEight] = {};
+    if (has_bias) to_floats<H>(raw_bias, args.bias.is_float, bias);
+    GPU_UNROLL
+    for (int k = 0; k < kEight; ++k) x[k] = fma(x[k], factor, bias[k]);
     if (is_quantized) {
       held.store(i, x);
     } else {

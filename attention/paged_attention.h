@@ -27,13 +27,14 @@ struct KvScale {
 struct PagedAttentionItem {
   int token_begin = 0;
   int row_begin = 0, n_rows = 0;
-  int sequence = 0;        // row of the block table
+  int sequence = 0;        // row of the block table, or kNoSequence
   int first_position = 0;  // of token_begin
   int position_step = 1;   // 0: all tokens are at the same position
   int key_begin = 0, key_end = 0;
   int split = 0;  // which of its tokens' states this item writes, where they have states
 };
 
+constexpr int kNoSequence = -1;  // rows that pad the batch: they see nothing, not even a sink
 constexpr int kUnbounded = 1 << 30;
 constexpr int kNoState = -1;
 

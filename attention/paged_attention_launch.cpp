@@ -2,6 +2,7 @@
 
 #include "dtype_tags.h"
 #include "llm_decoder/errors.h"
+#include "merge_states_launch.h"
 #include "paged_attention_plan.h"
 #include "paged_flash_attention.h"
 
@@ -45,9 +46,7 @@ void run_head_dim(const PagedAttentionLaunch& l, Stream stream) {
   run_class<Q, Kv, 256>(l, stream);
 }
 
-template <class Q>
 void merge(const PagedAttentionLaunch& l, Stream stream) {
-  if (l.n_merged_tokens == 0) return;
   MergeStatesArgs args;
   args.states = l.args.states;
   args.state_lse = l.args.state_lse;
@@ -62,9 +61,7 @@ void merge(const PagedAttentionLaunch& l, Stream stream) {
   args.n_tokens = l.n_merged_tokens;
   args.n_heads = l.args.n_heads;
   args.head_dim = l.args.head_dim;
-  const int n_blocks =
-      static_cast<int>(ceil_div(std::int64_t{args.n_tokens} * args.n_heads, kMergeThreads / kWarpSize));
-  gpu::launch<merge_states_kernel<Q>>(stream, {{n_blocks, 1, 1}, kMergeThreads, 0}, args);
+  merge_planned_states(l.q_dtype, args, stream);
 }
 
 }  // namespace
@@ -76,8 +73,8 @@ void paged_attention(const PagedAttentionLaunch& l, Stream stream) {
     using Q = typename decltype(q_tag)::type;
     with_page_element<Q>(l.q_dtype, l.kv_dtype, kPlace, "k_cache and v_cache",
                          [&](auto kv_tag) { run_head_dim<Q, typename decltype(kv_tag)::type>(l, stream); });
-    merge<Q>(l, stream);
   });
+  merge(l, stream);
 }
 
 }  // namespace gpu

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "machine.h"
-#include "merge_states.h"
 #include "paged_attention.h"
 
 namespace llm_decoder {

@@ -86,6 +86,10 @@ std::vector<Run> make_runs(const PlanRequest& r, const std::vector<int>& n_prefi
     const int key_end = std::min(r.seq_lens[i], std::max(0, last + after + 1));
     runs.push_back({token_begin, n_tokens, s, first, 1, key_begin, std::max(key_begin, key_end), 0});
   }
+  const int n_of_sequences = r.cu_seqlens_q[r.seq_lens.size];
+  if (r.n_tokens > n_of_sequences) {
+    runs.push_back({n_of_sequences, r.n_tokens - n_of_sequences, kNoSequence, 0, 0, 0, 0, 0});
+  }
   return runs;
 }
 
@@ -158,7 +162,7 @@ PagedAttentionPlan plan_paged_attention(const PlanRequest& request) {
   check_prefixes(request);
   std::vector<Run> runs = make_runs(request, prefix_keys(request));
   const int split = choose_split(runs, request);
-  const int n_tokens = request.cu_seqlens_q[request.seq_lens.size];
+  const int n_tokens = std::max(request.n_tokens, request.cu_seqlens_q[request.seq_lens.size]);
 
   PagedAttentionPlan plan;
   plan.n_states.assign(static_cast<std::size_t>(n_tokens), 0);

@@ -24,6 +24,7 @@ struct SharedPrefix {
 struct PlanRequest {
   Span<const int> seq_lens;      // [n_sequences] keys, those of the tokens of this step included
   Span<const int> cu_seqlens_q;  // [n_sequences + 1] where each sequence's tokens begin
+  int n_tokens = 0;              // with those of no sequence, which come last; fewer than the sequences have: theirs
   int n_heads = 0, n_kv_heads = 0;
   bool is_causal = true;
   int window_left = kUnbounded, window_right = kUnbounded;

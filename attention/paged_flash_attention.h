@@ -496,7 +496,7 @@ class FlashBlock {
         const int token = item_.token_begin + token_of(row), head = head_of(row);
         const bool has_states = args_.state_begin[token] != kNoState;
         float sum = keys_sum, rescale = 1.0f, largest = max_[r][half];
-        if (args_.sinks != nullptr && !has_states) {
+        if (args_.sinks != nullptr && !has_states && item_.sequence != kNoSequence) {
           const float sink = args_.sinks[head] * kLog2e;
           const float with_sink = larger(largest, sink);
           rescale = exp2(largest - with_sink);

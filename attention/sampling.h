@@ -12,9 +12,9 @@
 // is spread over 37 multiprocessors. A few rows are bound by latency, that of four short kernels; many by bytes and by
 // the atomics of the bins, which are in shared memory and seldom meet, as logits spread over many bins.
 //
-// Weights are 2^-t in float32, t = (max - logit) / temperature in octaves, taken as whole multiples of 2^-44: their
-// sums are exact, so that nothing depends on the order in which threads come, nor on the batch. What weighs less than
-// 2^-44 of the likeliest token is never drawn. The draw is the CPU's, on the same number of the same generator. It
+// Weights are 2^-t in float32, t = (max - logit) / temperature in octaves, taken as whole multiples of 2^-44:
+// their sums are exact, so that nothing depends on the order in which threads come, nor on the batch. What weighs less
+// than 2^-44 of the likeliest token is never drawn. The draw is the CPU's, on the same number of the same generator. It
 // gives another token only where that number falls within rounding, about 2^-20 of the sum, of a boundary between two
 // tokens: weights are float32 here and float64 there, whose sum over a whole row is float32 in turn.
 #pragma once
@@ -95,7 +95,7 @@ struct Draw {
 
   GPU_FUNCTION bool has_token() const { return best != kBadKey && value_of_key(best) > -kInf; }
   GPU_FUNCTION bool is_random() const { return has_token() && temperature > 0.0f; }
-  GPU_FUNCTION Weights weights() const { return {value_of_key(best), kLog2OfE / temperature}; }
+  GPU_FUNCTION TokenWeights weights() const { return {value_of_key(best), kLog2OfE / temperature}; }
   GPU_FUNCTION RowArray rows(const SamplingArgs& args) const {
     if (!is_edited) return args.logits;
     return {args.edited.data, args.edited.stride, args.edited.is_float, args.edited.is_aligned};
@@ -121,17 +121,17 @@ GPU_KERNEL weigh_split_kernel(const SamplingArgs args) {
   float x[kTokensPerThread];
   load_split<H>(draw.rows(args), draw.row(args), split, args.vocab_size, x);
   sync_block();
-  const Weights weights = draw.weights();
+  const TokenWeights weights = draw.weights();
   const float min_p = param(args.params.min_p, draw.draw, 0.0f);
   std::uint64_t kept = 0;
   GPU_UNROLL
   for (int i = 0; i < kTokensPerThread; ++i) {
     const float octaves = weights.octaves(x[i]);
-    if (!Weights::has_weight(octaves)) continue;
-    const float weight = Weights::weight(octaves);
-    const std::uint64_t whole = Weights::whole(weight);
-    counts.atomic_add(Weights::bin(octaves), 1);
-    sums.add(Weights::bin(octaves), whole);
+    if (!TokenWeights::has_weight(octaves)) continue;
+    const float weight = TokenWeights::weight(octaves);
+    const std::uint64_t whole = TokenWeights::whole(weight);
+    counts.atomic_add(TokenWeights::bin(octaves), 1);
+    sums.add(TokenWeights::bin(octaves), whole);
     if (weight >= min_p) kept += whole;
   }
   sync_block();
@@ -170,13 +170,13 @@ GPU_KERNEL gather_split_kernel(const SamplingArgs args) {
     if (cuts.has_min_p && bins.weight_min_p < sum) sum = bins.weight_min_p;
     last = ladder.bin_of_weight(cuts.drawn(sum)).index;
   }
-  const Weights weights = draw.weights();
+  const TokenWeights weights = draw.weights();
   std::int32_t* const gathered = args.gathered + std::int64_t{draw.draw} * args.vocab_size;
   GPU_UNROLL
   for (int i = 0; i < kTokensPerThread; ++i) {
     const float octaves = weights.octaves(x[i]);
-    if (!Weights::has_weight(octaves) || Weights::bin(octaves) > last) continue;
-    const int bin = Weights::bin(octaves);
+    if (!TokenWeights::has_weight(octaves) || TokenWeights::bin(octaves) > last) continue;
+    const int bin = TokenWeights::bin(octaves);
     gathered[ladder.n_before(bin) + atomic_add(&bins.n_gathered[bin], 1u)] = split_token(split, i);
   }
 }
@@ -221,7 +221,8 @@ GPU_KERNEL count_larger_kernel(const SamplingArgs args) {
   const int draw = block_index().x, split = block_index().y;
   if (args.ranks[draw] == 0) return;
   const int row = row_of_draw(args.params, draw);
-  const float own = load_one<H>(args.logits, row, args.tokens[draw]);
+  const int token = args.targets != nullptr ? args.targets[draw] : args.tokens[draw];
+  const float own = load_one<H>(args.logits, row, token);
   float x[kTokensPerThread];
   load_split<H>(args.logits, row, split, args.vocab_size, x);
   std::uint32_t n_larger = 0;
@@ -231,14 +232,14 @@ GPU_KERNEL count_larger_kernel(const SamplingArgs args) {
   if (lane() == 0 && n_larger > 0) atomic_add(&args.ranks[draw], static_cast<std::int32_t>(n_larger));
 }
 
-// Of given tokens, in the place of drawn ones: args.tokens is read. grid {ceil(n_draws / warps of a block)}
+// grid {ceil(n_draws / warps of a block)}
 template <class H>
 GPU_KERNEL report_targets_kernel(const SamplingArgs args) {
   const int draw = block_index().x * (n_threads() / kWarpSize) + warp_index();
   if (draw >= args.n_draws) return;
   const RowSums sums = sums_of_row(args.summaries + std::int64_t{draw} * args.n_splits, args.n_splits);
   if (lane() != 0) return;
-  const float logit = load_one<H>(args.logits, row_of_draw(args.params, draw), args.tokens[draw]);
+  const float logit = load_one<H>(args.logits, row_of_draw(args.params, draw), args.targets[draw]);
   args.logprobs[draw] = sums.is_usable ? logit - sums.log_sum_exp : __builtin_nanf("");
   if (args.ranks != nullptr) args.ranks[draw] = sums.is_usable ? 1 : 0;
 }

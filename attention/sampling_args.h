@@ -82,9 +82,10 @@ struct SamplingArgs {
   BinTable* bins = nullptr;           // [n_draws]
   std::int32_t* gathered = nullptr;   // [n_draws, vocab_size], tokens of a bin together
   // Results.
-  std::int32_t* tokens = nullptr;  // [n_draws]
-  float* logprobs = nullptr;       // [n_draws] of the raw logits; NaN without a token
-  std::int32_t* ranks = nullptr;   // [n_draws] or null, 1 + how many raw logits are larger; 0 without a token
+  std::int32_t* tokens = nullptr;         // [n_draws]
+  const std::int32_t* targets = nullptr;  // [n_draws], given tokens in the place of drawn ones
+  float* logprobs = nullptr;              // [n_draws] of the raw logits; NaN without a token
+  std::int32_t* ranks = nullptr;          // [n_draws] or null, 1 + how many raw logits are larger; 0 without a token
 };
 
 }  // namespace gpu

@@ -89,7 +89,7 @@ Plan plan_of(const SampleLaunch& l) {
 Plan plan_of(const LogProbsLaunch& l) {
   Workspace workspace(l.workspace);
   Plan plan = plan_rows(l.logits, l.logits.n_rows, workspace);
-  plan.sampling.tokens = l.targets;
+  plan.sampling.targets = l.targets;
   plan.sampling.logprobs = l.logprobs;
   plan.sampling.ranks = l.ranks;
   plan_best(l.logits, l.logits.n_rows, l.best.n, workspace, plan);

@@ -21,8 +21,8 @@ struct BestTokens {
   float* logprobs = nullptr;
 };
 
-// Parameters lie on the device: their limits (include/../decoder/sampler.h) are for the caller to check. Kernels for
-// random draws run where there are temperatures, those for edits where there are lists.
+// Parameters lie on the device: their limits are for the caller to check. Kernels for random draws run where there are
+// temperatures, those for edits where there are lists.
 struct SampleLaunch {
   LogitRowsTensor logits;
   DrawParams params;
@@ -36,9 +36,9 @@ struct SampleLaunch {
 
 struct LogProbsLaunch {
   LogitRowsTensor logits;
-  std::int32_t* targets = nullptr;  // [n_rows], read only
-  float* logprobs = nullptr;        // [n_rows]; NaN where the row is not finite
-  std::int32_t* ranks = nullptr;    // [n_rows] or null; 0 where the row is not finite
+  const std::int32_t* targets = nullptr;  // [n_rows], which the caller checks to be in [0, vocab_size)
+  float* logprobs = nullptr;              // [n_rows]; NaN where the row is not finite
+  std::int32_t* ranks = nullptr;          // [n_rows] or null; 0 where the row is not finite
   BestTokens best;
   void* workspace = nullptr;
 };

@@ -4,16 +4,17 @@
 // What bounds it: memory. 4.8 TB/s at a latency of about a microsecond under load is 4.8 MB on their way at any time,
 // 36 KB in each of 132 multiprocessors (Little's law). A lane therefore has a whole brick's weights on their way to its
 // registers while it multiplies the brick before, 16 loads of 16 bytes, of w4 two bricks' with 18: 64 or 72 KB a block
-// of 8 warps, of which a multiprocessor needs but one. No warp waits in the loop but for activations: slices of them
-// come by asynchronous copies, a slice ahead. They come from the second cache once a block, so a block has many
-// outputs: for 8 rows they add a sixteenth to the bytes of w8, for 64 a half.
+// of 8 warps, of which a multiprocessor needs but one (half of that where there are so many rows that the tensor cores
+// are what is waited for). No warp waits in the loop but for activations: slices of them come by asynchronous copies, a
+// slice ahead. They come from the second cache once a block, so a block has many outputs: for 8 rows they add a
+// sixteenth to the bytes of w8, for 64 a half.
 //
 // The rows of w are the 16-row side of the product, the rows of a its 8 columns, so that one row of a costs no more
 // than eight. pack_gpu_weights.h has the weights in the order in which lanes want them as operands: nothing of them
 // goes through shared memory. Integers become Bf16 or Fp16 in registers: w8 costs a permute and an fma for two weights,
 // w4 two ands, two fmas and half a shift for four; at 4.8 TB/s a multiprocessor gets 21 bytes a cycle: 21 (w8) and 49
-// (w4) of the 128 instructions that its lanes begin in a cycle. Above 32 rows the tensor cores have as much to do as
-// memory.
+// (w4) of the 128 instructions that its lanes begin in a cycle. Above 32 rows, 16 of w4, the tensor cores have more to
+// do than memory.
 //
 // Four warps side by side have the outputs of a brick each, and two such teams the bricks along k in turn. Their sums
 // meet in shared memory in the order of the teams, and those of the blocks that share k in the order of the splits, by
@@ -127,10 +128,12 @@ struct W4Weights {
   }
 };
 
-// How many bricks a warp has on their way. From 64 rows on sums need the registers.
+// How many bricks a warp has on their way, and in how many parts it takes them. With many rows sums need the registers,
+// and the tensor cores are what is waited for.
 constexpr int bricks_ahead(GpuWeightFormat format, int row_tiles) {
-  return format == GpuWeightFormat::w4 && row_tiles < 8 ? 2 : 1;
+  return format == GpuWeightFormat::w4 && row_tiles <= 2 ? 2 : 1;
 }
+constexpr int brick_parts(int row_tiles) { return row_tiles < 8 ? 1 : 2; }
 
 template <class T_, class Weights_, int row_tiles_>
 struct ProductTile {
@@ -140,6 +143,7 @@ struct ProductTile {
   static constexpr int kRowTiles = row_tiles_;  // of 8 rows of a
   static constexpr int kRows = 8 * kRowTiles;
   static constexpr int kAhead = bricks_ahead(Weights::kFormat, kRowTiles);
+  static constexpr int kParts = brick_parts(kRowTiles);
 
   // Activations come in slices of so many inputs, two of them in shared memory. Within a brick's inputs 16-byte chunk c
   // of lane t lies at 4 c + t, and rows are 64 bytes off a multiple of 128: what eight lanes read at once lies in all
@@ -163,9 +167,13 @@ class ProductBlock {
       : args_(args),
         warp_n_(warp_index() % kProductWarpsN),
         warp_k_(warp_index() / kProductWarpsN),
-        brick_row_(block_index().x * kProductWarpsN + warp_n_),
+        has_outputs_((block_index().x * kProductWarpsN + warp_n_) * kBrickOutputs < args.n),
         first_brick_(block_index().y * args.bricks_per_split),
         n_bricks_(min_of(args.bricks_per_split, n_columns() - first_brick_)),
+        lane_bricks_(args.w +
+                     (std::int64_t{block_index().x * kProductWarpsN + warp_n_} * n_columns() + first_brick_) *
+                         kBrickWords +
+                     lane() * 4),
         slices_(shared_array<std::uint32_t>(0, 2 * Tile::kSliceWords)) {}
 
   GPU_FUNCTION void run() {
@@ -181,28 +189,27 @@ class ProductBlock {
   static constexpr int kBrickWords = brick_shape(Weights::kFormat).bytes() / 4;
   static constexpr int kRowTiles = Tile::kRowTiles;
   static constexpr int kLoads = Weights::kLoads;
+  static constexpr int kPartTiles = kBrickTiles / Tile::kParts;
   static constexpr int kPairs = kBrickInputs / 4 / 8;  // of products along a lane's run
 
-  // What a lane holds of a brick.
+  // What a lane holds of a brick: the weights of a part of its tiles.
   struct LaneBrick {
-    LoadWords weights[kBrickTiles][kLoads];
+    LoadWords weights[kPartTiles][kLoads];
     Vec<std::uint32_t, kBrickTiles> groups;
   };
 
   static GPU_FUNCTION int min_of(int a, int b) { return a < b ? a : b; }
   GPU_FUNCTION int n_columns() const { return (args_.k + kBrickInputs - 1) / kBrickInputs; }
-  GPU_FUNCTION bool has_outputs() const { return brick_row_ * kBrickOutputs < args_.n; }
 
-  // Brick `brick` of the block's, this warp's outputs.
   GPU_FUNCTION const std::uint32_t* brick_at(int brick) const {
-    return args_.w + (std::int64_t{brick_row_} * n_columns() + first_brick_ + brick) * kBrickWords;
+    return lane_bricks_ + std::int64_t{brick} * kBrickWords;
   }
   static GPU_FUNCTION LoadWords load_weights(const std::uint32_t* brick, int tile, int i) {
-    return load_once<4>(brick + (tile * kLoads + i) * (kTileLoadBytes / 4) + lane() * 4);
+    return load_once<4>(brick + (tile * kLoads + i) * (kTileLoadBytes / 4));
   }
   static GPU_FUNCTION void load_groups(const std::uint32_t* brick, LaneBrick& to) {
     if constexpr (Weights::kHasGroups) {
-      to.groups = load_once<kBrickTiles>(brick + kBrickTiles * kLoads * (kTileLoadBytes / 4) + lane() * kBrickTiles);
+      to.groups = load_once<kBrickTiles>(brick + kBrickTiles * kLoads * (kTileLoadBytes / 4));
     }
   }
 
@@ -210,11 +217,11 @@ class ProductBlock {
     GPU_UNROLL
     for (int slot = 0; slot < Tile::kAhead; ++slot) {
       const int brick = slot * kProductWarpsK + warp_k_;
-      if (brick < n_bricks_ && has_outputs()) {
+      if (brick < n_bricks_ && has_outputs_) {
         const std::uint32_t* from = brick_at(brick);
         load_groups(from, bricks_[slot]);
         GPU_UNROLL
-        for (int tile = 0; tile < kBrickTiles; ++tile) {
+        for (int tile = 0; tile < kPartTiles; ++tile) {
           GPU_UNROLL
           for (int i = 0; i < kLoads; ++i) bricks_[slot].weights[tile][i] = load_weights(from, tile, i);
         }
@@ -225,7 +232,7 @@ class ProductBlock {
       wait_copies<0>();
       sync_block();  // the slice is there for all, and all are done with the one before it
       begin_slice(slice + 1);
-      if (has_outputs()) multiply_slice(first, slice % 2 * Tile::kSliceWords);
+      if (has_outputs_) multiply_slice(first, slice % 2 * Tile::kSliceWords);
     }
   }
 
@@ -239,9 +246,9 @@ class ProductBlock {
         const int brick = begin + slot * kProductWarpsK + warp_k_;
         const int at = words + brick * kBrickInputs / 2;
         if (first + brick + kStep < n_bricks_) {
-          multiply_brick<true>(bricks_[slot], at, brick_at(first + brick + kStep));
+          multiply_brick<0, true>(bricks_[slot], at, brick_at(first + brick), brick_at(first + brick + kStep));
         } else if (brick < end) {
-          multiply_brick<false>(bricks_[slot], at, nullptr);
+          multiply_brick<0, false>(bricks_[slot], at, brick_at(first + brick), nullptr);
         }
       }
     }
@@ -265,18 +272,35 @@ class ProductBlock {
     commit_copies();
   }
 
-  // Multiplies the brick in the registers by the inputs from `words` of the slices on, and refills the registers from
-  // `next` as they fall free, those of a pair together: the hardware knows only groups of loads to wait for.
-  template <bool refills>
-  GPU_FUNCTION void multiply_brick(LaneBrick& brick, int words, const std::uint32_t* next) {
-    typename Weights::Group groups[kBrickTiles];
+  // Multiplies a brick, whose parts from `part` on come to the registers one after the other, then those of the next
+  // brick if there is one. `words`: where the slices have its activations.
+  template <int part, bool has_next>
+  GPU_FUNCTION void multiply_brick(LaneBrick& lane_brick, int words, const std::uint32_t* brick,
+                                   const std::uint32_t* next) {
+    if constexpr (part + 1 < Tile::kParts) {
+      multiply_part<part, true>(lane_brick, words, brick, part + 1);
+      multiply_brick<part + 1, has_next>(lane_brick, words, brick, next);
+    } else {
+      multiply_part<part, has_next>(lane_brick, words, next, 0);
+    }
+  }
+
+  // Multiplies the part in the registers and refills them from part `from_part` of `from` as they fall free, those of a
+  // pair, which are waited for together, together.
+  template <int part, bool refills>
+  GPU_FUNCTION void multiply_part(LaneBrick& brick, int words, const std::uint32_t* from, int from_part) {
+    typename Weights::Group groups[kPartTiles];
     if constexpr (Weights::kHasGroups) {
       GPU_UNROLL
-      for (int tile = 0; tile < kBrickTiles; ++tile) groups[tile] = Weights::group_of(brick.groups.values[tile]);
-      if constexpr (refills) load_groups(next, brick);
+      for (int tile = 0; tile < kPartTiles; ++tile) {
+        groups[tile] = Weights::group_of(brick.groups.values[part * kPartTiles + tile]);
+      }
+      if constexpr (refills && part + 1 == Tile::kParts) load_groups(from, brick);
     }
     GPU_UNROLL
     for (int pair = 0; pair < kPairs; ++pair) {
+      // Compilers would load the rows of all pairs at once, and there are no registers for them.
+      if constexpr (kRowTiles >= 4) sync_warp();
       LoadWords rows[kRowTiles];
       GPU_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
@@ -286,22 +310,24 @@ class ProductBlock {
       GPU_UNROLL
       for (int step = 0; step < 2; ++step) {
         GPU_UNROLL
-        for (int tile = 0; tile < kBrickTiles; ++tile) {
+        for (int tile = 0; tile < kPartTiles; ++tile) {
           std::uint32_t w[4];
           Weights::fragment(brick.weights[tile], groups[tile], pair, step, w);
           GPU_UNROLL
           for (int r = 0; r < kRowTiles; ++r) {
             const std::uint32_t x[2] = {rows[r].values[2 * step], rows[r].values[2 * step + 1]};
-            mma_16x8x16<T>(sums_[tile][r], w, x);
+            mma_16x8x16<T>(sums_[part * kPartTiles + tile][r], w, x);
           }
         }
       }
       if constexpr (refills) {
         GPU_UNROLL
-        for (int tile = 0; tile < kBrickTiles; ++tile) {
+        for (int tile = 0; tile < kPartTiles; ++tile) {
           GPU_UNROLL
           for (int i = 0; i < kLoads; ++i) {
-            if (((i + 1) * kPairs - 1) / kLoads == pair) brick.weights[tile][i] = load_weights(next, tile, i);
+            if (((i + 1) * kPairs - 1) / kLoads == pair) {
+              brick.weights[tile][i] = load_weights(from, from_part * kPartTiles + tile, i);
+            }
           }
         }
       }
@@ -381,8 +407,9 @@ class ProductBlock {
 
   const SmallProductArgs& args_;
   const int warp_n_, warp_k_;
-  const int brick_row_;
-  const int first_brick_, n_bricks_;  // the block's, along k
+  const bool has_outputs_;                  // this warp, which else only comes to the barriers
+  const int first_brick_, n_bricks_;        // the block's, along k
+  const std::uint32_t* const lane_bricks_;  // of this warp's outputs, from what this lane loads first
   const Shared<std::uint32_t> slices_;
   LaneBrick bricks_[Tile::kAhead];
   float sums_[kBrickTiles][kRowTiles][4] = {};

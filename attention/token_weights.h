@@ -11,7 +11,7 @@ constexpr float kBinsPerOctave = 46.0f;
 static_assert(kOctaves * kBinsPerOctave < kBins, "every weight has a bin");
 constexpr int kMaxVocabSize = 1 << 19;  // of so many weights the sum stays below 2^63
 
-struct Weights {
+struct TokenWeights {
   float max, octaves_per_unit;
 
   // Octaves below the likeliest token.

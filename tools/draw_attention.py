@@ -50,6 +50,16 @@ def split_of(key: int) -> int:
     return key // 2
 
 
+def first_query(key: int) -> int:
+    """The first tile of queries that sees a tile of keys: six tiles of queries end where eight of keys do."""
+    return max(0, key - (N_KEY_TILES - N_QUERY_TILES))
+
+
+def cells_before(key: int) -> int:
+    """Cells of a prompt left of this tile of keys."""
+    return sum(N_QUERY_TILES - first_query(left) for left in range(key))
+
+
 METHODS = [
     Method(
         "naive",
@@ -61,7 +71,7 @@ METHODS = [
     Method(
         "flash_attention_1",
         "FlashAttention: keys outside, queries inside",
-        lambda query, key: Cell(0, sum(N_QUERY_TILES - first_query(k) for k in range(key)) + query - first_query(key) + 1),
+        lambda query, key: Cell(0, cells_before(key) + query - first_query(key) + 1),
         lambda head, key: Cell(head, key + 1),
         "memory: each query's state, out and back at every tile of keys",
     ),
@@ -103,11 +113,6 @@ METHODS = [
         has_pages=True,
     ),
 ]
-
-
-def first_query(key: int) -> int:
-    """The first tile of queries that sees a tile of keys: six tiles of queries end where eight of keys do."""
-    return max(0, key - (N_KEY_TILES - N_QUERY_TILES))
 
 
 def is_seen(query: int, key: int) -> bool:

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "check.h"
+#include "copy_blocks.h"
 #include "copy_blocks_launch.h"
 #include "device_memory.h"
 

@@ -1,4 +1,4 @@
-// Two states of the same rows into one, against the formula in double: every dtype, in place and out, states that saw
+// States of the same rows into one, against the formula in double: every dtype, in place and out, states that saw
 // nothing and hold NaN.
 #include "merge_states_launch.h"
 
@@ -46,14 +46,16 @@ struct Rows {
 
 template <class T>
 struct Problem {
-  Problem(int n_tokens_, int n_heads_, int head_dim_)
-      : n_tokens(n_tokens_), n_heads(n_heads_), head_dim(head_dim_), n_rows(n_tokens_ * n_heads_) {
+  Problem(int n_tokens_, int n_heads_, int head_dim_, int n_parts_ = 2)
+      : n_tokens(n_tokens_), n_heads(n_heads_), head_dim(head_dim_), n_parts(n_parts_), n_rows(n_tokens_ * n_heads_) {
     std::mt19937_64 random(3);
     std::normal_distribution<float> normal;
-    for (int i = 0; i < 2; ++i) {
+    lse.resize(static_cast<std::size_t>(n_parts));
+    for (std::size_t i = 0; i < lse.size(); ++i) {
+      values.emplace_back(n_rows, head_dim);
       for (int row = 0; row < n_rows; ++row) {
-        // Of every four rows one saw nothing in a, one in b, one in neither: their values are NaN.
-        const bool is_empty = row % 4 == 3 || row % 4 == i;
+        // Of every four rows one saw nothing in the first state, one in the second, one in none: their values are NaN.
+        const bool is_empty = row % 4 == 3 || row % 4 == static_cast<int>(i);
         lse[i].push_back(is_empty ? -kInf : 20.0f + 3.0f * normal(random));
         for (int d = 0; d < head_dim && !is_empty; ++d) values[i].at(row, d) = from_float<T>(normal(random));
       }
@@ -61,16 +63,20 @@ struct Problem {
     out_lse.assign(lse[0].size(), kNan);
   }
 
-  int n_tokens, n_heads, head_dim, n_rows;
-  Rows<T> values[2] = {{n_rows, head_dim}, {n_rows, head_dim}}, out{n_rows, head_dim};
-  std::vector<float> lse[2], out_lse;
+  int n_tokens, n_heads, head_dim, n_parts, n_rows;
+  std::vector<Rows<T>> values;
+  Rows<T> out{n_rows, head_dim};
+  std::vector<std::vector<float>> lse;
+  std::vector<float> out_lse;
 
   MergeStatesLaunch launch() {
     MergeStatesLaunch l;
     l.dtype = dtype_of<T>();
     const std::int64_t stride = out.stride;
-    l.args.a = {values[0].data(), n_heads * stride, stride, lse[0].data()};
-    l.args.b = {values[1].data(), n_heads * stride, stride, lse[1].data()};
+    l.args.n_parts = n_parts;
+    for (std::size_t i = 0; i < lse.size(); ++i) {
+      l.args.parts[i] = {values[i].data(), n_heads * stride, stride, lse[i].data()};
+    }
     l.args.out = out.data();
     l.args.out_token_stride = n_heads * stride;
     l.args.out_head_stride = stride;
@@ -86,11 +92,12 @@ struct Problem {
              const std::string& name) const {
     for (int row = 0; row < n_rows; ++row) {
       const auto r = static_cast<std::size_t>(row);
-      double weights[2], sum = 0, largest = 0;
-      for (int i = 0; i < 2; ++i) sum += weights[i] = std::exp(double{before.lse[i][r]} - 20);
+      std::vector<double> weights(lse.size());
+      double sum = 0, largest = 0;
+      for (std::size_t i = 0; i < lse.size(); ++i) sum += weights[i] = std::exp(double{before.lse[i][r]} - 20);
       std::vector<double> want(static_cast<std::size_t>(head_dim));
       for (int d = 0; d < head_dim; ++d) {
-        for (int i = 0; i < 2; ++i) {
+        for (std::size_t i = 0; i < lse.size(); ++i) {
           if (weights[i] > 0) {
             want[static_cast<std::size_t>(d)] += weights[i] / sum * to_float(before.values[i].at(row, d));
           }
@@ -127,10 +134,18 @@ TEST(two_states_become_what_both_saw) {
   check_shapes<float>("float32");
 }
 
+TEST(any_number_of_states_become_what_all_saw) {
+  for (const int n_parts : {1, 3, kMaxParts}) {
+    Problem<float> problem(5, 3, 72, n_parts);
+    merge_states(problem.launch(), nullptr);
+    problem.check(problem, problem.out, problem.out_lse, concat(n_parts, " states"));
+  }
+}
+
 TEST(a_state_may_be_merged_in_place_whatever_the_order_of_threads) {
   for (const Order& order :
        {Order{}, Order{Order::Kind::descending, 0}, Order{Order::Kind::shuffled, 1}, Order{Order::Kind::shuffled, 2}}) {
-    for (int i = 0; i < 2; ++i) {
+    for (std::size_t i = 0; i < 2; ++i) {
       Problem<Bf16> before(9, 3, 128), problem(9, 3, 128);
       MergeStatesLaunch l = problem.launch();
       l.args.out = problem.values[i].data();
@@ -172,16 +187,20 @@ void refuse(const char* part, const Change& change) {
 }
 
 TEST(what_no_kernel_was_compiled_for_is_refused) {
-  refuse("[merge_states] v_a, v_b and out must be float32, bfloat16 or float16, got fp8",
+  refuse("[merge_states] states and out must be float32, bfloat16 or float16, got fp8",
          [](auto& l) { l.dtype = Dtype::fp8; });
   refuse("head_dim must be a multiple of 8 up to 256, got 100", [](auto& l) { l.args.head_dim = 100; });
   refuse("got 264", [](auto& l) { l.args.head_dim = 264; });
   refuse("got 2000000000 and 2", [](auto& l) { l.args.n_tokens = 2000000000; });
   refuse("got 2 and 0", [](auto& l) { l.args.n_heads = 0; });
   refuse("out must be there", [](auto& l) { l.args.out = nullptr; });
-  refuse("s_a and s_b must be there", [](auto& l) { l.args.b.lse = nullptr; });
-  refuse("v_b must be aligned to 16", [](auto& l) { l.args.b.values = static_cast<const Bf16*>(l.args.b.values) + 4; });
-  refuse("strides of v_a must be multiples of 8 elements, got 68", [](auto& l) { l.args.a.head_stride = 68; });
+  refuse("there must be 1 to 32 states, got 0", [](auto& l) { l.args.n_parts = 0; });
+  refuse("got 33", [](auto& l) { l.args.n_parts = kMaxParts + 1; });
+  refuse("the log-sum-exp of a state must be there", [](auto& l) { l.args.parts[1].lse = nullptr; });
+  refuse("a state must be aligned to 16",
+         [](auto& l) { l.args.parts[1].values = static_cast<const Bf16*>(l.args.parts[1].values) + 4; });
+  refuse("strides of a state must be multiples of 8 elements, got 68",
+         [](auto& l) { l.args.parts[0].head_stride = 68; });
 }
 
 }  // namespace

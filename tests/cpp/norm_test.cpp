@@ -132,24 +132,29 @@ TEST(the_result_may_be_int8_with_a_scale_a_row) {
 }
 
 TEST(a_row_of_zeros_has_scale_one_and_one_that_is_not_finite_has_none) {
-  Rows x(3, 40, Dtype::f32, 0), weight(1, 40, Dtype::f32, 0);
+  // Row 3 becomes infinite where its largest value meets the weight.
+  Rows x(4, 40, Dtype::f32, 0), weight(1, 40, Dtype::f32, 0);
   x.fill_normal(1, 1.0f);
   weight.fill_normal(2, 1.0f);
   for (int i = 0; i < 40; ++i) x.set(1, i, 0.0f);
   x.set(2, 39, std::numeric_limits<float>::quiet_NaN());
-  Int8Rows quantized(3, 40, 0);
+  x.set(0, 11, 0.0f);
+  x.set(3, 11, 1e4f);
+  weight.set(0, 11, std::numeric_limits<float>::max());
+  Int8Rows quantized(4, 40, 0);
   NormLaunch l;
   l.x = x.tensor();
   l.weight = weight.tensor();
   l.quantized = quantized.tensor();
-  l.n_rows = 3;
+  l.n_rows = 4;
   l.n_cols = 40;
   l.eps = 1e-6f;
   rms_norm(l, nullptr);
   CHECK_EQ(quantized.scale[1], 1.0f);
   for (int i = 0; i < 40; ++i) CHECK_EQ(static_cast<int>(quantized.get(1, i)), 0);
-  CHECK(quantized.scale[0] > 0.0f);
+  CHECK(quantized.scale[0] > 0.0f && std::isfinite(quantized.scale[0]));
   CHECK(std::isnan(quantized.scale[2]));
+  CHECK(std::isnan(quantized.scale[3]));
 }
 
 TEST(large_values_do_not_hide_the_mean_from_a_layer_norm) {

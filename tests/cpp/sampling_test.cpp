@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bin_ladder.h"
 #include "check.h"
 #include "machine.h"
 #include "sampling_launch.h"
@@ -311,7 +312,7 @@ TEST(draws_are_those_of_the_formula_under_every_cut) {
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     const Logits logits(random_logits(index(3 * vocab_size), 7, 3.0f), vocab_size, dtype, 5);
     std::vector<Params> draws;
-    for (int bits = dtype == Dtype::f32 ? 0 : 1; bits < 64; bits += 2) {
+    for (int bits = dtype == Dtype::f32 ? 0 : 1; bits < 64; bits += dtype == Dtype::f32 ? 2 : 4) {
       Params p;
       p.row = bits % 3;
       p.temperature = bits % 5 < 2 ? 0.7f : 1.6f;
@@ -372,14 +373,44 @@ TEST(equal_logits_are_drawn_in_the_order_of_their_ids) {
   check_run(logits, draws, "ties");
 }
 
+TEST(a_top_k_of_all_tokens_or_more_cuts_nothing) {
+  const Logits logits(std::vector<float>(40, 0.5f), 40);
+  std::vector<Params> draws(16);
+  for (std::size_t i = 0; i < draws.size(); ++i) {
+    draws[i].temperature = 1.0f;
+    draws[i].top_k = i % 2 == 0 ? 40 : 1000;
+    draws[i].seed = i;
+  }
+  check_run(logits, draws, "all of a flat row");
+}
+
+TEST(sums_that_cuts_reach_are_whole_and_never_beyond_the_sum) {
+  Cuts cuts(SamplingArgs{}, 0, 1);
+  cuts.uniform = 0.0;
+  CHECK_EQ(cuts.drawn(10), 1u);
+  cuts.uniform = 0.5;
+  CHECK_EQ(cuts.drawn(10), 6u);  // the first that is more than 5
+  cuts.uniform = 1.0 - 0x1p-53;
+  CHECK_EQ(cuts.drawn(10), 10u);
+  for (int low_bits = 0; low_bits < 16; ++low_bits) {  // sums that float64 rounds
+    const std::uint64_t sum = (std::uint64_t{1} << 54) + static_cast<std::uint64_t>(low_bits);
+    CHECK(cuts.drawn(sum) <= sum);
+  }
+  cuts.top_p = 0.5;
+  CHECK_EQ(cuts.nucleus(10), 5u);  // the first that is not less than 5
+  CHECK_EQ(cuts.nucleus(11), 6u);
+  cuts.top_p = 1e-6;
+  CHECK_EQ(cuts.nucleus(10), 1u);
+}
+
 TEST(penalties_bias_and_bans_change_what_they_name) {
   const int vocab_size = 4200;  // two parts
   const Logits logits(random_logits(index(2 * vocab_size), 9, 2.0f), vocab_size);
-  const auto order = in_order(logits.row(0));
   std::vector<Params> draws;
   for (int bits = 0; bits < 32; ++bits) {
     Params p;
-    p.row = bits % 2;
+    p.row = bits % 3 == 0 ? 1 : 0;
+    const auto order = in_order(logits.row(p.row));
     p.temperature = bits & 8 ? 0.8f : 0.0f;
     p.seed = static_cast<std::uint64_t>(bits);
     p.prompt = {order[0], order[5], order[5], 7, 4199};
@@ -398,7 +429,7 @@ TEST(draws_follow_the_distribution) {
   // Chi-square with 4 degrees of freedom passes 18.5 once in a thousand seeds; these are fixed.
   const std::vector<float> x = {0.0f, 1.0f, -1.0f, 2.0f, 0.5f, -60.0f};
   const Logits logits(x, 6);
-  std::vector<Params> draws(120);
+  std::vector<Params> draws(72);
   for (std::size_t i = 0; i < draws.size(); ++i) {
     draws[i].temperature = 1.0f;
     draws[i].seed = 1234;
