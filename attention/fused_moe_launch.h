@@ -20,7 +20,7 @@ struct FusedMoeLaunch {
   const int* topk_ids = nullptr;    // the same shape; an id that is none of n_ids adds nothing, as one not here does
   const int* expert_map = nullptr;  // [n_ids] which of the n_experts an id is, or kNotHere; null: the id itself
   int n_ids = 0;
-  void* out = nullptr;  // [n_tokens, k]; must not overlap hidden
+  void* out = nullptr;  // [n_tokens, k]; may be hidden
   std::int64_t out_stride = 0;
   int n_tokens = 0, top_k = 0, n_experts = 0;
   int n = 0, k = 0;           // multiples of 8

@@ -102,8 +102,9 @@ struct Problem {
     return l;
   }
 
-  void run() {
-    FusedMoeLaunch l = make_launch();
+  void run() { run(make_launch()); }
+
+  void run(FusedMoeLaunch l) {
     struct alignas(16) Chunk {
       unsigned char bytes[16];
     };
@@ -263,6 +264,15 @@ TEST(no_order_of_threads_changes_a_bit) {
       for (std::size_t i = 0; i < first.out.size(); ++i) CHECK_EQ(again.out[i].bits, first.out[i].bits);
     }
   }
+}
+
+TEST(the_result_may_take_the_place_of_what_went_in) {
+  Problem<Bf16> problem({20, 3, 5, 16, 24}), in_place({20, 3, 5, 16, 24});
+  problem.run();
+  FusedMoeLaunch l = in_place.make_launch();
+  l.out = in_place.hidden.data();
+  in_place.run(l);
+  for (std::size_t i = 0; i < problem.out.size(); ++i) CHECK_EQ(in_place.hidden[i].bits, problem.out[i].bits);
 }
 
 TEST(no_tokens_are_nothing_to_do) {
