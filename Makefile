@@ -3,10 +3,13 @@
 #   make test   every test that needs no torch
 #   make lint   formats, types, floors
 #   make asan   C++ and kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make grid   attention over every combination of what can be asked for
 #   make arm    the core for 64-bit ARM, its C++ tests under qemu
 #   make judge  the live judges: HF transformers on torch
 #   make bench  speed here and its share of the limits, as JSON on standard output
 #   make wheel  dist/*.whl
+# LLM_DECODER_CUDA=on compiles the GPU kernels too (auto: where nvcc and a GPU are). nvcc takes up to 1.2 GB a job: JOBS=1
+# where there is little memory.
 PYTHON ?= python3
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 VENV := .venv
@@ -15,11 +18,11 @@ STAMPS := .stamps
 SAN_BUILD := build-asan
 ARM_BUILD := build-arm
 
-CPP_SOURCES := $(shell find include kv_cache attention_cpu decoder src tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+CPP_SOURCES := $(shell find include kv_cache attention_cpu attention decoder src cmake tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' -o -name '*.cmake')
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run build test lint format asan arm judge bench wheel clean
+.PHONY: run build test grid lint format asan arm judge bench wheel clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -40,8 +43,10 @@ $(STAMPS)/build: $(STAMPS)/tools CMakeLists.txt setup.py $(CPP_SOURCES)
 	LLM_DECODER_BUILD_DIR=build $(BIN)/python -m pip install -q --no-build-isolation -e .
 	@touch $@
 
+# The rest of the build is for tests: the C++ ones, and the GPU kernels on the host machine.
 $(STAMPS)/dev: $(STAMPS)/build
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	$(BIN)/cmake --build build -j $(JOBS)
+	LLM_DECODER_BUILD_DIR=build $(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
 $(STAMPS)/judge: $(STAMPS)/dev
@@ -54,6 +59,9 @@ test: $(STAMPS)/dev
 
 judge: $(STAMPS)/judge
 	$(BIN)/python -m pytest -m judge $(PYTEST_ARGS)
+
+grid: $(STAMPS)/dev
+	LLM_DECODER_GRID=all $(BIN)/python -m pytest -q tests/ops/test_attention_grid.py $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
@@ -73,7 +81,7 @@ asan: $(STAMPS)/dev
 	$(BIN)/cmake --build $(SAN_BUILD) -j $(JOBS)
 	$(BIN)/ctest --test-dir $(SAN_BUILD) --output-on-failure
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=$(SAN_BUILD)/python $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/engine/test_kv_cache_properties.py \
+	  PYTHONPATH=$(SAN_BUILD)/python $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/ops tests/engine/test_kv_cache_properties.py \
 	  tests/engine/test_int8_decoder.py $(PYTEST_ARGS)
 
 arm: $(STAMPS)/tools
@@ -91,4 +99,4 @@ wheel: $(STAMPS)/tools
 	@ls -l dist/*.whl
 
 clean:
-	rm -rf build build-* dist $(STAMPS) $(VENV) python/llm_decoder/_core*.so *.egg-info python/*.egg-info
+	rm -rf build build-* dist $(STAMPS) $(VENV) python/llm_decoder/_c*.so *.egg-info python/*.egg-info

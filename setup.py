@@ -1,4 +1,4 @@
-"""Builds the C++ core with CMake and lays the checkout's rooms out as one package, llm_decoder."""
+"""Builds the compiled modules with CMake and lays the checkout's rooms out as one package, llm_decoder."""
 
 from __future__ import annotations
 
@@ -12,36 +12,51 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+CORE = "llm_decoder._core"
 ROOMS = [room for room in ("api", "web", "cli", "reranker", "config") if (ROOT / room / "__init__.py").exists()]
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds the target `_core`, then copies it to where setuptools wants it.
+    """Configures and builds the compiled modules, then copies each to where setuptools wants it: `_core`, `_cuda` where
+    `LLM_DECODER_CUDA` (auto, on, off) asks for it, and for tests of a checkout `_cuda_host`, the GPU kernels without a
+    GPU, where plain CMake has built it.
 
-    `LLM_DECODER_BUILD_DIR` names a build folder to share with plain CMake (then with the C++ tests); without it the
-    build happens in setuptools' own temporary folder.
+    `LLM_DECODER_BUILD_DIR` names a build folder to share with plain CMake; without it the build happens in setuptools'
+    own temporary folder.
     """
 
     def build_extension(self, ext: Extension) -> None:
-        shared = os.environ.get("LLM_DECODER_BUILD_DIR")
-        build_dir = Path(shared).resolve() if shared else Path(self.build_temp).resolve() / "cmake"
-        options = [
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DLLM_DECODER_TESTS={'ON' if shared else 'OFF'}",
-            "-DCMAKE_BUILD_TYPE=Release",
-        ]
-        cmake = find_cmake()
-        subprocess.run([cmake, "-S", str(ROOT), "-B", str(build_dir), *options], check=True)
-        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-        targets = [] if shared else ["--target", "_core"]
-        subprocess.run([cmake, "--build", str(build_dir), "-j", jobs, *targets], check=True)
-
-        built = list((build_dir / "python" / "llm_decoder").glob("_core*.so"))
+        if ext.name == CORE:  # the first
+            self.build_modules()
+        module = ext.name.rpartition(".")[2]
+        if module == "_cuda_host" and not self.editable_mode:
+            return
+        built = list((self.build_dir / "python" / "llm_decoder").glob(f"{module}.*so"))
+        if not built and ext.optional:
+            return
         if len(built) != 1:
-            raise RuntimeError(f"[setup.py] expected one _core module under {build_dir}, got {built}")
+            raise RuntimeError(f"[setup.py] expected one {module} module under {self.build_dir}, got {built}")
         destination = Path(self.get_ext_fullpath(ext.name))
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(built[0], destination)
+
+    @property
+    def build_dir(self) -> Path:
+        shared = os.environ.get("LLM_DECODER_BUILD_DIR")
+        return Path(shared).resolve() if shared else Path(self.build_temp).resolve() / "cmake"
+
+    def build_modules(self) -> None:
+        shared = bool(os.environ.get("LLM_DECODER_BUILD_DIR"))
+        options = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DLLM_DECODER_TESTS={'ON' if shared else 'OFF'}",
+            f"-DLLM_DECODER_CUDA={os.environ.get('LLM_DECODER_CUDA', 'auto')}",
+            "-DCMAKE_BUILD_TYPE=Release",
+        ]
+        cmake = find_cmake()
+        subprocess.run([cmake, "-S", str(ROOT), "-B", str(self.build_dir), *options], check=True)
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+        subprocess.run([cmake, "--build", str(self.build_dir), "-j", jobs, "--target", "python_modules"], check=True)
 
 
 def find_cmake() -> str:
@@ -64,6 +79,10 @@ setup(
         "llm_decoder": ["py.typed", "*.pyi", "embedded/**/*"],
         "llm_decoder.config": ["*.yaml", "*.json"],
     },
-    ext_modules=[Extension("llm_decoder._core", sources=[])],
+    ext_modules=[
+        Extension(CORE, sources=[]),
+        Extension("llm_decoder._cuda", sources=[], optional=True),
+        Extension("llm_decoder._cuda_host", sources=[], optional=True),
+    ],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,4 +1,4 @@
-// One token's key and value into its page's slot. Included after bf16-inl.h and rows-inl.h.
+// One token's key and value into its page's slot. Included after floats-inl.h and rows-inl.h.
 #pragma once
 
 // element of a padded head vector, 0 past head_dim.

@@ -22,7 +22,8 @@ inline std::int32_t larger(std::int32_t a, std::int32_t b) { return a > b ? a : 
 
 // Where a row comes from and what it sees.
 struct AttentionRow {
-  std::int32_t token, head;         // of q and out
+  std::int32_t token, head;  // of q and out
+  std::int32_t position;
   std::int32_t see_begin, see_end;  // positions
   // The row's state of span s lies at states + (s - first_span) * span_stride; null: this item walks all its spans.
   float* states;
@@ -55,7 +56,10 @@ struct AttentionScratch {
   float* largest_weights;   // [.., kLanes]
   float* weight_scales;     // p * v_scale = byte * weight_scale
   float* bytes_per_weight;  // its inverse
-  std::int32_t n_rows;      // of a block, at most
+  // nhd pages: tiles of one KV head and one span.
+  std::byte *tiles_k, *tiles_v;
+  float *tiles_k_scale, *tiles_v_scale;  // s8
+  std::int32_t n_rows;                   // of a block, at most
 };
 
 // Runs of elements in scratch, each on its own cache line.
@@ -95,6 +99,11 @@ inline AttentionScratch lay_out_scratch(const PagedKvView& kv, std::int32_t n_he
   scratch.largest_weights = cursor.take<float>(n_scales * kLanes);
   scratch.weight_scales = cursor.take<float>(n_scales);
   scratch.bytes_per_weight = cursor.take<float>(n_scales);
+  const std::int64_t n_tiles = kv.nhd == nullptr ? 0 : span_pages, n_tile_scales = is_s8 ? n_tiles * kv.page_size : 0;
+  scratch.tiles_k = cursor.take<std::byte>(n_tiles * kv.head_stride_bytes);
+  scratch.tiles_v = cursor.take<std::byte>(n_tiles * kv.head_stride_bytes);
+  scratch.tiles_k_scale = cursor.take<float>(n_tile_scales);
+  scratch.tiles_v_scale = cursor.take<float>(n_tile_scales);
   return scratch;
 }
 
@@ -133,7 +142,24 @@ inline void merge_states_into(const State* into, const State* next, std::int32_t
   }
 }
 
+// As a position whose value is zero.
+inline void add_sink(const State& state, float sink) {
+  const float largest = sink > state.max() ? sink : state.max();
+  alignas(64) float decays[kLanes] = {state.max() - largest, sink - largest};
+  store(decays, exp_lut(load(decays)));
+  state.max() = largest;
+  state.sum() = state.sum() * decays[0] + decays[1];
+  for (std::int32_t i = 0; i < state.hd; i += kLanes) {
+    store(state.out + i, mul(load(state.out + i), splat(decays[0])));
+  }
+}
+
 inline void finish_row(const AttentionArgs& args, std::int32_t token, std::int32_t head, const State& state) {
+  if (args.sinks != nullptr) add_sink(state, args.sinks[head]);
+  if (args.lse != nullptr) {
+    args.lse[std::int64_t{token} * args.n_heads + head] =
+        state.sum() == 0.0f ? -kInfinity : state.max() + __builtin_logf(state.sum());
+  }
   const std::int32_t head_dim = args.kv.head_dim;
   float* out = args.out + token * args.out_stride + static_cast<std::int64_t>(head) * head_dim;
   const F32 divisor = splat(state.sum() == 0.0f ? 1.0f : state.sum());  // a row that sees nothing has gathered 0
@@ -143,6 +169,12 @@ inline void finish_row(const AttentionArgs& args, std::int32_t token, std::int32
 // The first position that `position` sees.
 inline std::int32_t window_begin(std::int32_t position, std::int32_t window) {
   return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+// The position after the last that `position` of the run sees.
+inline std::int32_t window_end(const AttentionArgs& args, const QueryRun& run, std::int32_t position) {
+  const std::int64_t end = std::int64_t{position} + args.window_right + 1;
+  return end < run.n_positions ? static_cast<std::int32_t>(end) : run.n_positions;
 }
 
 // Hands out the rows of an item: runs outermost, then tokens, then the heads that share the KV head.
@@ -160,9 +192,15 @@ struct RowCursor {
         of.state_begin == kNoStates
             ? nullptr
             : args.states + ((of.state_begin + std::int64_t{token} * of.n_spans) * args.n_heads + query_head) * floats;
-    const AttentionRow row = {of.token_begin + token, query_head, window_begin(position, args.window),
-                              position + 1,           states,     args.n_heads * floats,
-                              of.first_span};
+    AttentionRow row;
+    row.token = of.token_begin + token;
+    row.head = query_head;
+    row.position = position;
+    row.see_begin = window_begin(position, args.window);
+    row.see_end = window_end(args, of, position);
+    row.states = states;
+    row.span_stride = args.n_heads * floats;
+    row.first_span = of.first_span;
     if (++head == group) head = 0, ++token;
     if (token == of.n_tokens) token = 0, ++run;
     return row;

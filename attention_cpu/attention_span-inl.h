@@ -1,4 +1,4 @@
-// A tile of rows over one span of pages: score -> weigh -> accumulate. Included after attention_rows-inl.h.
+// A tile of rows over one span of pages: score -> (edit) -> weigh -> accumulate. Included after attention_rows-inl.h.
 //
 // It is two register tiles, which go over the pages one after the other while those are in the first cache.
 //
@@ -32,12 +32,22 @@ struct TilePages {
   std::int32_t n;
 };
 
+// What AttentionArgs asks for between a score and its softmax.
+struct ScoreEdits {
+  float softcap = 0.0f;
+  const float* alibi_slopes = nullptr;
+
+  bool any() const { return softcap != 0.0f || alibi_slopes != nullptr; }
+};
+
 struct SpanTile {
   PagedKvView kv;
   AttentionScratch scratch;
   std::int32_t kv_head;
   const std::int32_t* pages;  // ids of the span's pages; those outside seen_by_any are dead
   std::int32_t span_slots;
+  std::int32_t first_position;  // of the span
+  ScoreEdits edits;
   std::int32_t first_row;  // of the tile, within the block
   std::int32_t n_rows;
   SlotRange seen[kTileRows];  // by each row, slots of the span, perhaps none
@@ -60,6 +70,8 @@ struct SpanTile {
   float* largest_weights(std::int32_t row, std::int32_t page) const {
     return scratch.largest_weights + (static_cast<std::int64_t>(row) * span_pages + page) * kLanes;
   }
+  // What is still to multiply the scores when they are weighed.
+  float score_scale(std::int32_t row) const { return edits.any() ? 1.0f : scratch.q_scale[first_row + row]; }
   // The slots of the span that any row sees, in whole vectors.
   std::int32_t slot_begin() const { return seen_by_any.begin / kLanes * kLanes; }
   std::int32_t slot_end() const { return (seen_by_any.end + kLanes - 1) / kLanes * kLanes; }
@@ -383,6 +395,56 @@ struct FloatPages {
   }
 };
 
+// ---- edit: where softcap or ALiBi is asked for, scores become final, s8 ones with the row's q_scale.
+
+inline F32 negate(F32 x) { return sub(splat(0.0f), x); }
+
+// Within 4e-7 of its size. Near 0 by its series, where 1 - exp(-2 |x|) would cancel.
+inline F32 tanh(F32 x) {
+  const F32 one = splat(1.0f), magnitude = abs(x), square = mul(x, x);
+  const F32 decay = exp_lut(mul(magnitude, splat(-2.0f)));
+  const F32 far = div(sub(one, decay), add(one, decay));
+  F32 series = fma(square, splat(62.0f / 2835.0f), splat(-17.0f / 315.0f));
+  series = fma(series, square, splat(2.0f / 15.0f));
+  series = fma(series, square, splat(-1.0f / 3.0f));
+  const F32 near = fma(mul(magnitude, square), series, magnitude);
+  const F32 result = select(less(magnitude, splat(0.3f)), near, far);
+  return select(less(x, splat(0.0f)), negate(result), result);
+}
+
+struct EditedRow {
+  F32 scale;  // of s8 scores, else 1
+  F32 softcap;
+  bool is_capped;
+  F32 minus_slope, position;
+
+  F32 edit(F32 score, F32 key_position) const {
+    F32 edited = mul(score, scale);
+    if (is_capped) edited = mul(tanh(div(edited, softcap)), softcap);
+    return fma(abs(sub(position, key_position)), minus_slope, edited);
+  }
+};
+
+inline void edit_row(const SpanTile& tile, std::int32_t row) {
+  alignas(64) static constexpr float kLaneNumbers[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const AttentionRow& of = tile.scratch.rows[tile.first_row + row];
+  const ScoreEdits& edits = tile.edits;
+  const float slope = edits.alibi_slopes == nullptr ? 0.0f : edits.alibi_slopes[of.head];
+  const float scale = tile.kv.dtype == Dtype::s8 ? tile.scratch.q_scale[tile.first_row + row] : 1.0f;
+  const EditedRow edited = {splat(scale), splat(edits.softcap), edits.softcap != 0.0f, splat(-slope),
+                            splat(static_cast<float>(of.position))};
+  float* scores = tile.scores(row);
+  for (std::int32_t slot = tile.slot_begin(); slot < tile.slot_end(); slot += kLanes) {
+    const F32 key_position = add(splat(static_cast<float>(tile.first_position + slot)), load(kLaneNumbers));
+    store(scores + slot, edited.edit(load(scores + slot), key_position));
+  }
+}
+
+inline void edit_scores(const SpanTile& tile) {
+  if (!tile.edits.any()) return;
+  for (std::int32_t row = 0; row < tile.n_rows; ++row) edit_row(tile, row);
+}
+
 // ---- weigh: a row's scores over the span become weights, its state gets maximum and sum.
 
 // What a row sees of a run of slots: keep() puts `fill` into the lanes that it must not see.
@@ -506,7 +568,7 @@ inline void weigh_rows_s8(const SpanTile& tile) {
   }
   const AskForHalf ask(tile);
   for (std::int32_t row = 0; row < tile.n_rows; ++row) {
-    const float q_scale = tile.scratch.q_scale[tile.first_row + row];
+    const float q_scale = tile.score_scale(row);
     const F32 sixteenths = splat(q_scale * kSixteenthsPerUnit);
     const State& state = tile.state[row];
     clear_state(state);
@@ -541,6 +603,7 @@ inline void attend_float_tile(const SpanTile& tile) {
                                                              page.slot_end / kLanes);
     });
   });
+  edit_scores(tile);
   weigh_rows_floats(tile);
   for_pages(tile, [&](const TilePage& page) {
     for_row_tiles(tile, [&](auto count, std::int32_t row) {
@@ -551,6 +614,7 @@ inline void attend_float_tile(const SpanTile& tile) {
 
 inline void attend_s8_tile(const SpanTile& tile) {
   score_rows_s8(tile);
+  edit_scores(tile);
   weigh_rows_s8(tile);
   for_row_tiles(tile, [&](auto count, std::int32_t row) {
     for_vectors<AccumulateS8, decltype(count)::n>(tile, tile.seen_pages, row, 0, tile.kv.head_dim_padded / kLanes);

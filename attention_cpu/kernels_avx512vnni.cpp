@@ -13,12 +13,13 @@ namespace llm_decoder {
 namespace {
 // clang-format off
 #include "vec_avx512.h"
-#include "bf16-inl.h"
+#include "floats-inl.h"
 #include "softmax_lut-inl.h"
 #include "rows-inl.h"
 #include "append_kv-inl.h"
 #include "attention_rows-inl.h"
 #include "attention_span-inl.h"
+#include "nhd_tiles-inl.h"
 #include "paged_attention-inl.h"
 #include "gemm-inl.h"
 #include "gemm_avx512-inl.h"

@@ -11,12 +11,13 @@ namespace llm_decoder {
 namespace {
 // clang-format off
 #include "vec_generic.h"
-#include "bf16-inl.h"
+#include "floats-inl.h"
 #include "softmax_lut-inl.h"
 #include "rows-inl.h"
 #include "append_kv-inl.h"
 #include "attention_rows-inl.h"
 #include "attention_span-inl.h"
+#include "nhd_tiles-inl.h"
 #include "paged_attention-inl.h"
 #include "gemm_generic-inl.h"
 #include "gemm_w4-inl.h"

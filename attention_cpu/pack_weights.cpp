@@ -8,7 +8,7 @@ namespace llm_decoder {
 
 namespace {
 
-#include "bf16-inl.h"
+#include "floats-inl.h"
 
 // These layouts are one picture in units (a float, a bf16 or 4 int8): a panel is the transpose of its 16 rows.
 // Blocks of 16 x 16 units read and write whole cache lines. `unit_at(row, i)` reads unit i of a row of the panel.

@@ -11,9 +11,8 @@ struct SpanWalk {
   const AttentionArgs& args;
   const AttentionItem& item;
   const AttentionScratch& scratch;
-  std::int32_t n_rows;      // of the block
-  std::int32_t first_page;  // that any row of the block sees, and the last one
-  std::int32_t last_page;
+  std::int32_t n_rows;  // of the block
+  SlotRange seen;       // positions that any row of the block sees
 };
 
 // The slots that a row sees of the span that begins at first_position.
@@ -53,14 +52,32 @@ inline bool attend_rows(const SpanWalk& walk, SpanTile& tile, std::int32_t span,
   return true;
 }
 
+// What the block sees of the span, out of nhd pages; the tile then goes over these tiles.
+inline void make_tiles_of_span(const SpanWalk& walk, SpanTile& tile) {
+  static constexpr std::int32_t kTileIds[kSpanPositions / kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                                     8, 9, 10, 11, 12, 13, 14, 15};
+  const std::int32_t page_size = tile.kv.page_size;
+  const SlotRange seen = {larger(walk.seen.begin - tile.first_position, 0),
+                          smaller(walk.seen.end - tile.first_position, tile.span_slots)};
+  for (std::int32_t number = seen.begin / page_size; number * page_size < seen.end; ++number) {
+    const SlotRange slots = within_page(seen, number * page_size, page_size);
+    make_tile(tile.kv, {tile.pages[number], walk.item.kv_head, slots}, number);
+  }
+  tile.pages = kTileIds;
+  tile.asks_for_v = false;
+  tile.n_pages_ahead = 0;
+}
+
 // The block over one span, in tiles of even size.
 inline void attend_span(const SpanWalk& walk, SpanTile& tile, std::int32_t span) {
   const std::int32_t n_tiles = (walk.n_rows + kTileRows - 1) / kTileRows;
+  tile.first_position = span * tile.span_slots;
   tile.pages = walk.item.block_table + static_cast<std::int64_t>(span) * tile.span_pages;
-  const std::int32_t n_after = walk.last_page + 1 - (span + 1) * tile.span_pages;
+  const std::int32_t n_after = (walk.seen.end - 1) / tile.kv.page_size + 1 - (span + 1) * tile.span_pages;
   const bool goes_on = span + 1 < walk.item.span_end;
   tile.asks_for_v = true;
   tile.n_pages_ahead = goes_on ? larger(smaller(n_after, tile.span_pages), 0) : 0;
+  if (tile.kv.nhd != nullptr) make_tiles_of_span(walk, tile);
   for (std::int32_t i = 0; i < n_tiles; ++i) {
     const std::int32_t begin = walk.n_rows * i / n_tiles, end = walk.n_rows * (i + 1) / n_tiles;
     if (!attend_rows(walk, tile, span, begin, end - begin)) continue;
@@ -74,10 +91,18 @@ inline void attend_block(const SpanWalk& walk) {
   tile.kv = walk.args.kv;
   tile.scratch = walk.scratch;
   tile.kv_head = walk.item.kv_head;
+  if (tile.kv.nhd != nullptr) {
+    tile.kv.k = walk.scratch.tiles_k;
+    tile.kv.v = walk.scratch.tiles_v;
+    tile.kv.k_scale = walk.scratch.tiles_k_scale;
+    tile.kv.v_scale = walk.scratch.tiles_v_scale;
+    tile.kv_head = 0;
+  }
+  tile.edits = {walk.args.softcap, walk.args.alibi_slopes};
   tile.span_pages = pages_of_span(tile.kv.page_size);
   tile.span_slots = tile.span_pages * tile.kv.page_size;
-  const std::int32_t begin = larger(walk.first_page / tile.span_pages, walk.item.span_begin);
-  const std::int32_t end = smaller(walk.last_page / tile.span_pages + 1, walk.item.span_end);
+  const std::int32_t begin = larger(walk.seen.begin / tile.span_slots, walk.item.span_begin);
+  const std::int32_t end = smaller((walk.seen.end - 1) / tile.span_slots + 1, walk.item.span_end);
   for (std::int32_t span = begin; span < end; ++span) attend_span(walk, tile, span);
 }
 
@@ -90,15 +115,14 @@ void paged_attention(const AttentionArgs& args, const AttentionItem& item, std::
   RowCursor cursor{args, item};
   for (; n_left > 0; n_left -= scratch.n_rows) {
     const std::int32_t n_rows = smaller(n_left, scratch.n_rows);
-    std::int32_t see_begin = INT32_MAX, see_end = 0;
+    SlotRange seen = {INT32_MAX, 0};
     for (std::int32_t i = 0; i < n_rows; ++i) {
       scratch.rows[i] = cursor.take();
       ask_for_query(args, scratch.rows[i]);
-      see_begin = smaller(see_begin, scratch.rows[i].see_begin);
-      see_end = larger(see_end, scratch.rows[i].see_end);
+      seen = {smaller(seen.begin, scratch.rows[i].see_begin), larger(seen.end, scratch.rows[i].see_end)};
     }
     for (std::int32_t i = 0; i < n_rows; ++i) begin_row(args, scratch, i);
-    attend_block({args, item, scratch, n_rows, see_begin / args.kv.page_size, (see_end - 1) / args.kv.page_size});
+    attend_block({args, item, scratch, n_rows, seen});
     for (std::int32_t i = 0; i < n_rows; ++i) {
       const AttentionRow& row = scratch.rows[i];
       if (row.states != nullptr) continue;
@@ -112,7 +136,8 @@ void merge_states(const AttentionArgs& args, const QueryRun& run, std::byte* scr
   const std::int32_t span_slots = pages_of_span(args.kv.page_size) * args.kv.page_size;
   const State gathered = state_at(reinterpret_cast<float*>(scratch_bytes), 0, hd);
   const std::int32_t position = run.position_begin;
-  const std::int32_t begin = window_begin(position, args.window) / span_slots, end = position / span_slots + 1;
+  const std::int32_t begin = window_begin(position, args.window) / span_slots;
+  const std::int32_t end = (window_end(args, run, position) - 1) / span_slots + 1;
   for (std::int32_t head = 0; head < args.n_heads; ++head) {
     clear_state(gathered);
     for (std::int32_t span = begin; span < end; ++span) {

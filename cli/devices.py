@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def devices(*, as_json: JsonFlag = False) -> None:
     """Show what this machine computes on.
 
-    The CPU with its kernels, threads and free memory, and why a GPU is not used.
+    The CPU with its kernels, threads and free memory; NVIDIA GPUs, or why there is none to use.
     """
     from llm_decoder.backends import choose_isa
     from llm_decoder.backends import devices as find_devices
@@ -28,8 +28,11 @@ def devices(*, as_json: JsonFlag = False) -> None:
             emit_line(f"{device.name}: {device.description}, not used: {device.reason}")
             continue
         emit_line(f"{device.name}: {device.description}")
-        emit_line(f"  kernels  {isa} (this machine runs {', '.join(device.isas)})")
-        emit_line(f"  threads  {device.threads} (this process may use {_cores(device.cores)})")
+        if device.isas:
+            emit_line(f"  kernels  {isa} (this machine runs {', '.join(device.isas)})")
+            emit_line(f"  threads  {device.threads} (this process may use {_cores(device.cores)})")
+        else:
+            emit_line("  kernels  llm_decoder.ops (models are computed on the CPU)")
         emit_line(f"  memory   {size(device.memory_bytes)} free")
 
 

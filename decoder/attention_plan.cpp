@@ -33,6 +33,13 @@ std::int32_t first_position(const AttentionShape& shape, const QuerySequence& se
   return shape.window > 0 && position >= shape.window ? position - shape.window + 1 : 0;
 }
 
+// The last position that any of n_tokens tokens from `position` on sees.
+std::int32_t last_position(const AttentionShape& shape, std::int32_t position, std::int32_t n_tokens,
+                           std::int32_t n_positions) {
+  const std::int64_t last = std::int64_t{position} + n_tokens - 1 + shape.window_right;
+  return static_cast<std::int32_t>(std::min<std::int64_t>(last, n_positions - 1));
+}
+
 // Tokens of an item of a long chunk.
 std::int32_t run_length(const AttentionShape& shape, std::int64_t n_tokens) {
   const std::int64_t group = group_of(shape);
@@ -60,7 +67,7 @@ void AttentionPlan::make(const AttentionShape& shape, const std::vector<QuerySeq
       add_long(shape, s, run_length(shape, n_tokens));
       continue;
     }
-    const std::int32_t last = s.position_begin + s.n_tokens - 1;
+    const std::int32_t last = last_position(shape, s.position_begin, s.n_tokens, s.n_positions);
     shorts_.push_back({s, first_position(shape, s) / shape.page_size, last / shape.page_size, 0, 0});
   }
   if (shorts_.empty()) return;
@@ -76,13 +83,14 @@ void AttentionPlan::add_long(const AttentionShape& shape, const QuerySequence& s
   const auto run_begin = static_cast<std::int32_t>(runs.size());
   for (std::int32_t end = sequence.n_tokens; end > 0;) {
     const std::int32_t begin = (end - 1) / max_run * max_run;
-    runs.push_back({sequence.token_begin + begin, end - begin, sequence.position_begin + begin});
+    runs.push_back({sequence.token_begin + begin, end - begin, sequence.position_begin + begin, kNoStates, 0, 0,
+                    sequence.n_positions});
     end = begin;
   }
   for (std::int32_t head = 0; head < shape.n_kv_heads; ++head) {
     for (std::int32_t i = run_begin; i < static_cast<std::int32_t>(runs.size()); ++i) {
       const QueryRun& run = runs[static_cast<std::size_t>(i)];
-      const std::int32_t last = run.position_begin + run.n_tokens - 1;
+      const std::int32_t last = last_position(shape, run.position_begin, run.n_tokens, run.n_positions);
       items.push_back({sequence.block_table, head, i, 1, 0, last / span_positions + 1});
     }
   }
@@ -166,13 +174,14 @@ void AttentionPlan::add_short_runs(const AttentionShape& shape) {
   const std::int32_t span_pages = pages_of_span(shape.page_size);
   for (const Short& s : shorts_) {
     const std::int32_t first_span = s.first_page / span_pages, n_spans = s.last_page / span_pages + 1 - first_span;
-    QueryRun run = {s.of.token_begin, s.of.n_tokens, s.of.position_begin, kNoStates, first_span, n_spans};
+    QueryRun run = {s.of.token_begin, s.of.n_tokens, s.of.position_begin, kNoStates,
+                    first_span,       n_spans,       s.of.n_positions};
     if (s.n_items > 1) {
       run.state_begin = n_states;
       n_states += std::int64_t{n_spans} * s.of.n_tokens;
       for (std::int32_t i = 0; i < s.of.n_tokens; ++i) {
         merges.push_back({run.token_begin + i, 1, run.position_begin + i, run.state_begin + std::int64_t{i} * n_spans,
-                          first_span, n_spans});
+                          first_span, n_spans, run.n_positions});
       }
     }
     runs.push_back(run);

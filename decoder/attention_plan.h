@@ -14,6 +14,7 @@ struct AttentionShape {
   std::int32_t page_size = 0;
   std::int32_t window = 0;  // the widest of the layers that use the plan, 0: everything
   int n_threads = 1;
+  std::int32_t window_right = 0;  // positions after its own that a token sees
 };
 
 // Tokens of a sequence that ask, the first at position_begin.
@@ -22,6 +23,7 @@ struct QuerySequence {
   std::int32_t token_begin = 0;  // row of q and out
   std::int32_t n_tokens = 0;
   std::int32_t position_begin = 0;
+  std::int32_t n_positions = INT32_MAX;  // of the sequence
 };
 
 // A long chunk of a prompt reads each page for many rows anyway: it is cut into runs of tokens, each of which goes over

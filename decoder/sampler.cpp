@@ -6,8 +6,8 @@
 
 #include "draw.h"
 #include "llm_decoder/errors.h"
+#include "llm_decoder/philox.h"
 #include "logit_edits.h"
-#include "philox.h"
 
 namespace llm_decoder {
 namespace {

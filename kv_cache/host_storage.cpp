@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <new>
-#include <string>
-#include <utility>
 
 #include "llm_decoder/errors.h"
 #include "storage.h"
@@ -15,15 +12,6 @@ namespace {
 
 constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
 constexpr std::int64_t kCacheLine = 64;
-
-class OutOfMemory : public std::bad_alloc {
- public:
-  explicit OutOfMemory(std::string message) : message_(std::move(message)) {}
-  const char* what() const noexcept override { return message_.c_str(); }
-
- private:
-  std::string message_;
-};
 
 [[noreturn]] void refuse(std::int32_t n_pages, std::int64_t page_bytes) {
   throw OutOfMemory(concat("[KvCache] needs ", n_pages, " pages of ", page_bytes,

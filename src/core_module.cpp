@@ -9,6 +9,8 @@ void register_sampling(pybind11::module_& m);
 void register_decoder(pybind11::module_& m);
 void register_machine_limits(pybind11::module_& m);
 void register_prompt_lookup(pybind11::module_& m);
+void register_dlpack(pybind11::module_& m);
+void register_ops(pybind11::module_& m);
 
 }  // namespace llm_decoder
 
@@ -20,4 +22,6 @@ PYBIND11_MODULE(_core, m) {
   llm_decoder::register_decoder(m);
   llm_decoder::register_machine_limits(m);
   llm_decoder::register_prompt_lookup(m);
+  llm_decoder::register_dlpack(m);
+  llm_decoder::register_ops(m);
 }

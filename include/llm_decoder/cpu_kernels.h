@@ -102,6 +102,7 @@ struct QueryRun {
   // merge_states. kNoStates where one item goes over all spans and finishes.
   std::int64_t state_begin = kNoStates;
   std::int32_t first_span = 0, n_spans = 0;
+  std::int32_t n_positions = INT32_MAX;  // of the sequence: where a token that sees beyond its own position stops
 };
 
 struct AttentionArgs {
@@ -113,8 +114,14 @@ struct AttentionArgs {
   std::int32_t n_heads = 0;
   float scale = 0.0f;              // multiplies q . k
   std::int32_t window = 0;         // position p sees positions (p - window, p]; 0 = all up to p
+  std::int32_t window_right = 0;   // and so many after p
   const QueryRun* runs = nullptr;  // what items name
   float* states = nullptr;         // 64-byte aligned
+  // A score s becomes softcap * tanh(s / softcap) - alibi_slopes[head] * |p - position of the key|.
+  float softcap = 0.0f;                 // 0: none
+  const float* alibi_slopes = nullptr;  // [n_heads] or null
+  const float* sinks = nullptr;         // [n_heads] or null: a score that takes part in the sum only
+  float* lse = nullptr;                 // [n_tokens, n_heads] or null: log of the sum of exp(score), sinks included
 };
 
 // One unit of attention: runs of tokens against the same pages of one KV head, for all query heads that share it.
@@ -187,6 +194,11 @@ const std::vector<const CpuKernels*>& cpu_kernels();
 // The table named `isa`, or the best one for "" or "auto". The environment's LLM_DECODER_CPU_ISA overrides "auto".
 // Throws std::invalid_argument naming the choices when this machine cannot run it or no such table exists.
 const CpuKernels& select_cpu_kernels(const char* isa);
+
+// n elements of any dtype as floats, and floats as elements, x / scale to the nearest, ties to even: in float16
+// infinity from 65520 on, in fp8 and int8 at most 448 and 127 of either sign, in int8 a NaN as 0. Baseline flags.
+void widen_row(Dtype dtype, const std::byte* from, std::int64_t n, float* to);
+void narrow_row(Dtype dtype, const float* from, std::int64_t n, float scale, std::byte* to);
 
 // Packing, once at load, baseline flags. w: [n, k] rows; `row_stride` in elements.
 void pack_f32(const float* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, float* out);

@@ -3,9 +3,11 @@
 // RuntimeError.
 #pragma once
 
+#include <new>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace llm_decoder {
 
@@ -27,5 +29,15 @@ template <class... Parts>
 void check_state(bool ok, const char* place, const Parts&... message) {
   if (!ok) throw std::logic_error(concat("[", place, "] ", message...));
 }
+
+// Memory that was not to be had, with a message that says how much and what to do.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(std::string message) : message_(std::move(message)) {}
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
+};
 
 }  // namespace llm_decoder

@@ -10,14 +10,33 @@
 
 namespace llm_decoder {
 
-enum class Dtype : std::uint8_t { f32, bf16, s8 };
+// fp8 is e4m3. f16 and fp8 live on GPUs alone.
+enum class Dtype : std::uint8_t { f32, bf16, s8, f16, fp8 };
 
 // The upper half of a float32: 8 bits of exponent, 7 of mantissa.
 struct Bf16 {
   std::uint16_t bits;
 };
 
-constexpr std::int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
+constexpr std::int64_t element_bytes(Dtype dtype) {
+  return dtype == Dtype::f32 ? 4 : dtype == Dtype::bf16 || dtype == Dtype::f16 ? 2 : 1;
+}
+
+constexpr const char* dtype_name(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f32:
+      return "float32";
+    case Dtype::bf16:
+      return "bfloat16";
+    case Dtype::s8:
+      return "int8";
+    case Dtype::f16:
+      return "float16";
+    case Dtype::fp8:
+      return "fp8";
+  }
+  return "?";
+}
 
 // A borrowed run of `size` elements.
 template <class T>

@@ -28,7 +28,52 @@ def quantize_weight_rows(w: _Floats) -> tuple[_Chars, _Floats]: ...
 def sample(
     logits: _Floats, rows: _Ints, params: dict[str, npt.NDArray[Any]], n_top: int
 ) -> tuple[_Ints, _Floats, _Ints, _Ints, _Floats]: ...
+def read_dlpack(capsule: Any) -> tuple[int, str, tuple[int, ...], tuple[int, ...], bool]: ...
+def dlpack_array(capsule: Any) -> npt.NDArray[Any]: ...
 def log_probs(logits: _Floats, targets: _Ints, n_top: int) -> tuple[_Floats, _Ints, _Ints, _Floats]: ...
+def paged_attention_op(
+    q: npt.NDArray[Any],
+    q_dtype: str,
+    k_cache: npt.NDArray[Any],
+    v_cache: npt.NDArray[Any],
+    kv_dtype: str,
+    block_table: _Ints,
+    seq_lens: _Ints,
+    cu_seqlens_q: _Ints,
+    scale: float,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    alibi_slopes: _Floats | None,
+    sinks: _Floats | None,
+    k_scale: float | _Floats | None,
+    v_scale: float | _Floats | None,
+    out: npt.NDArray[Any],
+    lse: _Floats | None,
+    n_threads: int,
+    isa: str = "auto",
+) -> None: ...
+def reshape_and_cache_op(
+    key: npt.NDArray[Any],
+    value: npt.NDArray[Any],
+    dtype: str,
+    k_cache: npt.NDArray[Any],
+    v_cache: npt.NDArray[Any],
+    kv_dtype: str,
+    slot_mapping: _Longs,
+    k_scale: float | _Floats | None,
+    v_scale: float | _Floats | None,
+    n_threads: int,
+) -> None: ...
+def merge_states_op(
+    outs: Sequence[npt.NDArray[Any]],
+    lses: Sequence[_Floats],
+    dtype: str,
+    out: npt.NDArray[Any],
+    lse: _Floats | None,
+    n_threads: int,
+) -> None: ...
 
 class PromptLookup:
     def __init__(self) -> None: ...

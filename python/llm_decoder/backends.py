@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,14 +19,19 @@ from llm_decoder._core import (
     KvCache,
     MachineLimits,
     PromptLookup,
+    dlpack_array,
     expand_w4,
     isas,
+    merge_states_op,
     pack_bf16,
     pack_f32,
     pack_w4,
     pack_w8,
+    paged_attention_op,
     quantize_weight_groups,
     quantize_weight_rows,
+    read_dlpack,
+    reshape_and_cache_op,
     unpack_w8,
 )
 from llm_decoder._core import INT8Decoder as CoreDecoder
@@ -54,14 +61,20 @@ __all__ = [
     "create_backend",
     "create_decoder",
     "devices",
+    "dlpack_array",
     "expand_w4",
+    "load_cuda",
+    "merge_states_op",
     "open_limits",
     "pack_bf16",
     "pack_f32",
     "pack_w4",
     "pack_w8",
+    "paged_attention_op",
     "quantize_weight_groups",
     "quantize_weight_rows",
+    "read_dlpack",
+    "reshape_and_cache_op",
     "unpack_w8",
 ]
 
@@ -80,6 +93,7 @@ MAX_THREADS = 1024
 _LIMITS_CACHES = 4
 _LIMITS_BYTES = 1 << 30
 _KV_DTYPES = {"float32": "f32", "bfloat16": "bf16", "int8": "s8"}
+_LEAST_COMPUTE_CAPABILITY = (8, 0)
 
 
 class Model(Protocol):
@@ -151,7 +165,7 @@ class StepTimes:
 @dataclass(frozen=True)
 class DeviceInfo:
     """A device of this machine. reason: why it cannot be used, empty when it can. threads: how many compute unless told
-    otherwise. cores: physical ones that this process may use."""
+    otherwise. cores: physical ones that this process may use. isas: of CPU kernels. memory_bytes: free."""
 
     name: str
     description: str
@@ -273,15 +287,52 @@ def devices() -> list[DeviceInfo]:
         memory_bytes=available_memory_bytes(),
         isas=tuple(isas()),
     )
-    cuda = DeviceInfo(
-        name="cuda",
-        description="NVIDIA GPU",
+    return [cpu, *_cuda_devices()]
+
+
+def load_cuda() -> ModuleType:
+    """The extension with the GPU kernels; importing it touches no driver.
+
+    Raises BackendError with the reason why it is not there.
+    """
+    try:
+        return importlib.import_module("llm_decoder._cuda")
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            "this build has no CUDA extension (built where nvcc and a device are, or with LLM_DECODER_CUDA=on)"
+        ) from error
+    except ImportError as error:
+        raise BackendError(f"the CUDA extension does not load: {error}") from error
+
+
+def _cuda_devices() -> list[DeviceInfo]:
+    """Every NVIDIA GPU, or one entry that says why there is none."""
+    try:
+        cuda = load_cuda()
+        found = [_cuda_device(cuda, index) for index in range(cuda.n_devices())]
+        reason = "the driver knows no NVIDIA GPU"
+    except (BackendError, RuntimeError) as error:
+        found, reason = [], str(error)
+        if "cudaErrorInsufficientDriver" in reason:
+            reason = f"no NVIDIA driver is loaded, or one older than the CUDA runtime of this build ({reason})"
+    return found or [DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason=reason)]
+
+
+def _cuda_device(cuda: ModuleType, index: int) -> DeviceInfo:
+    device = cuda.describe_device(index)
+    capability = device["compute_capability"]
+    major, minor = capability
+    reason = ""
+    if capability < _LEAST_COMPUTE_CAPABILITY:
+        reason = f"its compute capability is {major}.{minor}; the kernels need 8.0 or above"
+    return DeviceInfo(
+        name=f"cuda:{index}" if index else "cuda",
+        description=f"{device['name']}, compute capability {major}.{minor}, {device['n_sms']} multiprocessors",
         threads=0,
         cores=0,
-        memory_bytes=0,
-        reason="this build has no CUDA extension",
+        memory_bytes=device["free_bytes"],
+        reason=reason,
     )
-    return [cpu, cuda]
 
 
 def create_backend(model: Model, options: BackendOptions) -> Backend:
@@ -290,9 +341,9 @@ def create_backend(model: Model, options: BackendOptions) -> Backend:
     Raises BackendError for a device that is not there, ConfigError for an option out of its limits,
     NotEnoughMemoryError for a pool that holds not one sequence of max_model_len.
     """
-    for device in devices():
-        if device.name == options.device and not device.is_usable:
-            raise BackendError(f"[device] {device.name} cannot be used: {device.reason}; use device='cpu'")
+    if options.device == "cuda":
+        reason = _cuda_devices()[0].reason or "models are computed on the CPU; on the GPU there is llm_decoder.ops"
+        raise BackendError(f"[device] cuda cannot be used: {reason}; use device='cpu'")
     return CpuBackend(model, options)
 
 

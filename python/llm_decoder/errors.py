@@ -8,6 +8,7 @@ LLMDecoderError
 ├── ConfigError                    a settings file, environment variable or option with a bad name or value
 ├── BackendError                   the device or the compiled core cannot do what was asked
 │   └── NotEnoughMemoryError       needs X, has Y
+├── InvalidArgumentError           (also ValueError) an array or option of llm_decoder.ops that no kernel computes with
 ├── InvalidRequestError            (also ValueError) a request that could never be served; `param` names the field
 │   └── ContextLengthExceededError prompt (and answer) do not fit the context
 ├── RequestFailedError             one request failed while it ran (non-finite logits, ...); others go on
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthExceededError",
     "EngineClosedError",
+    "InvalidArgumentError",
     "InvalidRequestError",
     "LLMDecoderError",
     "MalformedFileError",
@@ -66,6 +68,11 @@ class BackendError(LLMDecoderError):
 
 class NotEnoughMemoryError(BackendError):
     """The model, its KV cache, or the rows that a request asks for do not fit the memory that is there."""
+
+
+class InvalidArgumentError(LLMDecoderError, ValueError):
+    """An argument of llm_decoder.ops of the wrong shape, dtype, layout or device, or a combination that no kernel
+    computes; the message lists what is supported."""
 
 
 class InvalidRequestError(LLMDecoderError, ValueError):

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "check.h"
-#include "philox.h"
+#include "llm_decoder/philox.h"
 #include "top_candidates.h"
 
 namespace {

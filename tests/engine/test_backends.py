@@ -1,6 +1,7 @@
 """What a backend chooses when nobody does, and what it refuses."""
 
 import dataclasses
+import types
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,46 @@ def test_an_option_out_of_its_limits_is_refused_by_name(int8, options, message):
         create_backend(int8, BackendOptions(**options))
 
 
-def test_a_device_that_is_not_there_is_refused_with_the_reason(int8):
-    with pytest.raises(BackendError, match="no CUDA extension"):
+def fake_cuda(*capabilities, failure=""):
+    """An extension on a machine with such devices, or whose runtime says `failure`."""
+
+    def n_devices():
+        if failure:
+            raise RuntimeError(failure)
+        return len(capabilities)
+
+    def describe_device(index):
+        facts = {"name": f"GPU {index}", "n_sms": 132, "free_bytes": 5 << 30, "total_bytes": 6 << 30}
+        return facts | {"compute_capability": capabilities[index]}
+
+    return types.SimpleNamespace(n_devices=n_devices, describe_device=describe_device)
+
+
+def test_an_extension_that_is_not_there_or_does_not_load_says_so(monkeypatch):
+    def import_module(name):
+        assert name == "llm_decoder._cuda"
+        raise failure
+
+    monkeypatch.setattr(backends.importlib, "import_module", import_module)
+    failure = ModuleNotFoundError("no module")
+    with pytest.raises(BackendError, match=r"this build has no CUDA extension .*LLM_DECODER_CUDA=on"):
+        backends.load_cuda()
+    failure = ImportError("libstdc++.so.6: version not found")
+    with pytest.raises(BackendError, match="the CUDA extension does not load: libstdc"):
+        backends.load_cuda()
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_reason(int8, monkeypatch):
+    def fails():
+        raise BackendError("this build has no CUDA extension")
+
+    monkeypatch.setattr(backends, "load_cuda", fails)
+    with pytest.raises(
+        BackendError, match=r"\[device\] cuda cannot be used: this build has no CUDA extension; use dev"
+    ):
+        create_backend(int8, BackendOptions(device="cuda"))
+    monkeypatch.setattr(backends, "load_cuda", lambda: fake_cuda((9, 0)))
+    with pytest.raises(BackendError, match=r"models are computed on the CPU; on the GPU there is llm_decoder\.ops"):
         create_backend(int8, BackendOptions(device="cuda"))
 
 
@@ -141,7 +180,32 @@ def test_a_missing_weight_is_named(int8):
         create_backend(dataclasses.replace(int8, weights=weights), BackendOptions())
 
 
-def test_devices_name_the_cpu_first_and_say_why_there_is_no_gpu():
+def test_every_gpu_is_named_and_one_too_old_says_so(monkeypatch):
+    monkeypatch.setattr(backends, "load_cuda", lambda: fake_cuda((9, 0), (7, 5)))
+    _, first, second = devices()
+    assert (first.name, first.is_usable, first.memory_bytes) == ("cuda", True, 5 << 30)
+    assert first.description == "GPU 0, compute capability 9.0, 132 multiprocessors"
+    assert (second.name, second.is_usable) == ("cuda:1", False)
+    assert second.reason == "its compute capability is 7.5; the kernels need 8.0 or above"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "reason"),
+    [
+        (fake_cuda(failure="[n_devices] cudaErrorInsufficientDriver: too old"), "no NVIDIA driver is loaded, or one"),
+        (fake_cuda(failure="[n_devices] cudaErrorNoDevice: none"), "[n_devices] cudaErrorNoDevice: none"),
+        (fake_cuda(), "the driver knows no NVIDIA GPU"),
+    ],
+)
+def test_an_extension_without_a_driver_or_a_gpu_says_which(monkeypatch, cuda, reason):
+    monkeypatch.setattr(backends, "load_cuda", lambda: cuda)
+    (found,) = devices()[1:]
+    assert (found.name, found.is_usable) == ("cuda", False)
+    assert found.reason.startswith(reason)
+
+
+def test_devices_name_the_cpu_first_and_say_why_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(backends, "load_cuda", lambda: fake_cuda(failure="no driver"))
     cpu, cuda = devices()
     assert (cpu.name, cpu.is_usable, cpu.threads >= 1, cpu.memory_bytes > 0) == ("cpu", True, True, True)
     assert cpu.isas[-1] == "generic"
@@ -172,8 +236,9 @@ def test_every_family_generates_and_scores_what_it_generates(tmp_path, family):
 
 def test_only_backends_imports_the_core():
     package = Path(backends.__file__).parent
-    importers = {path.name for path in package.rglob("*.py") if "llm_decoder._core" in path.read_text(encoding="utf-8")}
-    assert importers == {"backends.py"}
+    for module in ("llm_decoder._core", "llm_decoder._cuda"):
+        importers = {path.name for path in package.rglob("*.py") if module in path.read_text(encoding="utf-8")}
+        assert importers == {"backends.py"}, module
 
 
 @pytest.mark.parametrize("option", ["threads", "kv_cache_bytes", "page_size", "max_model_len", "max_tokens_per_step"])

@@ -75,6 +75,11 @@ def test_the_wheel_adds_exactly_one_top_level_name(wheel: Path) -> None:
     assert {name for name in names if not name.endswith(".dist-info")} == {"llm_decoder"}
 
 
+def test_the_wheel_carries_no_machine_of_tests(wheel: Path) -> None:
+    assert list((ROOT / "build/python/llm_decoder").glob("_cuda_host*.so"))
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if "_cuda_host" in name]
+
+
 def test_the_wheel_carries_core_settings_and_embedded_model(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert any(re.fullmatch(r"llm_decoder/_core.*\.so", name) for name in names)

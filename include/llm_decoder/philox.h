@@ -1,5 +1,6 @@
 // Philox4x32-10, the counter-based generator of Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3"): a
-// draw is a pure function of key and counter, so it never depends on who drew before.
+// draw is a pure function of key and counter, so it never depends on who drew before. constexpr, so that kernels have
+// it too.
 #pragma once
 
 #include <array>
@@ -7,7 +8,8 @@
 
 namespace llm_decoder {
 
-inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
+                                                  std::array<std::uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = std::uint64_t{0xD2511F53u} * counter[0];
     const std::uint64_t b = std::uint64_t{0xCD9E8D57u} * counter[2];
@@ -20,7 +22,7 @@ inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> coun
 }
 
 // Uniform in [0, 1), 53 bits, of the token at `position` of a sequence with this seed.
-inline double philox_uniform(std::uint64_t seed, std::int64_t position) {
+constexpr double philox_uniform(std::uint64_t seed, std::int64_t position) {
   const std::uint64_t counter = static_cast<std::uint64_t>(position);
   const auto words = philox4x32({static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), 0, 0},
                                 {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});

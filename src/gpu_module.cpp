@@ -1,0 +1,56 @@
+// llm_decoder._cuda, and llm_decoder._cuda_host: the GPU kernels as Python sees them, on NVIDIA devices and on the host
+// machine that stands for one in tests. Compiled once for each; GPU_MODULE is the name.
+//
+// Importing it touches no driver. Tensors cross as addresses of the device's memory; the Python door has checked them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "device_guard.h"
+#include "device_memory.h"
+
+namespace py = pybind11;
+
+namespace llm_decoder {
+namespace gpu {
+
+void register_gpu_attention(py::module_& m);
+void register_gpu_pages(py::module_& m);
+void register_gpu_moe(py::module_& m);
+
+namespace {
+
+py::dict describe_device(int device) {
+  const DeviceProperties properties = device_properties(device);
+  const DeviceGuard guard(device);
+  const MemoryInfo memory = memory_info();
+  py::dict out;
+  out["name"] = properties.name;
+  out["compute_capability"] = py::make_tuple(properties.compute_major, properties.compute_minor);
+  out["n_sms"] = properties.n_sms;
+  out["free_bytes"] = memory.free_bytes;
+  out["total_bytes"] = memory.total_bytes;
+  return out;
+}
+
+}  // namespace
+}  // namespace gpu
+}  // namespace llm_decoder
+
+PYBIND11_MODULE(GPU_MODULE, m) {
+  using namespace llm_decoder::gpu;
+  m.doc() = "The GPU kernels of llm_decoder, on pointers to a device's memory.";
+  m.attr("TARGETS") = LLM_DECODER_GPU_TARGETS;
+  m.def("n_devices", &n_devices, "RuntimeError with the runtime's words where there is no driver, or one too old.");
+  m.def("describe_device", &describe_device, py::arg("device"));
+  m.def(
+      "synchronize",
+      [](int device, std::uintptr_t stream) {
+        const DeviceGuard guard(device);
+        const py::gil_scoped_release release;
+        synchronize(reinterpret_cast<Stream>(stream));
+      },
+      "Returns when all that was queued on the stream is done.", py::arg("device"), py::arg("stream"));
+  register_gpu_attention(m);
+  register_gpu_pages(m);
+  register_gpu_moe(m);
+}

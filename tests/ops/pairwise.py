@@ -1,0 +1,35 @@
+"""A seeded pairwise cover: few rows in which every two levels of any two factors meet."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Pair = tuple[tuple[str, Any], tuple[str, Any]]
+
+
+def pairwise_cover(factors: Mapping[str, Sequence[Any]], seed: int) -> list[dict[str, Any]]:
+    """Rows {factor: level}. Greedy: a row begins with a pair that is still missing and takes, factor by factor, the
+    level that completes most missing pairs (Cohen et al. 1997, AETG)."""
+    rng = random.Random(seed)
+    missing = {
+        _pair((a, x), (b, y)) for a, b in itertools.combinations(factors, 2) for x in factors[a] for y in factors[b]
+    }
+    rows = []
+    while missing:
+        row = dict(rng.choice(sorted(missing, key=repr)))
+        others = [name for name in factors if name not in row]
+        rng.shuffle(others)
+        for name in others:
+            levels = list(factors[name])
+            rng.shuffle(levels)
+            row[name] = max(levels, key=lambda level: sum(_pair((name, level), at) in missing for at in row.items()))
+        missing -= {_pair(a, b) for a, b in itertools.combinations(row.items(), 2)}
+        rows.append({name: row[name] for name in factors})
+    return rows
+
+
+def _pair(a: tuple[str, Any], b: tuple[str, Any]) -> Pair:
+    return (a, b) if a[0] < b[0] else (b, a)

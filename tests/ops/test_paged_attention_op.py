@@ -1,0 +1,172 @@
+"""paged_attention through its door, on the CPU and on the GPU kernels of the host machine, against the formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from element_codes import decode, encode
+from paged_batch import PagedBatch
+
+from llm_decoder import ops
+
+pytestmark = pytest.mark.usefixtures("any_machine")
+
+
+def attend(batch: PagedBatch, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    return ops.paged_attention(*batch.arguments(), **batch.dtypes(), return_lse=True, **options)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_mixed_batch_is_what_the_formula_says(dtype: str) -> None:
+    batch = PagedBatch(q_dtype=dtype, kv_dtype=dtype)
+    batch.check(*attend(batch))
+
+
+@pytest.mark.parametrize("kv_dtype", ["fp8", "int8"])
+@pytest.mark.parametrize("shape", ["all", "head", "slot"])
+def test_pages_of_bytes_have_a_scale_for_all_a_head_or_a_slot(kv_dtype: str, shape: str) -> None:
+    batch = PagedBatch(kv_dtype=kv_dtype)
+    random = np.random.default_rng(1)
+    size = {"all": (), "head": (2,), "slot": (batch.n_pages, batch.page_size, 2)}[shape]
+    scales = (0.02 + 0.01 * random.random((2, *size))).astype(np.float32)
+    options = {"k_scale": scales[0], "v_scale": scales[1]}
+    if shape == "all":
+        options = {name: float(scale) for name, scale in options.items()}
+    batch.check(*attend(batch, **options), **options)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [(-1, -1), (20, 3), (0, 0), (7, -1)])
+def test_windows_softcaps_slopes_and_sinks_together(causal: bool, window: tuple[int, int]) -> None:
+    batch = PagedBatch(((1, 150), (6, 80), (1, 1), (4, 2), (2, 0)))
+    options = {
+        "causal": causal,
+        "window": window,
+        "softcap": 3.0,
+        "alibi_slopes": np.array([0.5, 0.25, 0.125, 0.0625], np.float32),
+        "sinks": np.array([0.3, -1.0, 2.0, 0.0], np.float32),
+        "scale": 0.2,
+    }
+    batch.check(*attend(batch, **options), **options)
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(3, 3, 8), (5, 1, 40), (8, 2, 72), (4, 1, 256)])
+def test_any_ratio_of_heads_and_any_head_size_of_eights(n_heads: int, n_kv_heads: int, head_dim: int) -> None:
+    batch = PagedBatch(((1, 20), (9, 25)), n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, page_size=48)
+    batch.check(*attend(batch))
+
+
+def test_a_plan_is_made_once_and_used_by_every_layer() -> None:
+    layers = [PagedBatch(seed=seed) for seed in (1, 2)]
+    plan = ops.plan_attention(layers[0].seq_lens, layers[0].cu_seqlens_q, n_heads=4, n_kv_heads=2, head_dim=64)
+    for layer in layers:
+        layer.check(*attend(layer, plan=plan))
+    longer = PagedBatch(((1, 700), (2, 90)))
+    plan.update(longer.seq_lens, longer.cu_seqlens_q)
+    longer.check(*attend(longer, plan=plan))
+
+
+def test_long_keys_are_divided_and_merged_to_the_same() -> None:
+    batch = PagedBatch(((1, 1200), (1, 90)))
+    options = {"sinks": np.array([1.0, 0.0, -1.0, 0.5], np.float32)}
+    batch.check(*attend(batch, **options), **options)
+
+
+def test_with_a_fixed_split_a_sequence_gives_the_same_bits_alone_and_in_a_batch() -> None:
+    batch = PagedBatch(((1, 200), (7, 77), (1, 333)))
+    together, lses = attend(batch, fixed_split=64)
+    for i in range(3):
+        begin, end = batch.cu_seqlens_q[i : i + 2]
+        alone, lse = ops.paged_attention(
+            batch.q[begin:end],
+            batch.k_cache,
+            batch.v_cache,
+            batch.block_table[i : i + 1],
+            batch.seq_lens[i : i + 1],
+            np.array([0, end - begin], np.int32),
+            return_lse=True,
+            fixed_split=64,
+            **batch.dtypes(),
+        )
+        np.testing.assert_array_equal(alone, together[begin:end])
+        np.testing.assert_array_equal(lse, lses[begin:end])
+
+
+def test_a_shared_prefix_gives_the_same() -> None:
+    batch = PagedBatch(((1, 70), (1, 90), (2, 66)))
+    batch.block_table[1:, :4] = batch.block_table[0, :4]
+    plan = ops.plan_attention(
+        batch.seq_lens, batch.cu_seqlens_q, n_heads=4, n_kv_heads=2, head_dim=64, shared_prefixes=[(0, 3, 64)]
+    )
+    batch.check(*attend(batch, plan=plan))
+
+
+def test_a_gpu_reads_a_shared_prefix_by_the_table_of_its_first_sequence(host_machine: None) -> None:
+    batch = PagedBatch(((1, 70), (1, 90), (2, 66)))
+    batch.block_table[1:, :4] = batch.block_table[0, :4]
+    shared = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "shared_prefixes": [(0, 3, 64)]}
+    plan = ops.plan_attention(batch.seq_lens, batch.cu_seqlens_q, **shared)
+    want, _ = attend(batch, plan=plan)
+    batch.block_table[1:, :4] = batch.block_table[0, 4]  # never followed: mostly NaN
+    np.testing.assert_array_equal(attend(batch, plan=plan)[0], want)
+
+
+def test_rows_past_the_last_token_are_zero() -> None:
+    batch = PagedBatch(((1, 9), (2, 5)))
+    sinks = np.ones(4, np.float32)
+    want, want_lse = attend(batch, sinks=sinks)
+    batch.q = np.concatenate([batch.q, np.full((2, 4, 64), 0x7FFF, np.uint16)])
+    out, lse = attend(batch, sinks=sinks)
+    np.testing.assert_array_equal(out[:3], want)
+    np.testing.assert_array_equal(lse[:3], want_lse)
+    assert not out[3:].any()
+    assert np.isneginf(lse[3:]).all()
+    options = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
+    plan = ops.plan_attention(batch.seq_lens, batch.cu_seqlens_q, n_tokens=5, **options)
+    np.testing.assert_array_equal(attend(batch, plan=plan, sinks=sinks)[0], out)
+
+
+def test_the_result_goes_where_it_is_told_and_only_there() -> None:
+    batch = PagedBatch(((2, 9), (3, 40)))
+    want, _ = attend(batch)
+    wide = np.full((5, 6, 64), 0x7FFF, np.uint16)
+    out = wide[:, 1:5]
+    assert ops.paged_attention(*batch.arguments(), **batch.dtypes(), out=out) is out
+    np.testing.assert_array_equal(out, want)
+    assert (wide[:, [0, 5]] == 0x7FFF).all()
+
+
+def test_q_and_pages_may_be_views_into_other_tensors() -> None:
+    batch = PagedBatch(((2, 9), (3, 40)))
+    want, _ = attend(batch)
+    qkv = np.zeros((5, 8, 64), np.uint16)
+    qkv[:, :4] = batch.q
+    batch.q = qkv[:, :4]
+    pool = np.stack([batch.k_cache, batch.v_cache], axis=1)
+    batch.k_cache, batch.v_cache = pool[:, 0], pool[:, 1]
+    np.testing.assert_array_equal(attend(batch)[0], want)
+
+
+def test_a_batch_without_tokens_or_without_sequences_is_legal() -> None:
+    assert attend(PagedBatch(((0, 5), (0, 0))))[0].shape == (0, 4, 64)
+    batch = PagedBatch(((1, 3),))
+    nobody = np.zeros(0, np.int32)
+    arguments = (batch.q[:0], batch.k_cache, batch.v_cache, batch.block_table[:0], nobody, np.zeros(1, np.int32))
+    assert ops.paged_attention(*arguments, **batch.dtypes()).shape == (0, 4, 64)
+
+
+def test_maxima_may_be_given() -> None:
+    batch = PagedBatch()
+    batch.check(*attend(batch, max_seqlen_q=33, max_seqlen_k=131))
+
+
+def test_the_judge_would_see_a_wrong_value() -> None:
+    batch = PagedBatch()
+    out, lse = attend(batch)
+    wrong = encode(decode(out, "bfloat16") * 1.1, "bfloat16")
+    with pytest.raises(AssertionError):
+        batch.check(wrong, lse)
+    with pytest.raises(AssertionError):
+        batch.check(out, lse + 0.1)
