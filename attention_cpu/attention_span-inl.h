@@ -147,7 +147,9 @@ inline void for_vectors(const SpanTile& tile, const Part& part, std::int32_t fir
   if constexpr (kBeside > 2) {
     for (; end - i >= 2; i += 2) Step<kRows, 2>::run(tile, part, first_row, i);
   }
-  for (; i < end; ++i) Step<kRows, 1>::run(tile, part, first_row, i);
+  if constexpr (kBeside > 1) {
+    for (; i < end; ++i) Step<kRows, 1>::run(tile, part, first_row, i);
+  }
 }
 
 // ---- s8 pages. Score: q . k of a span's vectors of slots, whether seen or not; the row's q_scale is left to exp.
