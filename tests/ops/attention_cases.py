@@ -20,6 +20,7 @@ BATCHES = {
     "mixed": ((90, 1), (0, 0), (37, 37), (64, 13), (3, 5), (0, 2), (280, 2)),
     "shared": ((300, 1), (310, 1), (280, 4), (40, 1)),  # all begin with the pages of the first
     "empty": ((0, 1), (5, 0), (0, 3)),
+    "long": ((300, 60), (270, 40)),  # runs of tokens, the first of which end before the last span
 }
 # Query heads a KV head -> KV heads.
 KV_HEADS = {1: 3, 2: 2, 5: 2, 8: 1, 71: 1}
