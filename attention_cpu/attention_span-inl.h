@@ -147,7 +147,9 @@ inline void for_vectors(const SpanTile& tile, const Part& part, std::int32_t fir
   if constexpr (kBeside > 2) {
     for (; end - i >= 2; i += 2) Step<kRows, 2>::run(tile, part, first_row, i);
   }
-  for (; i < end; ++i) Step<kRows, 1>::run(tile, part, first_row, i);
+  if constexpr (kBeside > 1) {
+    for (; i < end; ++i) Step<kRows, 1>::run(tile, part, first_row, i);
+  }
 }
 
 // ---- s8 pages. Score: q . k of a span's vectors of slots, whether seen or not; the row's q_scale is left to exp.
@@ -440,8 +442,8 @@ inline void edit_row(const SpanTile& tile, std::int32_t row) {
   }
 }
 
-inline void edit_scores(const SpanTile& tile) {
-  if (!tile.edits.any()) return;
+// Out of line, lest the hot path be laid out around it.
+__attribute__((noinline)) void edit_scores(const SpanTile& tile) {
   for (std::int32_t row = 0; row < tile.n_rows; ++row) edit_row(tile, row);
 }
 
@@ -603,7 +605,7 @@ inline void attend_float_tile(const SpanTile& tile) {
                                                              page.slot_end / kLanes);
     });
   });
-  edit_scores(tile);
+  if (tile.edits.any()) edit_scores(tile);
   weigh_rows_floats(tile);
   for_pages(tile, [&](const TilePage& page) {
     for_row_tiles(tile, [&](auto count, std::int32_t row) {
@@ -614,7 +616,7 @@ inline void attend_float_tile(const SpanTile& tile) {
 
 inline void attend_s8_tile(const SpanTile& tile) {
   score_rows_s8(tile);
-  edit_scores(tile);
+  if (tile.edits.any()) edit_scores(tile);
   weigh_rows_s8(tile);
   for_row_tiles(tile, [&](auto count, std::int32_t row) {
     for_vectors<AccumulateS8, decltype(count)::n>(tile, tile.seen_pages, row, 0, tile.kv.head_dim_padded / kLanes);

@@ -52,8 +52,9 @@ inline bool attend_rows(const SpanWalk& walk, SpanTile& tile, std::int32_t span,
   return true;
 }
 
-// What the block sees of the span, out of nhd pages; the tile then goes over these tiles.
-inline void make_tiles_of_span(const SpanWalk& walk, SpanTile& tile) {
+// What the block sees of the span, out of nhd pages; the tile then goes over these tiles. Out of line, as edit_scores
+// is.
+__attribute__((noinline)) void make_tiles_of_span(const SpanWalk& walk, SpanTile& tile) {
   static constexpr std::int32_t kTileIds[kSpanPositions / kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
                                                                      8, 9, 10, 11, 12, 13, 14, 15};
   const std::int32_t page_size = tile.kv.page_size;

@@ -16,10 +16,11 @@ Array = npt.NDArray[Any]
 BATCHES = {
     "decode": ((1, 1), (16, 1), (17, 1), (300, 1), (65, 1)),
     "prompt": ((33, 33), (1, 1), (70, 70)),
-    "chunk": ((100, 31), (40, 7), (270, 3)),
+    "chunk": ((100, 31), (40, 7), (258, 5)),  # the last from one span of the CPU into the next
     "mixed": ((90, 1), (0, 0), (37, 37), (64, 13), (3, 5), (0, 2), (280, 2)),
     "shared": ((300, 1), (310, 1), (280, 4), (40, 1)),  # all begin with the pages of the first
     "empty": ((0, 1), (5, 0), (0, 3)),
+    "long": ((300, 60), (270, 40)),  # runs of tokens, the first of which end before the last span
 }
 # Query heads a KV head -> KV heads.
 KV_HEADS = {1: 3, 2: 2, 5: 2, 8: 1, 71: 1}
