@@ -82,6 +82,8 @@ def test_rows_may_lie_apart_and_the_result_goes_where_it_is_told() -> None:
     assert ops.fused_moe(**p | {"hidden": apart[:, :K]}, out=out) is out
     check(out, p)
     assert (wide[:, K:] == 0x7FFF).all()
+    assert ops.fused_moe(**p | {"hidden": apart[:, :K]}, out=apart[:, :K]).base is apart
+    np.testing.assert_array_equal(apart[:, :K], out)
     assert ops.fused_moe(**p | {name: p[name][:0] for name in ("hidden", "topk_ids", "topk_weights")}).shape == (0, K)
 
 

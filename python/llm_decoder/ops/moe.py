@@ -42,7 +42,7 @@ def fused_moe(
     w1_scale float32 [E, 2 N], w2_scale float32 [E, K]: of the rows of int8 weights, x ~ q * scale.
     expert_map int32 [n_ids]: which of the E experts here an id is, or -1; None: the id itself.
     tile_rows: 8, 32, 64 or 128 rows of an expert computed together whatever the batch, so that a token's result does
-    not depend on it; 0: chosen for speed. out: where the result goes; it must not overlap hidden. stream: as in
+    not depend on it; 0: chosen for speed. out: where the result goes; it may be hidden itself. stream: as in
     paged_attention. Everything is on the device of hidden; small arrays may be in host memory at the cost of a wait.
 
     Raises InvalidArgumentError, BackendError for a device that cannot be used. The CPU has no kernel for it.
