@@ -49,8 +49,8 @@ GPU_KERNEL unified_max_kernel(const StudyArgs args) {
     load_tile(args, tile, begin, n, [&](int key) { return key_at(args, place, key); });
     sync_block();
     for (int i = 0; i < kRows; ++i) {
+      if (rows[i] < 0 || seen[i] <= begin) continue;
       const int n_mine = seen[i] - begin < n ? seen[i] - begin : n;
-      if (n_mine <= 0) continue;
       const float distance =
           logit_of(args, tile, args.q + std::int64_t{rows[i]} * args.head_dim, n_mine) - args.unified_max;
       is_wrong[i] |= any(lane() < n_mine && (distance > kTrustedDistance || distance < -kTrustedDistance));
