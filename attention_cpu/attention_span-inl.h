@@ -26,7 +26,16 @@ struct TilePage {
   const float *k_scale, *v_scale;     // s8 pages
   // What the steps ask for: a tile while K is read, two halves of a tile later; null if nothing.
   const std::byte *ahead_of_score, *ahead_of_weigh, *ahead_of_accumulate;
+  const float* k_scale_ahead;  // of the tile that is asked for in halves
 };
+// Pages that are read next, by their numbers in a span of their own.
+struct PagesAhead {
+  const std::int32_t* ids;
+  std::int32_t kv_head;
+  std::int32_t begin, end;
+};
+constexpr PagesAhead kNothingAhead = {nullptr, 0, 0, 0};
+
 struct TilePages {
   TilePage page[kSpanPositions / kLanes];  // a page has a vector of slots or more
   std::int32_t n;
@@ -55,9 +64,9 @@ struct SpanTile {
   State state[kTileRows];     // receives each row's state over the span
   TilePages seen_pages;
   // What is asked for meanwhile, spread over the work, because few lines can be under way at a time: V of this span
-  // while K is read, K of the next span while weights are made and while V is read, half and half.
+  // while K is read, K of what comes next while weights are made and while V is read, half and half.
   bool asks_for_v;
-  std::int32_t n_pages_ahead;  // of the next span, whose ids follow those of this one
+  PagesAhead ahead;
   std::int32_t span_pages;
 
   float* scores(std::int32_t row) const { return scratch.scores + static_cast<std::int64_t>(row) * span_slots; }
@@ -95,10 +104,12 @@ inline TilePage page_of_tile(const SpanTile& tile, std::int32_t number) {
   const bool is_s8 = kv.dtype == Dtype::s8;
   page.k_scale = is_s8 ? kv.k_scales(id, tile.kv_head) : nullptr;
   page.v_scale = is_s8 ? kv.v_scales(id, tile.kv_head) : nullptr;
-  const bool goes_on = number < tile.n_pages_ahead;
+  const PagesAhead& ahead = tile.ahead;
+  const bool goes_on = ahead.begin <= number && number < ahead.end;
   page.ahead_of_score = tile.asks_for_v ? page.v : nullptr;
-  page.ahead_of_weigh = goes_on ? kv.k_tile(tile.pages[number + tile.span_pages], tile.kv_head) : nullptr;
+  page.ahead_of_weigh = goes_on ? kv.k_tile(ahead.ids[number], ahead.kv_head) : nullptr;
   page.ahead_of_accumulate = goes_on ? page.ahead_of_weigh + kv.head_stride_bytes / 2 : nullptr;
+  page.k_scale_ahead = goes_on && is_s8 ? kv.k_scales(ahead.ids[number], ahead.kv_head) : nullptr;
   return page;
 }
 
@@ -107,6 +118,20 @@ inline void find_seen_pages(SpanTile& tile) {
   tile.seen_pages.n = 0;
   for (std::int32_t number = tile.seen_by_any.begin / page_size; number * page_size < tile.seen_by_any.end; ++number) {
     tile.seen_pages.page[tile.seen_pages.n++] = page_of_tile(tile, number);
+  }
+}
+
+// Each page that is seen asks for the one of its number. Here, for those that this leaves out.
+inline void ask_for_rest(const SpanTile& tile) {
+  const PagedKvView& kv = tile.kv;
+  const std::int32_t first = tile.seen_pages.page[0].number, last = first + tile.seen_pages.n - 1;
+  for (std::int32_t number = tile.ahead.begin; number < tile.ahead.end; ++number) {
+    if (first <= number && number <= last) continue;
+    const std::byte* k = kv.k_tile(tile.ahead.ids[number], tile.ahead.kv_head);
+    for (std::int64_t byte = 0; byte < kv.head_stride_bytes; byte += kPrefetchBytes) prefetch(k + byte);
+    if (kv.dtype != Dtype::s8) continue;
+    const float* k_scale = kv.k_scales(tile.ahead.ids[number], tile.ahead.kv_head);
+    for (std::int32_t slot = 0; slot < kv.page_size; slot += kLanes) prefetch(k_scale + slot);
   }
 }
 
@@ -227,6 +252,8 @@ inline void score_rows_s8(const SpanTile& tile) {
       vectors.vector[vectors.n++] = {reinterpret_cast<const std::uint8_t*>(page.k) + bytes, page.k_scale + slot,
                                      tile.scores(0) + page.first_slot + slot,
                                      page.ahead_of_score == nullptr ? nullptr : page.ahead_of_score + bytes};
+      if (page.ahead_of_score != nullptr) prefetch(page.v_scale + slot);
+      if (page.k_scale_ahead != nullptr) prefetch(page.k_scale_ahead + slot);
       if (vectors.n == kKeyVectors) score();
     }
   });
@@ -627,10 +654,13 @@ inline void attend_tile(SpanTile& tile) {
   find_seen_pages(tile);
   switch (tile.kv.dtype) {
     case Dtype::f32:
-      return attend_float_tile<float>(tile);
+      attend_float_tile<float>(tile);
+      break;
     case Dtype::bf16:
-      return attend_float_tile<Bf16>(tile);
+      attend_float_tile<Bf16>(tile);
+      break;
     default:
-      return attend_s8_tile(tile);
+      attend_s8_tile(tile);
   }
+  ask_for_rest(tile);
 }

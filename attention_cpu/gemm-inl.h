@@ -18,7 +18,7 @@
 constexpr std::int64_t kLineBytes = 64;  // of the cache
 constexpr std::int64_t kChunkBytes = 28 << 10;
 constexpr int kMaxChunkSteps = 512;
-constexpr std::int64_t kGroupBytes = 1 << 20;
+constexpr std::int64_t kGroupBytes = 512 << 10;
 constexpr std::int32_t kMaxGroupPanels = 12;
 // A core gets its share of the memory's bandwidth only from several streams at once: a group is a multiple of this many
 // panels, and they are read, or asked for, side by side.

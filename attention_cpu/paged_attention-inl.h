@@ -10,6 +10,7 @@
 struct SpanWalk {
   const AttentionArgs& args;
   const AttentionItem& item;
+  const AttentionItem* next;  // null when this block is not the item's last one
   const AttentionScratch& scratch;
   std::int32_t n_rows;  // of the block
   SlotRange seen;       // positions that any row of the block sees
@@ -66,7 +67,27 @@ __attribute__((noinline)) void make_tiles_of_span(const SpanWalk& walk, SpanTile
   }
   tile.pages = kTileIds;
   tile.asks_for_v = false;
-  tile.n_pages_ahead = 0;
+  tile.ahead = kNothingAhead;
+}
+
+// The pages that an item reads first, as far as its first run tells.
+inline PagesAhead first_pages(const AttentionArgs& args, const AttentionItem& item, std::int32_t span_pages) {
+  const QueryRun& run = args.runs[item.run_begin];
+  const std::int32_t first_page = window_begin(run.position_begin, args.window) / args.kv.page_size;
+  const std::int32_t last_page = (run.position_begin + run.n_tokens - 1) / args.kv.page_size;
+  const std::int32_t span_begin = larger(first_page / span_pages, item.span_begin) * span_pages;
+  return {item.block_table + span_begin, item.kv_head, larger(first_page - span_begin, 0),
+          smaller(last_page + 1 - span_begin, span_pages)};
+}
+
+// The pages that are read after those of `span`.
+inline PagesAhead pages_behind(const SpanWalk& walk, std::int32_t span, std::int32_t span_pages) {
+  const std::int32_t page = (span + 1) * span_pages;
+  const std::int32_t end_page = (walk.seen.end - 1) / walk.args.kv.page_size + 1;
+  if (span + 1 < walk.item.span_end && page < end_page) {
+    return {walk.item.block_table + page, walk.item.kv_head, 0, smaller(end_page - page, span_pages)};
+  }
+  return walk.next == nullptr ? kNothingAhead : first_pages(walk.args, *walk.next, span_pages);
 }
 
 // The block over one span, in tiles of even size.
@@ -74,16 +95,17 @@ inline void attend_span(const SpanWalk& walk, SpanTile& tile, std::int32_t span)
   const std::int32_t n_tiles = (walk.n_rows + kTileRows - 1) / kTileRows;
   tile.first_position = span * tile.span_slots;
   tile.pages = walk.item.block_table + static_cast<std::int64_t>(span) * tile.span_pages;
-  const std::int32_t n_after = (walk.seen.end - 1) / tile.kv.page_size + 1 - (span + 1) * tile.span_pages;
-  const bool goes_on = span + 1 < walk.item.span_end;
-  tile.asks_for_v = true;
-  tile.n_pages_ahead = goes_on ? larger(smaller(n_after, tile.span_pages), 0) : 0;
-  if (tile.kv.nhd != nullptr) make_tiles_of_span(walk, tile);
+  if (tile.kv.nhd != nullptr) {
+    make_tiles_of_span(walk, tile);
+  } else {
+    tile.asks_for_v = true;
+    tile.ahead = pages_behind(walk, span, tile.span_pages);
+  }
   for (std::int32_t i = 0; i < n_tiles; ++i) {
     const std::int32_t begin = walk.n_rows * i / n_tiles, end = walk.n_rows * (i + 1) / n_tiles;
     if (!attend_rows(walk, tile, span, begin, end - begin)) continue;
     tile.asks_for_v = false;  // asked for once
-    tile.n_pages_ahead = 0;
+    tile.ahead = kNothingAhead;
   }
 }
 
@@ -107,7 +129,8 @@ inline void attend_block(const SpanWalk& walk) {
   for (std::int32_t span = begin; span < end; ++span) attend_span(walk, tile, span);
 }
 
-void paged_attention(const AttentionArgs& args, const AttentionItem& item, std::byte* scratch_bytes) {
+void paged_attention(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next,
+                     std::byte* scratch_bytes) {
   ScratchCursor scratch_cursor{scratch_bytes};
   const AttentionScratch scratch = lay_out_scratch(args.kv, args.n_heads, scratch_cursor);
   std::int32_t n_left = 0;
@@ -123,7 +146,7 @@ void paged_attention(const AttentionArgs& args, const AttentionItem& item, std::
       seen = {smaller(seen.begin, scratch.rows[i].see_begin), larger(seen.end, scratch.rows[i].see_end)};
     }
     for (std::int32_t i = 0; i < n_rows; ++i) begin_row(args, scratch, i);
-    attend_block({args, item, scratch, n_rows, seen});
+    attend_block({args, item, n_left == n_rows ? next : nullptr, scratch, n_rows, seen});
     for (std::int32_t i = 0; i < n_rows; ++i) {
       const AttentionRow& row = scratch.rows[i];
       if (row.states != nullptr) continue;

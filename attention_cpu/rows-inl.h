@@ -25,14 +25,20 @@ inline F32 sum_of(const F32 (&parts)[kAccumulators]) { return add(add(parts[0], 
 // The scale of symmetric int8, max|x| / 127. `scale_of_zeros` for an all-zero row, and for one so small that the scale
 // would be subnormal, which then counts as zero; NaN when any value is NaN or infinite.
 inline float int8_scale(const float* x, std::int32_t n, float scale_of_zeros) {
-  F32 largest = splat(0.0f);
-  F32 poison = splat(0.0f);
-  for (std::int32_t i = 0; i < n; i += kLanes) {
-    const F32 value = load_at(x, n, i, 0.0f);
-    largest = max(abs(value), largest);
-    poison = fma(value, splat(0.0f), poison);
+  const F32 zero = splat(0.0f);
+  F32 largest[kAccumulators] = {zero, zero, zero, zero}, poison[kAccumulators] = {zero, zero, zero, zero};
+  const auto take = [&](int part, F32 value) {
+    largest[part] = max(abs(value), largest[part]);
+    poison[part] = fma(value, zero, poison[part]);
+  };
+  std::int32_t i = 0;
+  for (; n - i >= kAccumulators * kLanes; i += kAccumulators * kLanes) {
+#pragma GCC unroll 8
+    for (int part = 0; part < kAccumulators; ++part) take(part, load(x + i + part * kLanes));
   }
-  const float scale = reduce_max(largest) / 127.0f + reduce_add(poison);
+  for (; i < n; i += kLanes) take(0, load_at(x, n, i, 0.0f));
+  const F32 of_all = max(max(largest[0], largest[1]), max(largest[2], largest[3]));
+  const float scale = reduce_max(of_all) / 127.0f + reduce_add(sum_of(poison));
   return scale < kSmallestNormal ? scale_of_zeros : scale;
 }
 
@@ -127,9 +133,15 @@ void rope(float* x, std::int32_t n_heads, std::int32_t head_dim, std::int32_t ha
 
 // The largest value, -inf for none; NaN never wins.
 inline float row_max(const float* x, std::int32_t n) {
-  F32 largest = splat(-kInfinity);
-  for (std::int32_t i = 0; i < n; i += kLanes) largest = max(load_at(x, n, i, -kInfinity), largest);
-  return reduce_max(largest);
+  const F32 none = splat(-kInfinity);
+  F32 largest[kAccumulators] = {none, none, none, none};
+  std::int32_t i = 0;
+  for (; n - i >= kAccumulators * kLanes; i += kAccumulators * kLanes) {
+#pragma GCC unroll 8
+    for (int part = 0; part < kAccumulators; ++part) largest[part] = max(load(x + i + part * kLanes), largest[part]);
+  }
+  for (; i < n; i += kLanes) largest[0] = max(load_at(x, n, i, -kInfinity), largest[0]);
+  return reduce_max(max(max(largest[0], largest[1]), max(largest[2], largest[3])));
 }
 
 inline bool all_below_infinity(const float* x, std::int32_t n) {
@@ -138,33 +150,50 @@ inline bool all_below_infinity(const float* x, std::int32_t n) {
   return result;
 }
 
-// Sums of 1024 values first, then the sum of these, so that the error stays small over the longest vocabulary.
+// Sums of 1024 values first, then the sum of these, so that the error stays small over the longest vocabulary. NaN if
+// any value is.
 inline float sum_of_exp(const float* x, std::int32_t n, float max_value) {
   constexpr std::int32_t kBlock = 1024;
+  const F32 largest = splat(max_value);
   F32 total = splat(0.0f);
   for (std::int32_t begin = 0; begin < n; begin += kBlock) {
     const std::int32_t end = n - begin < kBlock ? n : begin + kBlock;
     F32 parts[kAccumulators] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
-    for (std::int32_t i = begin, part = 0; i < end; i += kLanes, part = (part + 1) % kAccumulators) {
-      parts[part] = add(parts[part], exp_lut(sub(load_at(x, end, i, -kInfinity), splat(max_value))));
+    std::int32_t i = begin;
+    for (; end - i >= kAccumulators * kLanes; i += kAccumulators * kLanes) {
+#pragma GCC unroll 8
+      for (int part = 0; part < kAccumulators; ++part) {
+        parts[part] = add(parts[part], exp_lut(sub(load(x + i + part * kLanes), largest)));
+      }
+    }
+    for (int part = 0; i < end; i += kLanes, ++part) {
+      parts[part] = add(parts[part], exp_lut(sub(load_at(x, end, i, -kInfinity), largest)));
     }
     total = add(total, sum_of(parts));
   }
   return reduce_add(total);
 }
 
+// Two passes over the row, for a NaN shows in the sum, and infinity in the largest value.
 float log_sum_exp(const float* x, std::int32_t n, float* max, bool* is_finite) {
   *max = row_max(x, n);
-  *is_finite = all_below_infinity(x, n);
-  if (!*is_finite) return kNotANumber;
-  if (*max == -kInfinity) return -kInfinity;
-  return *max + __builtin_logf(sum_of_exp(x, n, *max));
+  if (*max == -kInfinity) {  // no sum to look at
+    *is_finite = all_below_infinity(x, n);
+    return *is_finite ? -kInfinity : kNotANumber;
+  }
+  const float sum = *max < kInfinity ? sum_of_exp(x, n, *max) : kNotANumber;
+  *is_finite = sum == sum;
+  return *is_finite ? *max + __builtin_logf(sum) : kNotANumber;
 }
 
-std::int32_t argmax(const float* x, std::int32_t n) {
-  const float largest = row_max(x, n);
-  for (std::int32_t i = 0; i < n; ++i) {
-    if (x[i] == largest) return i;
+std::int32_t index_of_max(const float* x, std::int32_t n, float max) {
+  const F32 largest = splat(max);
+  for (std::int32_t i = 0; i < n; i += kLanes) {
+    if (all(less(load_at(x, n, i, -kInfinity), largest))) continue;
+    const std::int32_t end = n - i < kLanes ? n : i + kLanes;
+    for (std::int32_t j = i; j < end; ++j) {
+      if (x[j] == max) return j;
+    }
   }
-  return 0;  // nothing but NaN
+  return n;
 }

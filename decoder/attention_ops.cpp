@@ -164,7 +164,7 @@ void paged_attention_op(const PagedAttentionCall& call, const CpuKernels& kernel
     return scratch.as<std::byte>() + static_cast<std::size_t>(thread) * scratch_stride;
   };
   pool.parallel_for(static_cast<std::int64_t>(plan.items.size()), [&](std::int64_t i, int thread) {
-    kernels.paged_attention(args, plan.items[static_cast<std::size_t>(i)], scratch_of(thread));
+    kernels.paged_attention(args, plan.items[static_cast<std::size_t>(i)], nullptr, scratch_of(thread));
   });
   pool.parallel_for(static_cast<std::int64_t>(plan.merges.size()), [&](std::int64_t i, int thread) {
     kernels.merge_states(args, plan.merges[static_cast<std::size_t>(i)], scratch_of(thread));

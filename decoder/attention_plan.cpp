@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "llm_decoder/parallel.h"
+
 namespace llm_decoder {
 namespace {
 
@@ -199,8 +201,10 @@ std::int32_t AttentionPlan::end_of_item(const AttentionShape& shape, const Segme
   return end;
 }
 
-// Items over the same pages follow each other, so that those pages are still in a cache.
+// Items over the same pages, or over the next KV head of the same pages, follow each other on one thread: what one
+// reads is in a cache for the other, or lies behind it in memory.
 void AttentionPlan::add_short_items(const AttentionShape& shape) {
+  in_order_.clear();
   const auto first_run = static_cast<std::int32_t>(runs.size() - shorts_.size());
   for (const Segment& s : segments_) {
     const std::int32_t n_spans = s.span_end - s.span_begin;
@@ -213,11 +217,15 @@ void AttentionPlan::add_short_items(const AttentionShape& shape) {
         for (std::int32_t begin = s.begin; begin < s.end;) {
           const std::int32_t end = end_of_item(shape, s, begin);
           const QuerySequence& first = shorts_[static_cast<std::size_t>(begin)].of;
-          items.push_back({first.block_table, head, first_run + begin, end - begin, span_begin, span_end});
+          in_order_.push_back({first.block_table, head, first_run + begin, end - begin, span_begin, span_end});
           begin = end;
         }
       }
     }
+  }
+  const auto n = static_cast<std::int64_t>(in_order_.size());
+  for (std::int64_t i = 0; i < n; ++i) {
+    items.push_back(in_order_[static_cast<std::size_t>(neighbour_of(i, n, shape.n_threads))]);
   }
 }
 

@@ -70,7 +70,8 @@ class AttentionPlan {
 
   std::vector<Short> shorts_;
   std::vector<Segment> segments_;
-  std::int64_t most_rows_ = 0;  // of several sequences in an item
+  std::vector<AttentionItem> in_order_;  // of short sequences, before they are dealt to threads
+  std::int64_t most_rows_ = 0;           // of several sequences in an item
 };
 
 }  // namespace llm_decoder

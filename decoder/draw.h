@@ -21,9 +21,20 @@ struct WeightedCandidate {
   Candidate candidate;
 };
 
+// Of one thread.
+struct DrawScratch {
+  TopCandidates top;
+  std::vector<WeightedCandidate> weighted;
+  std::vector<double> weights;         // of all ids
+  std::vector<std::uint16_t> buckets;  // they lie in
+
+  // Takes the memory that rows of up to n values can ever need.
+  void reserve(std::int32_t n);
+};
+
 // The id at `uniform` in [0, 1) of the inverse CDF over the candidates that are left, by descending probability, then
-// ascending id. x: [n], its largest value finite. scratch needs room for n entries.
+// ascending id. x: [n], its largest value finite.
 std::int32_t draw_token(const float* x, std::int32_t n, const Distribution& distribution, double uniform,
-                        TopCandidates& top, std::vector<WeightedCandidate>& scratch);
+                        DrawScratch& scratch);
 
 }  // namespace llm_decoder

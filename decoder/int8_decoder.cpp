@@ -207,8 +207,10 @@ void INT8Decoder::attend(const AttentionPlan& plan, const PagedKvView& kv, std::
   args.window = window;
   args.runs = plan.runs.data();
   args.states = workspace_.attention_states();
-  for_items(plan.items.size(), plan.n_pairs > kInlinePairs, [&](std::size_t i, int thread) {
-    kernels_.paged_attention(args, plan.items[i], workspace_.attention_scratch(thread));
+  const std::size_t n_items = plan.items.size(), n_threads = static_cast<std::size_t>(pool_.n_threads());
+  for_items(n_items, plan.n_pairs > kInlinePairs, [&](std::size_t i, int thread) {
+    const AttentionItem* next = i + n_threads < n_items ? &plan.items[i + n_threads] : nullptr;
+    kernels_.paged_attention(args, plan.items[i], next, workspace_.attention_scratch(thread));
   });
   for_items(plan.merges.size(), plan.merges.size() > 1, [&](std::size_t i, int thread) {
     kernels_.merge_states(args, plan.merges[i], workspace_.attention_scratch(thread));

@@ -92,17 +92,12 @@ GemmW8Args rows_from(GemmW8Args args, std::int64_t row) {
   return args;
 }
 
-// A thread's own items are neighbours in memory: what the kernel asks for behind one of them is the next of them.
-std::int64_t place_of(std::int64_t item, std::int64_t n_items, int n_threads) {
-  const std::int64_t thread = item % n_threads;
-  return n_items / n_threads * thread + std::min(n_items % n_threads, thread) + item / n_threads;
-}
-
-// kernel(args, panel_begin, panel_end, thread)
+// kernel(args, panel_begin, panel_end, thread). A thread's own items are neighbours in memory: what the kernel asks for
+// behind one of them is the next of them.
 template <class Args, class Kernel>
 void run_items(ThreadPool& pool, const Split& split, const Args& args, const Kernel& kernel) {
   pool.parallel_for(split.n_items(), [&](std::int64_t item, int thread) {
-    const std::int64_t place = place_of(item, split.n_items(), pool.n_threads());
+    const std::int64_t place = neighbour_of(item, split.n_items(), pool.n_threads());
     const std::int64_t row_block = place / split.n_panel_blocks, panel_block = place % split.n_panel_blocks;
     Args mine = rows_from(args, split.row(row_block));
     mine.m = static_cast<std::int32_t>(split.row(row_block + 1) - split.row(row_block));

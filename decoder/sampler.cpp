@@ -79,12 +79,12 @@ std::int32_t choose_token(const float* raw, std::int32_t n, const RowSummary& ra
     max = summary.max;
   }
   const float temperature = params.temperature[draw];
-  if (temperature == 0.0f) return kernels.argmax(x, n);
+  if (temperature == 0.0f) return kernels.index_of_max(x, n, max);
   const std::int32_t top_k = params.top_k[draw] == 0 ? n : std::min(params.top_k[draw], n);
   const double sum = top_k < n ? 0.0 : sum_of_all(x, n, max, temperature, kernels, scratch.scaled.data());
   const Distribution distribution{max, temperature, top_k, params.top_p[draw], params.min_p[draw], sum};
   const double uniform = philox_uniform(params.seed[draw], params.position[draw]);
-  return draw_token(x, n, distribution, uniform, scratch.top, scratch.weighted);
+  return draw_token(x, n, distribution, uniform, scratch.draw);
 }
 
 template <class T>
@@ -153,8 +153,7 @@ void Sampler::Scratch::reserve(std::int32_t vocab_size, std::size_t n_ids) {
   scaled.resize(static_cast<std::size_t>(vocab_size));
   kept.reserve(n_ids);
   n_seen.resize(static_cast<std::size_t>(vocab_size), 0);
-  top.reserve(vocab_size);
-  weighted.reserve(static_cast<std::size_t>(vocab_size));
+  draw.reserve(vocab_size);
 }
 
 void Sampler::sample(const LogitsView& logits, const SamplingParams& params, std::int32_t n_top,
@@ -171,7 +170,7 @@ void Sampler::sample(const LogitsView& logits, const SamplingParams& params, std
         summary.is_usable ? choose_token(raw, logits.vocab_size, summary, params, draw, kernels, scratch) : kNotFinite;
     result.tokens[draw] = token;
     report_token(raw, logits.vocab_size, summary, token, draw, result);
-    report_top(raw, logits.vocab_size, summary, draw, n_top, scratch.top, result);
+    report_top(raw, logits.vocab_size, summary, draw, n_top, scratch.draw.top, result);
   });
 }
 
@@ -184,13 +183,14 @@ void Sampler::log_probs(const LogitsView& logits, Span<const std::int32_t> targe
     check_arg(id >= 0 && id < logits.vocab_size, kHere, "targets must be in [0, ", logits.vocab_size, "), got ", id);
   }
   check_n_top(n_top, logits, kHere);
-  for (Scratch& scratch : scratch_) scratch.top.reserve(logits.vocab_size);
+  for (Scratch& scratch : scratch_) scratch.draw.top.reserve(logits.vocab_size);
   pool.parallel_for(logits.n_rows, [&](std::int64_t item, int thread) {
     const std::size_t row = static_cast<std::size_t>(item);
     const float* raw = logits.row(static_cast<std::int32_t>(item));
     const RowSummary summary = summarise(raw, logits.vocab_size, kernels);
     report_token(raw, logits.vocab_size, summary, targets[row], row, result);
-    report_top(raw, logits.vocab_size, summary, row, n_top, scratch_[static_cast<std::size_t>(thread)].top, result);
+    report_top(raw, logits.vocab_size, summary, row, n_top, scratch_[static_cast<std::size_t>(thread)].draw.top,
+               result);
   });
 }
 

@@ -82,8 +82,7 @@ class Sampler {
     std::vector<float> scaled;         // [vocab_size], over the temperature
     std::vector<Candidate> kept;       // allowed ids and their logits
     std::vector<std::int32_t> n_seen;  // [vocab_size], zero between uses
-    TopCandidates top;
-    std::vector<WeightedCandidate> weighted;
+    DrawScratch draw;
 
     // Takes the memory of any draw here, on the calling thread: a region of threads must not throw.
     void reserve(std::int32_t vocab_size, std::size_t n_ids);

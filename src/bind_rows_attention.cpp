@@ -85,9 +85,9 @@ std::tuple<float, float, bool> log_sum_exp(const std::string& isa, Array x) {
   return {value, max, is_finite};
 }
 
-std::int32_t argmax(const std::string& isa, Array x) {
-  const Span<const float> row = read_array<float>(x, "kernels.argmax", "x");
-  return select_cpu_kernels(isa.c_str()).argmax(row.data, static_cast<std::int32_t>(row.size));
+std::int32_t index_of_max(const std::string& isa, Array x, float max) {
+  const Span<const float> row = read_array<float>(x, "kernels.index_of_max", "x");
+  return select_cpu_kernels(isa.c_str()).index_of_max(row.data, static_cast<std::int32_t>(row.size), max);
 }
 
 PagedKvView view_of(py::array& k, py::array& v, py::object& k_scale, py::object& v_scale, std::int32_t head_dim,
@@ -222,7 +222,10 @@ FloatArray paged_attention(const std::string& isa, Array q, py::array& k, py::ar
     std::memset(states.as<std::byte>(), 0xff, states.n_bytes());
     args.runs = plan.runs.data();
     args.states = states.as<float>();
-    for (const AttentionItem& item : plan.items) kernels.paged_attention(args, item, scratch.as<std::byte>());
+    const AttentionItem* end = plan.items.data() + plan.items.size();
+    for (const AttentionItem* item = plan.items.data(); item != end; ++item) {
+      kernels.paged_attention(args, *item, item + 1 == end ? nullptr : item + 1, scratch.as<std::byte>());
+    }
     for (const QueryRun& merge : plan.merges) kernels.merge_states(args, merge, scratch.as<std::byte>());
   };
   AttentionPlan plan;
@@ -250,7 +253,7 @@ void register_row_kernels(py::module_& kernels) {
   kernels.def("silu_mul", &silu_mul, arg("isa"), arg("gate_up"));
   kernels.def("rope", &rope, "in place", arg("isa"), arg("x"), arg("cos"), arg("sin"));
   kernels.def("log_sum_exp", &log_sum_exp, "(log(sum(exp(x))), max, is_finite)", arg("isa"), arg("x"));
-  kernels.def("argmax", &argmax, arg("isa"), arg("x"));
+  kernels.def("index_of_max", &index_of_max, arg("isa"), arg("x"), arg("max"));
   kernels.def("append_kv", &append_kv, arg("isa"), arg("k"), arg("v"), arg("k_scale"), arg("v_scale"),
               arg("block_table"), arg("position"), arg("key"), arg("value"));
   kernels.def("paged_attention", &paged_attention, arg("isa"), arg("q"), arg("k"), arg("v"), arg("k_scale"),

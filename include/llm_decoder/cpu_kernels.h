@@ -165,8 +165,9 @@ struct CpuKernels {
 
   // Pages. key, value: one token's [n_kv_heads, head_dim], written at `slot` of `page`, quantised when the view is s8.
   void (*append_kv)(const PagedKvView&, std::int32_t page, std::int32_t slot, const float* key, const float* value);
+  // next: what the thread will probably take next, asked for from memory meanwhile, or null.
   // scratch: attention_scratch_bytes(view, n_heads) bytes of the calling thread, 64-byte aligned.
-  void (*paged_attention)(const AttentionArgs&, const AttentionItem&, std::byte* scratch);
+  void (*paged_attention)(const AttentionArgs&, const AttentionItem&, const AttentionItem* next, std::byte* scratch);
   // Finishes a run of one token that has states, after all items over its spans.
   void (*merge_states)(const AttentionArgs&, const QueryRun&, std::byte* scratch);
   std::size_t (*attention_scratch_bytes)(const PagedKvView&, std::int32_t n_heads);
@@ -174,7 +175,8 @@ struct CpuKernels {
   // Reductions over one row of logits [n].
   // log(sum(exp(x))) in a fixed order; *max receives the largest value, *is_finite false if any is NaN or +inf.
   float (*log_sum_exp)(const float* x, std::int32_t n, float* max, bool* is_finite);
-  std::int32_t (*argmax)(const float* x, std::int32_t n);  // the lowest index on ties
+  // The lowest index of `max`, the row's largest value.
+  std::int32_t (*index_of_max)(const float* x, std::int32_t n, float max);
 
   // What this machine can do at most with these instructions; decoder/machine_limits.h times them.
   // n_rounds rounds of multiply-adds on registers alone. Returns how many operations that were, two a multiply-add.

@@ -6,6 +6,13 @@
 
 namespace llm_decoder {
 
+// Which of n_items, in an order of the caller's, to give to parallel_for as `item`, so that those of a thread follow
+// each other.
+constexpr std::int64_t neighbour_of(std::int64_t item, std::int64_t n_items, int n_threads) {
+  const std::int64_t thread = item % n_threads, n_longer = n_items % n_threads;
+  return n_items / n_threads * thread + (thread < n_longer ? thread : n_longer) + item / n_threads;
+}
+
 class ThreadPool {
  public:
   // `n_threads` >= 1 counts the calling thread. Workers spin for a bounded time between calls and then sleep.

@@ -104,7 +104,7 @@ std::vector<float> attend(const CpuKernels& kernels, Dtype dtype) {
   item.n_runs = 1;
   item.span_end = 1;
   std::vector<CacheLine> scratch = lines_for(kernels.attention_scratch_bytes(kv, 1));
-  kernels.paged_attention(args, item, scratch[0].bytes);
+  kernels.paged_attention(args, item, nullptr, scratch[0].bytes);
   return out;
 }
 

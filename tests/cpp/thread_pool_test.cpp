@@ -26,6 +26,19 @@ TEST(every_item_runs_once_whatever_the_number_of_threads) {
   }
 }
 
+TEST(neighbours_are_all_items_and_those_of_a_thread_follow_each_other) {
+  for (int n_threads : {1, 2, 3, 8}) {
+    for (std::int64_t n_items : {1, 2, 7, 64, 1000}) {
+      std::int64_t place = 0;
+      for (int thread = 0; thread < n_threads; ++thread) {
+        for (std::int64_t item = thread; item < n_items; item += n_threads) {
+          CHECK_EQ(llm_decoder::neighbour_of(item, n_items, n_threads), place++);
+        }
+      }
+    }
+  }
+}
+
 TEST(regions_that_follow_each_other_closely_never_mix) {
   ThreadPool pool(4);
   std::vector<std::int64_t> sums(4, 0);

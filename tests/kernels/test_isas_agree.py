@@ -25,7 +25,7 @@ CALLS: dict[str, Callable[[str, NDArray[np.float32]], Any]] = {
     "quantize_rows": kernels.quantize_rows,
     "rope": _rope,
     "log_sum_exp": lambda isa, x: kernels.log_sum_exp(isa, x.ravel()),
-    "argmax": lambda isa, x: kernels.argmax(isa, x.ravel()),
+    "index_of_max": lambda isa, x: kernels.index_of_max(isa, x.ravel(), x.max()),
     "quantize_weight_groups": lambda isa, x: _core.quantize_weight_groups(x, isa),
 }
 

@@ -48,16 +48,28 @@ def test_log_sum_exp_says_when_a_value_is_not_finite(isa, poison, place):
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_argmax_finds_the_first_of_the_largest(isa, n):
+def test_index_of_max_is_the_first_of_the_largest(isa, n):
     x = np.random.default_rng(n).integers(-5, 5, n).astype(np.float32)
-    assert kernels.argmax(isa, x) == int(x.argmax())
+    assert kernels.index_of_max(isa, x, x.max()) == int(x.argmax())
 
 
-def test_argmax_takes_the_lowest_index_on_ties_across_lanes(isa):
+def test_index_of_max_is_the_lowest_of_ties_across_lanes(isa):
     x = np.zeros(100, np.float32)
     x[[40, 23, 99]] = 7
-    assert kernels.argmax(isa, x) == 23
+    assert kernels.index_of_max(isa, x, 7) == 23
 
 
-def test_argmax_passes_over_nan(isa):
-    assert kernels.argmax(isa, np.array([np.nan, 1, 3, np.nan, 2], np.float32)) == 2
+@pytest.mark.parametrize("place", [0, 16, 99])
+def test_index_of_max_is_found_among_minus_infinities(isa, place):
+    x = np.full(100, -np.inf, np.float32)
+    x[place] = -3e38
+    assert kernels.index_of_max(isa, x, x[place]) == place
+
+
+@pytest.mark.parametrize("place", [0, 32])
+def test_log_sum_exp_tells_a_nan_among_minus_infinities(isa, place):
+    x = np.full(33, -np.inf, np.float32)
+    x[place] = np.nan
+    value, _, is_finite = kernels.log_sum_exp(isa, x)
+    assert not is_finite
+    assert np.isnan(value)

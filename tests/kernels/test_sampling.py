@@ -126,6 +126,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "top_p": {"temperature": 1.0, "top_p": 0.7},
     "top_p_of_a_flat_row": {"temperature": 30.0, "top_p": 0.95},
     "min_p": {"temperature": 1.2, "min_p": 0.1},
+    "min_p_of_a_flat_row": {"temperature": 30.0, "min_p": 0.8},
+    "top_p_and_min_p_of_a_flat_row": {"temperature": 30.0, "top_p": 0.6, "min_p": 0.7},
     "all_cuts": {"temperature": 2.0, "top_k": 40, "top_p": 0.8, "min_p": 0.02},
     "repetition_penalty": {"temperature": 0.8, "repetition_penalty": 1.7, **HISTORY},
     "repetition_reward": {"temperature": 0.8, "repetition_penalty": 0.5, **HISTORY},
