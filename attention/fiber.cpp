@@ -4,10 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdint>
 #include <system_error>
-
-#include "llm_decoder/types.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -17,6 +14,13 @@
 #define WITH_ASAN(...)
 #endif
 
+#if __has_include(<valgrind/valgrind.h>)
+#include <valgrind/valgrind.h>
+#define WITH_VALGRIND(...) __VA_ARGS__
+#else
+#define WITH_VALGRIND(...)
+#endif
+
 namespace llm_decoder {
 namespace gpu {
 namespace {
@@ -24,7 +28,10 @@ namespace {
 // Sanitizers make frames several times larger. Memory that is never touched costs nothing.
 constexpr std::size_t kStackBytes = 256 << 10;
 
-std::size_t guard_bytes() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+std::size_t guard_bytes() {
+  static const auto kBytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  return kBytes;
+}
 
 }  // namespace
 
@@ -35,27 +42,24 @@ Fiber::Fiber() {
   if (mapped == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "[Fiber] mmap of a stack");
   mprotect(mapped, guard_bytes(), PROT_NONE);
   stack_ = static_cast<std::byte*>(mapped) + guard_bytes();
+  WITH_VALGRIND(valgrind_id_ = VALGRIND_STACK_REGISTER(stack_, stack_ + kStackBytes - 1);)
 }
 
-Fiber::~Fiber() { munmap(stack_ - guard_bytes(), kStackBytes + guard_bytes()); }
+Fiber::~Fiber() {
+  WITH_VALGRIND(VALGRIND_STACK_DEREGISTER(valgrind_id_);)
+  munmap(stack_ - guard_bytes(), kStackBytes + guard_bytes());
+}
 
 void Fiber::start(void (*entry)(void*), void* argument) {
   WITH_ASAN(__asan_unpoison_memory_region(stack_, kStackBytes); fake_stack_ = nullptr;)
   entry_ = entry;
   argument_ = argument;
   has_returned_ = false;
-  getcontext(&context_);
-  context_.uc_stack.ss_sp = stack_;
-  context_.uc_stack.ss_size = kStackBytes;
-  context_.uc_link = nullptr;
-  // makecontext passes ints.
-  const auto self = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(this));
-  makecontext(&context_, reinterpret_cast<void (*)()>(&Fiber::run), 2, static_cast<unsigned int>(self >> 32),
-              static_cast<unsigned int>(self));
+  here_.begin(stack_, kStackBytes, &Fiber::run, this);
 }
 
-void Fiber::run(unsigned int high, unsigned int low) {
-  auto* self = reinterpret_cast<Fiber*>(static_cast<std::uintptr_t>((std::uint64_t{high} << 32) | low));
+void Fiber::run(void* fiber) {
+  auto* self = static_cast<Fiber*>(fiber);
   WITH_ASAN(__sanitizer_finish_switch_fiber(nullptr, &self->resumer_stack_, &self->resumer_stack_bytes_);)
   self->entry_(self->argument_);
   self->has_returned_ = true;
@@ -64,7 +68,7 @@ void Fiber::run(unsigned int high, unsigned int low) {
 
 void Fiber::resume() {
   WITH_ASAN(void* fake_stack = nullptr; __sanitizer_start_switch_fiber(&fake_stack, stack_, kStackBytes);)
-  swapcontext(&resumer_, &context_);
+  resumer_.stop_and_go_on_at(here_);
   WITH_ASAN(__sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);)
 }
 
@@ -75,7 +79,7 @@ void Fiber::yield() {
 
 void Fiber::leave([[maybe_unused]] void** fake_stack) {
   WITH_ASAN(__sanitizer_start_switch_fiber(fake_stack, resumer_stack_, resumer_stack_bytes_);)
-  swapcontext(&context_, &resumer_);
+  here_.stop_and_go_on_at(resumer_);
 }
 
 }  // namespace gpu

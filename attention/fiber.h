@@ -1,9 +1,9 @@
 // A function that runs on a stack of its own and can stop in its middle.
 #pragma once
 
-#include <ucontext.h>
-
 #include <cstddef>
+
+#include "stack_switch.h"
 
 namespace llm_decoder {
 namespace gpu {
@@ -26,11 +26,12 @@ class Fiber {
   bool has_returned() const { return has_returned_; }
 
  private:
-  static void run(unsigned int high, unsigned int low);
+  static void run(void* fiber);
   void leave(void** fake_stack);
 
   std::byte* stack_;
-  ucontext_t context_, resumer_;
+  unsigned int valgrind_id_ = 0;
+  StackPoint here_, resumer_;
   void (*entry_)(void*) = nullptr;
   void* argument_ = nullptr;
   bool has_returned_ = true;

@@ -12,6 +12,8 @@ namespace {
 
 thread_local HostBlock* running_block = nullptr;
 thread_local Order order_of_launches;
+// Of blocks that are over, for the next: their stacks are mapped and touched.
+thread_local std::vector<std::unique_ptr<Fiber>> spare_fibers;
 
 // A NaN in every type that kernels compute in.
 constexpr std::byte kPoison{0xff};
@@ -20,6 +22,13 @@ void put_in_order(std::vector<int>& items, const Order& order, std::mt19937_64& 
   std::iota(items.begin(), items.end(), 0);
   if (order.kind == Order::Kind::descending) std::reverse(items.begin(), items.end());
   if (order.kind == Order::Kind::shuffled) std::shuffle(items.begin(), items.end(), random);
+}
+
+std::unique_ptr<Fiber> take_fiber() {
+  if (spare_fibers.empty()) return std::make_unique<Fiber>();
+  std::unique_ptr<Fiber> fiber = std::move(spare_fibers.back());
+  spare_fibers.pop_back();
+  return fiber;
 }
 
 }  // namespace
@@ -31,8 +40,13 @@ HostBlock::HostBlock(const LaunchShape& shape, const Order& order) : shape_(shap
   check_arg(shape.shared_bytes >= 0 && shape.shared_bytes <= kMaxSharedBytes, kPlace, "shared_bytes must be 0 to ",
             kMaxSharedBytes, ", got ", shape.shared_bytes);
   threads_.resize(static_cast<std::size_t>(shape.n_threads));
+  for (Thread& thread : threads_) thread.fiber = take_fiber();
   warps_.resize(threads_.size() / kWarpSize);
   turns_.resize(threads_.size());
+}
+
+HostBlock::~HostBlock() {
+  for (Thread& thread : threads_) spare_fibers.push_back(std::move(thread.fiber));
 }
 
 HostBlock& HostBlock::current() {
@@ -193,17 +207,29 @@ void HostBlock::check_range(int offset, int n_bytes, const char* what) const {
   if (offset % n_bytes != 0) fail(what, " of shared memory at ", offset, ", not aligned to ", n_bytes);
 }
 
+// fn(cell, i) for the cells of bytes i. What one becomes, the next become that were the same before: mostly all, for
+// elements are touched as a whole.
+template <class Fn>
+void HostBlock::for_cells(int offset, int n_bytes, const Fn& fn) {
+  Cell* const cells = &cells_[static_cast<std::size_t>(offset)];
+  for (int i = 0; i < n_bytes;) {
+    Cell& first = cells[i];
+    const Cell before = first;
+    fn(first, offset + i);
+    for (++i; i < n_bytes && cells[i] == before; ++i) cells[i] = first;
+  }
+}
+
 void HostBlock::read_shared(int offset, int n_bytes, void* out) {
   check_range(offset, n_bytes, "read");
-  for (int i = offset; i < offset + n_bytes; ++i) {
-    Cell& cell = cells_[static_cast<std::size_t>(i)];
+  for_cells(offset, n_bytes, [this](Cell& cell, int i) {
     if (cell.copy_of != kNobody) fail("reads shared byte ", i, " where a copy of thread ", cell.copy_of, " may land");
     if (cell.write.thread == kNobody) fail("reads shared byte ", i, ", which nobody wrote");
     if (!is_ordered(cell.write)) {
       fail("reads shared byte ", i, ", which thread ", cell.write.thread, " wrote with no barrier between");
     }
     add_to(cell.read);
-  }
+  });
   std::memcpy(out, &shared_[static_cast<std::size_t>(offset)], static_cast<std::size_t>(n_bytes));
 }
 
@@ -219,60 +245,57 @@ void HostBlock::add_to(Touch& touch) const {
   touch.thread = is_same_warp ? static_cast<std::int16_t>(kSeveralOfWarp0 - warp) : kSeveral;
 }
 
-void HostBlock::check_write(int offset, int n_bytes, const char* what) {
-  check_range(offset, n_bytes, what);
-  for (int i = offset; i < offset + n_bytes; ++i) {
-    const Cell& cell = cells_[static_cast<std::size_t>(i)];
-    if (cell.copy_of != kNobody) {
-      fail(what, "s shared byte ", i, " where a copy of thread ", cell.copy_of, " may land");
-    }
-    if (!is_ordered(cell.write)) {
-      fail(what, "s shared byte ", i, ", which thread ", cell.write.thread, " wrote with no barrier between");
-    }
-    if (!is_ordered(cell.read)) {
-      const std::string reader = cell.read.thread >= 0 ? concat("thread ", cell.read.thread) : "several threads";
-      fail(what, "s shared byte ", i, ", which ", reader, " read with no barrier between");
-    }
+void HostBlock::check_write(const Cell& cell, int i, const char* what) const {
+  if (cell.copy_of != kNobody) {
+    fail(what, "s shared byte ", i, " where a copy of thread ", cell.copy_of, " may land");
+  }
+  if (!is_ordered(cell.write)) {
+    fail(what, "s shared byte ", i, ", which thread ", cell.write.thread, " wrote with no barrier between");
+  }
+  if (!is_ordered(cell.read)) {
+    const std::string reader = cell.read.thread >= 0 ? concat("thread ", cell.read.thread) : "several threads";
+    fail(what, "s shared byte ", i, ", which ", reader, " read with no barrier between");
   }
 }
 
-void HostBlock::mark_written(int offset, int n_bytes, bool is_atomic) {
-  for (int i = offset; i < offset + n_bytes; ++i) {
-    Cell& cell = cells_[static_cast<std::size_t>(i)];
-    if (is_atomic && cell.is_atomic) {
-      add_to(cell.write);
-    } else {
-      cell.write = now();
-    }
-    cell.read = Touch{};
-    cell.is_atomic = is_atomic;
+void HostBlock::mark_written(Cell& cell, bool is_atomic) const {
+  if (is_atomic && cell.is_atomic) {
+    add_to(cell.write);
+  } else {
+    cell.write = now();
   }
+  cell.read = Touch{};
+  cell.is_atomic = is_atomic;
 }
 
 void HostBlock::write_shared(int offset, int n_bytes, const void* in) {
-  check_write(offset, n_bytes, "write");
+  check_range(offset, n_bytes, "write");
+  for_cells(offset, n_bytes, [this](Cell& cell, int i) {
+    check_write(cell, i, "write");
+    mark_written(cell, false);
+  });
   std::memcpy(&shared_[static_cast<std::size_t>(offset)], in, static_cast<std::size_t>(n_bytes));
-  mark_written(offset, n_bytes, false);
 }
 
 std::byte* HostBlock::atomic_shared(int offset, int n_bytes) {
   check_range(offset, n_bytes, "atomic");
-  Cell& cell = cells_[static_cast<std::size_t>(offset)];
-  if (cell.write.thread == kNobody) fail("changes shared byte ", offset, ", which nobody wrote");
-  if (!cell.is_atomic) check_write(offset, n_bytes, "atomically change");
-  if (!is_ordered(cell.read)) check_write(offset, n_bytes, "atomically change");
-  mark_written(offset, n_bytes, true);
+  for_cells(offset, n_bytes, [this](Cell& cell, int i) {
+    if (cell.write.thread == kNobody) fail("changes shared byte ", i, ", which nobody wrote");
+    if (!cell.is_atomic || !is_ordered(cell.read)) check_write(cell, i, "atomically change");
+    mark_written(cell, true);
+  });
   return &shared_[static_cast<std::size_t>(offset)];
 }
 
 void HostBlock::copy_async(int offset, int n_bytes, const void* from) {
-  check_write(offset, n_bytes, "copie");
+  check_range(offset, n_bytes, "copie");
   if (reinterpret_cast<std::uintptr_t>(from) % static_cast<std::uintptr_t>(n_bytes) != 0) {
     fail("copies ", n_bytes, " bytes from global memory that is not aligned to them");
   }
-  for (int i = offset; i < offset + n_bytes; ++i) {
-    cells_[static_cast<std::size_t>(i)].copy_of = static_cast<std::int16_t>(thread_);
-  }
+  for_cells(offset, n_bytes, [this](Cell& cell, int i) {
+    check_write(cell, i, "copie");
+    cell.copy_of = static_cast<std::int16_t>(thread_);
+  });
   Thread& self = threads_[static_cast<std::size_t>(thread_)];
   self.copies.push_back({offset, n_bytes, from, self.n_groups});
 }
@@ -289,9 +312,6 @@ void HostBlock::wait_copies(int n_in_flight) {
 }
 
 void HostBlock::land(const Copy& copy) {
-  for (int i = copy.offset; i < copy.offset + copy.n_bytes; ++i) {
-    cells_[static_cast<std::size_t>(i)].copy_of = kNobody;
-  }
   std::byte* const to = &shared_[static_cast<std::size_t>(copy.offset)];
   const auto n_bytes = static_cast<std::size_t>(copy.n_bytes);
   if (copy.from != nullptr) {
@@ -299,7 +319,10 @@ void HostBlock::land(const Copy& copy) {
   } else {
     std::memset(to, 0, n_bytes);
   }
-  mark_written(copy.offset, copy.n_bytes, false);
+  for_cells(copy.offset, copy.n_bytes, [this](Cell& cell, int) {
+    cell.copy_of = kNobody;
+    mark_written(cell, false);
+  });
 }
 
 void run_grid(const LaunchShape& shape, const Order& order, void (*body)(const void*), const void* argument) {

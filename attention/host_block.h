@@ -36,6 +36,9 @@ class HostBlock {
  public:
   // Throws std::invalid_argument for a shape that no GPU takes.
   HostBlock(const LaunchShape& shape, const Order& order);
+  ~HostBlock();
+  HostBlock(const HostBlock&) = delete;
+  HostBlock& operator=(const HostBlock&) = delete;
 
   // Runs body(argument) once a thread, as block `index` of the grid. Throws std::logic_error for what a kernel does
   // wrong, and whatever body throws.
@@ -81,7 +84,7 @@ class HostBlock {
   };
 
   struct Thread {
-    std::unique_ptr<Fiber> fiber = std::make_unique<Fiber>();
+    std::unique_ptr<Fiber> fiber;
     State state = State::returned;
     std::vector<Copy> copies;
     int n_groups = 0;  // committed
@@ -99,11 +102,19 @@ class HostBlock {
   struct Touch {
     std::int16_t thread = kNobody;
     std::uint32_t n_block_syncs = 0, n_warp_syncs = 0;
+
+    bool operator==(const Touch& other) const {
+      return thread == other.thread && n_block_syncs == other.n_block_syncs && n_warp_syncs == other.n_warp_syncs;
+    }
   };
   struct Cell {
     Touch write, read;
     std::int16_t copy_of = kNobody;  // the thread whose asynchronous copy is on its way here
     bool is_atomic = false;          // the write was
+
+    bool operator==(const Cell& other) const {
+      return write == other.write && read == other.read && copy_of == other.copy_of && is_atomic == other.is_atomic;
+    }
   };
   static constexpr std::int16_t kNobody = -1;
   static constexpr std::int16_t kSeveral = -2;         // threads of more than one warp
@@ -116,8 +127,10 @@ class HostBlock {
   Touch now() const;
   bool is_ordered(const Touch& before) const;
   void check_range(int offset, int n_bytes, const char* what) const;
-  void check_write(int offset, int n_bytes, const char* what);
-  void mark_written(int offset, int n_bytes, bool is_atomic);
+  template <class Fn>
+  void for_cells(int offset, int n_bytes, const Fn& fn);
+  void check_write(const Cell& cell, int i, const char* what) const;
+  void mark_written(Cell& cell, bool is_atomic) const;
   void add_to(Touch& touch) const;
   void land(const Copy& copy);
 
