@@ -57,7 +57,7 @@ GPU_KERNEL merge_states_kernel(const MergeStatesArgs args) {
   const int n_states = args.n_states[token];
   const auto lse_of = [&](int i) { return args.state_lse[(first + i) * args.n_heads + head]; };
 
-  const float sink = args.sinks != nullptr ? args.sinks[head] * kLog2e : -__builtin_huge_valf();
+  const float sink = args.sinks != nullptr ? sink_of(args.sinks[head]) : -__builtin_huge_valf();
   const StateSum all = sum_states(n_states, sink, lse_of);
   Q* const out = static_cast<Q*>(args.out) + token * args.out_token_stride + head * args.out_head_stride;
   for (int channel = lane(); channel < args.head_dim; channel += kWarpSize) {

@@ -22,6 +22,16 @@ namespace gpu {
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
+// A sink in base 2, finite where the sink is.
+GPU_FUNCTION float sink_of(float sink) {
+  constexpr float kLargest = 3.402823466e+38f;
+  return sink * kLog2e > kLargest ? kLargest : sink * kLog2e;
+}
+
+// Probabilities times the scale of a slot are halves: lifted by this they are of the size of the largest value, where
+// fp16 has all its bits, and still finite for any value that fp16 holds.
+constexpr float kWeightLift = 128.0f;
+
 // Q: Bf16 or Fp16. Kv: the same, Fp8 or Int8. head_dim: of the class, what is past args.head_dim is zero.
 template <class Q_, class Kv_, int head_dim_, int row_tiles_, int warps_m_, int warps_n_, int keys_, int stages_>
 struct FlashTile {
@@ -405,8 +415,8 @@ class FlashBlock {
       float scale[2] = {1.0f, 1.0f};
       if (args_.v_scale.per_slot != nullptr) {
         const int column = (Tile::kStages + stage) * Tile::kKeys + warp_n_ * Tile::kWarpKeys + n * 8 + lane() % 4 * 2;
-        scale[0] = scales_.load(column);
-        scale[1] = scales_.load(column + 1);
+        scale[0] = scales_.load(column) * kWeightLift;
+        scale[1] = scales_.load(column + 1) * kWeightLift;
       }
       GPU_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
@@ -486,6 +496,7 @@ class FlashBlock {
   GPU_FUNCTION void finish() {
     float v_scale = args_.v_scale.all / kUnitOf<Kv>;
     if (args_.v_scale.per_head != nullptr) v_scale *= args_.v_scale.per_head[kv_head_];
+    if (args_.v_scale.per_slot != nullptr) v_scale /= kWeightLift;
     GPU_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       GPU_UNROLL
@@ -497,14 +508,16 @@ class FlashBlock {
         const bool has_states = args_.state_begin[token] != kNoState;
         float sum = keys_sum, rescale = 1.0f, largest = max_[r][half];
         if (args_.sinks != nullptr && !has_states && item_.sequence != kNoSequence) {
-          const float sink = args_.sinks[head] * kLog2e;
+          const float sink = sink_of(args_.sinks[head]);
           const float with_sink = larger(largest, sink);
-          rescale = exp2(largest - with_sink);
-          sum = sum * rescale + exp2(sink - with_sink);
+          const float base = with_sink == -kInfinity ? 0.0f : with_sink;
+          rescale = exp2(largest - base);
+          sum = sum * rescale + exp2(sink - base);
           largest = with_sink;
         }
-        const float factor = sum > 0.0f ? rescale * v_scale / sum : 0.0f;
-        const float lse = sum > 0.0f ? largest + log2(sum) : -kInfinity;
+        // A sum that is NaN makes both NaN: what is wrong with a key must show.
+        const float factor = sum == 0.0f ? 0.0f : rescale * v_scale / sum;
+        const float lse = sum == 0.0f ? -kInfinity : largest + log2(sum);
         if (has_states) {
           write_state(token, head, r, half, factor, lse);
         } else {

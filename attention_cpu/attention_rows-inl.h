@@ -223,7 +223,8 @@ inline void begin_row(const AttentionArgs& args, const AttentionScratch& scratch
   const std::int64_t begin = static_cast<std::int64_t>(i) * hd;
   clear_state(state_at(scratch.gathered, i, hd));
   if (args.kv.dtype == Dtype::s8) {
-    const float scale = int8_scale(q, head_dim, 1.0f);
+    // Scores are weighed before they are scaled, so the scale must not turn their order: its sign goes into the row.
+    const float size = int8_scale(q, head_dim, 1.0f), scale = args.scale < 0.0f ? -size : size;
     scratch.q_scale[i] = scale * args.scale;
     scratch.q_bias[i] = -128 * quantize_row(q, head_dim, hd, scale, scratch.q_s8 + begin);
   } else {

@@ -53,6 +53,7 @@ def test_attention_over_lists_is_attention_over_the_table() -> None:
         ({"kv_indices": INDICES.astype(np.int64)}, "kv_indices must be int32, got int64"),
         ({"kv_indptr": np.zeros(0, np.int32)}, "must rise from 0"),
         ({"page_size": 0}, "page_size must be a whole number of at least 1, got 0"),
+        ({"page_size": 2**30}, "the keys of a sequence must be a whole number of at most 2147483647, got"),
     ],
 )
 def test_lists_that_cannot_be_are_refused(changes: dict, message: str) -> None:

@@ -81,6 +81,7 @@ def test_the_result_goes_where_it_is_told() -> None:
     ("changes", "message"),
     [
         ({"outs": []}, "outs and lses must be as many, 1 to 32, got 0 and 2"),
+        ({"outs": None}, "outs must be a list, got NoneType"),
         ({"lses": [np.zeros((T, H), np.float32)]}, "must be as many, 1 to 32, got 2 and 1"),
         (
             {"outs": [np.zeros((T, H, D), np.float32)] * 33, "lses": [np.zeros((T, H), np.float32)] * 33},

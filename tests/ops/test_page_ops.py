@@ -114,6 +114,7 @@ def test_scales_of_slots_are_made_and_attention_reads_what_was_written(kv_dtype:
         ({"slot_mapping": SLOTS[1:]}, r"slot_mapping must have shape \[T\] = \[7\], got \[6\]"),
         ({"slot_mapping": SLOTS + 1}, "slot_mapping must be below 64, the slots of k_cache, got 64"),
         ({"k_scale": 0.0}, "k_scale must be above 0"),
+        ({"v_scale": np.array([0.5, 0.0, 1.0], np.float32)}, "v_scale must be above 0"),
         ({"v_scale": -1.0}, "v_scale must be a finite number of at least 0, got -1.0"),
         (
             {"v_scale": np.ones((P, S, H), np.float32)},
@@ -181,6 +182,7 @@ def test_copied_pages_are_the_same_in_every_layer_and_in_scales() -> None:
     ("changes", "message"),
     [
         ({"key_caches": [], "value_caches": []}, "must hold pages, got none"),
+        ({"key_caches": None}, "key_caches must be a list, got NoneType"),
         ({"block_mapping": np.array([[0, 6]])}, r"destination pages of block_mapping must be in \[0, 6\), got 6"),
         ({"block_mapping": np.array([[-1, 2]])}, r"source pages of block_mapping must be in \[0, 6\), got -1"),
         ({"block_mapping": np.array([[0, 1], [2, 1]])}, "the destination of one copy, got 2 to page 1"),

@@ -83,7 +83,7 @@ class TestShapes:
         refuses(r"sinks must have shape \[4\], got \[4, 1\]$", sinks=floats(4, 1))
         refuses(r"k_scale must be a float or have shape \[2\] or \[6, 16, 2\], got \[4\]$", k_scale=floats(4))
         refuses(r"v_scale must be a float or .*, got \[16, 2\]$", v_scale=floats(16, 2))
-        refuses(r"k_scale must be a float or .*, got \[\]$", k_scale=np.array(2.0, np.float32))
+        refuses(r"k_scale must be a float or .*, got \[\]; pass float.. of it$", k_scale=np.array(2.0, np.float32))
 
     def test_out_is_like_q(self) -> None:
         refuses(r"out must have shape \[T, Hq, D\] = \[3, 4, 64\], got \[2,", out=BATCH.q[:2].copy())
@@ -138,21 +138,24 @@ class TestLayout:
             f"the last axis of {name} must lie beside each other, got strides .*; pass a contiguous", **{name: wide}
         )
 
-    @pytest.mark.parametrize("name", ["block_table", "seq_lens"])
-    def test_small_arrays_are_contiguous_where_that_matters(self, name: str) -> None:
-        value = getattr(BATCH, name)
-        apart = np.repeat(value, 2, axis=-1)[..., ::2]
-        if name == "seq_lens":
-            assert call(seq_lens=apart).shape == (3, 4, 64)
-        else:
-            refuses(
-                r"block_table must be contiguous, got shape \[2, 4\] with strides \[8, 2\]; pass", block_table=apart
-            )
+    def test_small_arrays_may_lie_apart_but_for_the_columns_of_the_table(self) -> None:
+        want = call()
+        for name in ("seq_lens", "cu_seqlens_q"):
+            np.testing.assert_array_equal(call(**{name: np.repeat(getattr(BATCH, name), 2)[::2]}), want)
+        wide = np.full((2, 9), -7, np.int32)
+        wide[:, :4] = BATCH.block_table
+        np.testing.assert_array_equal(call(block_table=wide[:, :4]), want)
+        apart = np.repeat(BATCH.block_table, 2, axis=-1)[..., ::2]
+        refuses("the last axis of block_table must lie beside each other, got strides .8, 2.; pass", block_table=apart)
 
-    def test_elements_are_native_and_at_whole_steps(self) -> None:
-        refuses("q must be an array of native elements .* dtype >u2", q=BATCH.q.astype(">u2"))
+    def test_elements_are_native_aligned_and_at_whole_steps(self) -> None:
+        refuses("q must be an array of native elements.* dtype >u2", q=BATCH.q.astype(">u2"))
         record = np.zeros((3, 4, 64), [("x", np.uint16), ("y", np.uint8)])
         refuses("q must be an array of native elements", q=record["x"])
+        memory = np.zeros(BATCH.seq_lens.nbytes + 1, np.uint8)[1:]
+        refuses(
+            "seq_lens must be an array of native elements, aligned .* dtype <i4 at 0x", seq_lens=memory.view(np.int32)
+        )
 
     def test_out_can_be_written(self) -> None:
         out = np.empty_like(BATCH.q)
@@ -213,6 +216,9 @@ class TestOptions:
         [
             ("scale", float("nan"), "scale must be a finite number, got nan"),
             ("scale", "1", "scale must be a finite number, got '1'"),
+            ("scale", 1e300, r"scale must be a number that float32 holds, up to 3.4e\+38, got 1e\+300"),
+            ("scale", 10**400, "scale must be a number that float32 holds, .*"),
+            ("softcap", 1e39, r"softcap must be a number that float32 holds, up to 3.4e\+38, got 1e\+39"),
             ("softcap", -1.0, "softcap must be a finite number of at least 0, got -1.0"),
             ("causal", 1, "causal must be True or False, got 1"),
             ("window", 5, r"window must be \(left, right\), -1 for no limit, got 5"),
@@ -221,8 +227,17 @@ class TestOptions:
             ("window", (0, 1.5), r"window\[1\] must be a whole number of at least -1, got 1.5"),
             ("fixed_split", 100, "fixed_split must be a multiple of 64, or 0 for none, got 100"),
             ("fixed_split", -64, "fixed_split must be a whole number of at least 0, got -64"),
+            ("fixed_split", 2**31, "fixed_split must be a whole number of at most 1073741824, got 2147483648"),
             ("k_scale", -1.0, "k_scale must be a finite number of at least 0, got -1.0"),
             ("v_scale", "x", "v_scale must be a finite number of at least 0, got 'x'"),
+            (
+                "k_scale",
+                np.array([0.5, -1.0], np.float32),
+                "every k_scale must be .* of at least 0, got -1.0",
+            ),
+            ("v_scale", np.array([np.nan, 1.0], np.float32), "every v_scale must be a finite number .*, got nan"),
+            ("q_dtype", ["bfloat16"], r"the dtype of q must be one of .*, got \[.bfloat16.\]"),
+            ("plan", "x", "plan must be what plan_attention returns, got str"),
             ("stream", "s", "stream must be the handle of a CUDA stream, got 's'"),
             ("q", [[1.0]], "q must be a NumPy array or a tensor that speaks DLPack, got list"),
             ("sinks", 1.0, "sinks must be a NumPy array or a tensor that speaks DLPack, got float"),
@@ -230,6 +245,16 @@ class TestOptions:
     )
     def test_a_value_out_of_its_limits_is_named(self, name: str, value: Any, message: str) -> None:
         refuses(f"{message}$", **{name: value})
+
+    def test_a_window_wider_than_any_sequence_is_no_limit(self) -> None:
+        for causal in (True, False):
+            want = call(causal=causal)
+            np.testing.assert_array_equal(call(causal=causal, window=(2**31, 10**15)), want)
+
+    def test_flags_and_numbers_may_be_those_of_numpy(self) -> None:
+        want = call(causal=False, scale=0.25, window=(3, 1))
+        got = call(causal=np.False_, scale=np.float32(0.25), window=np.array([3, 1]))
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.usefixtures("any_machine")
@@ -267,6 +292,8 @@ class TestPlans:
             ({"device": "tpu"}, "device must be cpu, cuda or cuda:N, got 'tpu'"),
             ({"shared_prefixes": [(0, 2, 5)]}, "1 to 4 keys, what all of sequences 0 to 1 have before .*, got 5"),
             ({"shared_prefixes": [(0, 3, 1)]}, "follow each other within the 2 sequences, got 3 from 0"),
+            ({"shared_prefixes": [5]}, "each of shared_prefixes must be a list, got int"),
+            ({"shared_prefixes": [(0, 1)]}, r"each of shared_prefixes must be .first, n, n_keys., got .0, 1."),
             ({"shared_prefixes": [(1, 1, 2), (0, 1, 2)]}, "follow each other within the 2 sequences, got 1 from 0"),
             ({"shared_prefixes": [(0, 1, 2)], "causal": False}, "must come with causal and no window to the left"),
             ({"shared_prefixes": [(0, 1, 2)], "window": (9, 0)}, "must come with causal and no window to the left"),

@@ -68,6 +68,58 @@ def test_a_plan_is_made_once_and_used_by_every_layer() -> None:
     longer.check(*attend(longer, plan=plan))
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "fp8", "int8"])
+@pytest.mark.parametrize("scale", [0.2, 30.0])
+def test_a_negative_scale_is_the_positive_one_of_opposite_queries(kv_dtype: str, scale: float) -> None:
+    batch = PagedBatch(kv_dtype=kv_dtype)
+    options = {"k_scale": 0.02, "v_scale": 0.02} if kv_dtype == "int8" else {}
+    want, want_lse = attend(batch, scale=scale, **options)
+    batch.q ^= 0x8000
+    out, lse = attend(batch, scale=-scale, **options)
+    np.testing.assert_array_equal(out, want)
+    np.testing.assert_array_equal(lse, want_lse)
+
+
+def test_without_a_scale_all_keys_weigh_the_same() -> None:
+    batch = PagedBatch()
+    batch.check(*attend(batch, scale=0.0), scale=0.0)
+
+
+def test_a_sink_may_be_as_large_as_a_float_can_be() -> None:
+    batch = PagedBatch(((1, 150), (2, 0)))
+    for fixed_split in (0, 64):
+        out, lse = attend(batch, sinks=np.full(4, 3e38, np.float32), fixed_split=fixed_split)
+        assert not decode(out, "bfloat16").any()
+        assert (lse > 2e38).all()
+
+
+def test_a_plan_keeps_its_lengths_when_the_arrays_that_it_was_made_from_change() -> None:
+    batch = PagedBatch()
+    seq_lens, cu_seqlens_q = batch.seq_lens.copy(), batch.cu_seqlens_q.copy()
+    plan = ops.plan_attention(seq_lens, cu_seqlens_q, n_heads=4, n_kv_heads=2, head_dim=64)
+    seq_lens[:] = cu_seqlens_q[:] = 0
+    batch.check(*attend(batch, plan=plan))
+
+
+@pytest.mark.parametrize("what", ["k_cache", "v_cache"])
+@pytest.mark.parametrize("fixed_split", [0, 64])
+def test_a_key_or_value_that_is_nan_shows_in_the_result_of_its_heads_alone(what: str, fixed_split: int) -> None:
+    batch = PagedBatch(((1, 200), (1, 90)))
+    want, want_lse = attend(batch, fixed_split=fixed_split)
+    cache = getattr(batch, what)
+    cache[batch.block_table[0, 5], 3, 1, 7] = 0x7FFF
+    out, lse = attend(batch, fixed_split=fixed_split)
+    nan = np.isnan(decode(out, "bfloat16"))
+    assert nan[0, 2:, 7].all()
+    if what == "k_cache":
+        assert nan[0, 2:].all()
+        assert np.isnan(lse[0, 2:]).all()
+    np.testing.assert_array_equal(out[0, :2], want[0, :2])
+    np.testing.assert_array_equal(out[1], want[1])
+    np.testing.assert_array_equal(lse[0, :2], want_lse[0, :2])
+    np.testing.assert_array_equal(lse[1], want_lse[1])
+
+
 def test_long_keys_are_divided_and_merged_to_the_same() -> None:
     batch = PagedBatch(((1, 1200), (1, 90)))
     options = {"sinks": np.array([1.0, 0.0, -1.0, 0.5], np.float32)}
@@ -170,3 +222,22 @@ def test_the_judge_would_see_a_wrong_value() -> None:
         batch.check(wrong, lse)
     with pytest.raises(AssertionError):
         batch.check(out, lse + 0.1)
+
+
+@pytest.mark.parametrize("kv_dtype", ["fp8", "int8"])
+def test_a_long_flat_tail_keeps_its_weight_in_halves(kv_dtype: str) -> None:
+    """A key of each page has e^8 times the weight of any other, but no value: of the others, times the scale of a slot,
+    float16 has few bits unless they are brought to its size."""
+    n_keys = 320
+    batch = PagedBatch(((1, n_keys),), n_heads=1, n_kv_heads=1, q_dtype="float16", kv_dtype=kv_dtype)
+    slots = (batch.n_pages, batch.page_size, 1)
+    largest = {"fp8": 448.0, "int8": 127.0}[kv_dtype]
+    batch.q = encode(np.full((1, 1, 64), 1.0), "float16")
+    batch.k_cache = np.zeros_like(batch.k_cache)
+    batch.k_cache[:, 2] = encode(np.full((1, 64), largest), kv_dtype)
+    batch.v_cache = encode(np.full((*slots, 64), largest), kv_dtype)
+    batch.v_cache[:, 2] = 0
+    scales = {name: np.full(slots, 1 / largest, np.float32) for name in ("k_scale", "v_scale")}
+    out, _ = attend(batch, **scales)
+    want, _ = batch.reference(**scales)
+    np.testing.assert_allclose(decode(out, "float16"), want, rtol=2e-3)

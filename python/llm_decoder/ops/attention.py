@@ -191,7 +191,7 @@ def _read_call(
     table = view_tensor(PLACE, "block_table", block_table, stream=stream)
     checks.check_dtype(PLACE, table, "int32")
     checks.check_shape(PLACE, table, "[B, M]", [None, None])
-    checks.check_contiguous(PLACE, table)
+    checks.check_last_axis(PLACE, table)
     checks.check_device_or_host(PLACE, table, device)
     return _Call(
         device=device,
@@ -228,6 +228,8 @@ def _check_supported(call: _Call, kernels: GpuKernels | None) -> None:
 
 
 def _check_plan(call: _Call, plan: AttentionPlan, fixed_split: int) -> None:
+    if not isinstance(plan, AttentionPlan):
+        raise checks.refuse(PLACE, f"plan must be what plan_attention returns, got {type(plan).__name__}")
     wanted = {
         "device": call.device,
         "n_heads": call.n_heads,
@@ -279,9 +281,9 @@ def _check_sizes(call: _Call, lengths: Lengths, max_seqlen_q: int | None, max_se
     if lengths.n_tokens > call.q.shape[0]:
         raise checks.refuse(PLACE, f"q must have the {lengths.n_tokens} tokens of cu_seqlens_q, got {call.q.shape[0]}")
     if max_seqlen_q is not None:
-        checks.check_count(PLACE, "max_seqlen_q", max_seqlen_q, lengths.max_seqlen_q)
+        checks.check_count(PLACE, "max_seqlen_q", max_seqlen_q, lengths.max_seqlen_q, most=None)
     if max_seqlen_k is not None:
-        checks.check_count(PLACE, "max_seqlen_k", max_seqlen_k, longest)
+        checks.check_count(PLACE, "max_seqlen_k", max_seqlen_k, longest, most=None)
 
 
 def _check_out(call: _Call, out: Any, q_dtype: str | None, stream: int) -> Tensor:
@@ -303,7 +305,7 @@ def _run_on_cpu(call: _Call, lengths: Lengths, out: Tensor, lse: Tensor | None) 
             call.k_cache.array(),
             call.v_cache.array(),
             call.k_cache.dtype,
-            call.block_table.array(),
+            np.ascontiguousarray(call.block_table.array()),
             lengths.seq_lens,
             lengths.cu_seqlens_q,
             call.scale,
@@ -330,6 +332,7 @@ def _run_on_gpu(
     lse: Tensor | None,
     stream: int,
 ) -> None:
+    table = call.block_table
     kernels.paged_attention(
         plan._on_gpu,
         call.q.raw(),
@@ -337,8 +340,8 @@ def _run_on_gpu(
         call.v_cache.raw(),
         out.raw(),
         addresses[lse],
-        addresses[call.block_table],
-        call.block_table.shape[1],
+        addresses[table],
+        table.strides[0] if table.device == call.device else table.shape[1],
         call.scale,
         call.softcap,
         addresses[call.alibi_slopes],

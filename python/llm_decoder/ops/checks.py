@@ -7,11 +7,15 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from llm_decoder.errors import InvalidArgumentError
 from llm_decoder.ops.tensors import Tensor
 
 MAX_HEAD_DIM = 256
 VECTOR_BYTES = 16  # that GPU kernels read at once
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+MAX_INT32 = 2**31 - 1
 
 
 def refuse(place: str, message: str) -> InvalidArgumentError:
@@ -94,18 +98,30 @@ def check_page_size(place: str, page_size: int) -> None:
 
 
 def check_number(place: str, name: str, value: Any, least: float = -math.inf) -> float:
+    """One that float32 holds, in which kernels compute."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < least:
+    if not is_number or not abs(value) < math.inf or value < least:
         limit = "" if least == -math.inf else f" of at least {least:g}"
         raise refuse(place, f"{name} must be a finite number{limit}, got {value!r}")
+    if abs(value) > MAX_FLOAT32:
+        raise refuse(place, f"{name} must be a number that float32 holds, up to {MAX_FLOAT32:.3g}, got {value!r}")
     return float(value)
 
 
-def check_count(place: str, name: str, value: Any, least: int = 0) -> int:
+def check_count(place: str, name: str, value: Any, least: int = 0, most: int | None = MAX_INT32) -> int:
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_whole or value < least:
         raise refuse(place, f"{name} must be a whole number of at least {least}, got {value!r}")
+    if most is not None and value > most:
+        raise refuse(place, f"{name} must be a whole number of at most {most}, got {value!r}")
     return int(value)
+
+
+def check_list(place: str, name: str, values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise refuse(place, f"{name} must be a list, got {type(values).__name__}") from None
 
 
 def check_window(place: str, window: Any) -> tuple[int, int]:
@@ -113,13 +129,15 @@ def check_window(place: str, window: Any) -> tuple[int, int]:
         left, right = window
     except (TypeError, ValueError):
         raise refuse(place, f"window must be (left, right), -1 for no limit, got {window!r}") from None
-    return check_count(place, "window[0]", left, -1), check_count(place, "window[1]", right, -1)
+    sides = (check_count(place, f"window[{i}]", side, -1, most=None) for i, side in enumerate((left, right)))
+    left, right = (min(side, MAX_INT32) for side in sides)  # no key is further away
+    return left, right
 
 
 def check_flag(place: str, name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise refuse(place, f"{name} must be True or False, got {value!r}")
-    return value
+    return bool(value)
 
 
 def check_heads(place: str, n_heads: int, n_kv_heads: int, head_dim: int) -> None:

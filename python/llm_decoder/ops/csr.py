@@ -43,12 +43,13 @@ def csr_to_block_table(
     if is_wrong.any():
         i = int(np.argmax(is_wrong))
         raise checks.refuse(PLACE, f"kv_last_page_len must be 1 to {page_size}, got {last_page_len[i]} of sequence {i}")
-    seq_lens = np.where(n_pages > 0, (n_pages - 1) * page_size + last_page_len, 0).astype(np.int32)
+    seq_lens = np.where(n_pages > 0, (n_pages.astype(np.int64) - 1) * page_size + last_page_len, 0)
+    checks.check_count(PLACE, "the keys of a sequence", int(seq_lens.max(initial=0)))
     columns = np.arange(n_pages.max(initial=0))
     is_page = columns < n_pages[:, None]
     block_table = np.full(is_page.shape, -1, np.int32)
     block_table[is_page] = indices[: indptr[-1]]
-    return block_table, seq_lens
+    return block_table, seq_lens.astype(np.int32)
 
 
 def paged_attention_csr(

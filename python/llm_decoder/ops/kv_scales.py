@@ -20,7 +20,8 @@ def read_floats(place: str, name: str, value: Any, device: str, stream: int, sha
     if list(tensor.shape) not in shapes:
         wanted = "be a float or have shape " if len(shapes) > 1 else "have shape "
         wanted += " or ".join(str(shape) for shape in shapes)
-        raise checks.refuse(place, f"{name} must {wanted}, got {list(tensor.shape)}")
+        hint = "; pass float() of it" if tensor.n_axes == 0 and len(shapes) > 1 else ""
+        raise checks.refuse(place, f"{name} must {wanted}, got {list(tensor.shape)}{hint}")
     checks.check_contiguous(place, tensor)
     checks.check_device_or_host(place, tensor, device)
     return tensor
@@ -33,7 +34,11 @@ def read_scale(place: str, name: str, value: Any, pages: Tensor, device: str, st
     if np.isscalar(value):
         return checks.check_number(place, name, value, 0.0)
     n_pages, page_size, n_kv_heads, _ = pages.shape
-    return read_floats(place, name, value, device, stream, [[n_kv_heads], [n_pages, page_size, n_kv_heads]])
+    scale = read_floats(place, name, value, device, stream, [[n_kv_heads], [n_pages, page_size, n_kv_heads]])
+    if scale.n_axes == 1 and scale.device == "cpu":
+        for number in scale.array().tolist():
+            checks.check_number(place, f"every {name}", number, 0.0)
+    return scale
 
 
 def raw_scale(addresses: Addresses, scale: Scale) -> tuple[float, int, int]:

@@ -34,6 +34,7 @@ def merge_states(
 
     Raises InvalidArgumentError, BackendError for a device that cannot be used.
     """
+    outs, lses = checks.check_list(PLACE, "outs", outs), checks.check_list(PLACE, "lses", lses)
     if len(outs) != len(lses) or not 1 <= len(outs) <= MAX_PARTS:
         raise checks.refuse(PLACE, f"outs and lses must be as many, 1 to {MAX_PARTS}, got {len(outs)} and {len(lses)}")
     device = device_of(PLACE, "outs[0]", outs[0])

@@ -134,8 +134,12 @@ def copy_blocks(
     Raises InvalidArgumentError, BackendError for a device that cannot be used.
     """
     place = "copy_blocks"
-    values = {f"key_caches[{i}]": cache for i, cache in enumerate(key_caches)}
-    values |= {f"value_caches[{i}]": cache for i, cache in enumerate(value_caches)}
+    lists = {"key_caches": key_caches, "value_caches": value_caches}
+    values = {
+        f"{name}[{i}]": cache
+        for name, caches in lists.items()
+        for i, cache in enumerate(checks.check_list(place, name, caches))
+    }
     if not values:
         raise checks.refuse(place, "key_caches and value_caches must hold pages, got none")
     first_name, first = next(iter(values.items()))
@@ -213,7 +217,11 @@ def swap_blocks(src: Any, dst: Any, block_mapping: Any, *, stream: int | None = 
 
 def _read_divisor(place: str, name: str, value: Any, pages: Tensor, device: str, stream: int) -> Scale:
     scale = read_scale(place, name, value, pages, device, stream)
-    if scale == 0.0:
+    if isinstance(scale, Tensor):
+        has_zero = scale.n_axes == 1 and scale.device == "cpu" and not scale.array().all()
+    else:
+        has_zero = scale == 0.0
+    if has_zero:
         raise checks.refuse(place, f"{name} must be above 0, for elements are divided by it, got 0")
     if isinstance(scale, Tensor) and scale.n_axes == 3:
         if pages.dtype not in ("fp8", "int8"):

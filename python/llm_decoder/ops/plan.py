@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from llm_decoder.ops.tensors import device_of, framework_of
 
 Ints = npt.NDArray[np.int32]
 PLACE = "plan_attention"
+MAX_SPLIT = 2**30  # keys: more than any sequence has
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class AttentionPlan:
         as many blocks of work as there were."""
         handle = stream_of(PLACE, seq_lens, self.device, stream)
         lengths = read_lengths(PLACE, seq_lens, cu_seqlens_q, handle)
+        # Copies: the caller's arrays may change before the plan is used.
+        lengths = replace(lengths, seq_lens=lengths.seq_lens.copy(), cu_seqlens_q=lengths.cu_seqlens_q.copy())
         total = lengths.n_tokens
         if n_tokens is not None:
             total = checks.check_count(PLACE, "n_tokens", n_tokens, total)
@@ -181,7 +184,7 @@ def _check_lengths(place: str, seq_lens: Ints, cu_seqlens_q: Ints) -> None:
 
 
 def check_fixed_split(place: str, fixed_split: Any) -> int:
-    split = checks.check_count(place, "fixed_split", fixed_split)
+    split = checks.check_count(place, "fixed_split", fixed_split, most=MAX_SPLIT)
     if split % 64:
         raise checks.refuse(place, f"fixed_split must be a multiple of 64, or 0 for none, got {fixed_split}")
     return split
@@ -209,7 +212,10 @@ def _check_prefixes(
     n_before = lengths.seq_lens - np.diff(lengths.cu_seqlens_q)
     found, end = [], 0
     for prefix in prefixes:
-        first, n, n_keys = (checks.check_count(PLACE, "shared_prefixes", number) for number in prefix)
+        numbers = checks.check_list(PLACE, "each of shared_prefixes", prefix)
+        if len(numbers) != 3:
+            raise checks.refuse(PLACE, f"each of shared_prefixes must be (first, n, n_keys), got {prefix!r}")
+        first, n, n_keys = (checks.check_count(PLACE, "shared_prefixes", number) for number in numbers)
         if first < end or n < 1 or first + n > lengths.n_sequences:
             raise checks.refuse(
                 PLACE,

@@ -84,19 +84,19 @@ def view_tensor(place: str, name: str, value: Any, dtype: str | None = None, str
         tensor = _view_array(place, name, value)
     else:
         tensor = _view_dlpack(place, name, value, stream)
-    return tensor if dtype is None or dtype == tensor.dtype else _with_dtype(place, tensor, dtype)
+    return tensor if dtype is None else _with_dtype(place, tensor, dtype)
 
 
 def _view_array(place: str, name: str, array: npt.NDArray[Any]) -> Tensor:
     item = array.dtype.itemsize
-    if not array.dtype.isnative or any(stride % item for stride in array.strides):
+    address = array.__array_interface__["data"][0]
+    if not array.dtype.isnative or not array.flags.aligned or any(stride % item for stride in array.strides):
         raise InvalidArgumentError(
-            f"[{place}] {name} must be an array of native elements at whole steps, got dtype {array.dtype.str} "
-            f"and strides {array.strides} bytes; pass np.ascontiguousarray of a native dtype"
+            f"[{place}] {name} must be an array of native elements, aligned and at whole steps, got dtype "
+            f"{array.dtype.str} at {address:#x} with strides {array.strides} bytes; pass a copy in a native dtype"
         )
     dtype = array.dtype.name
     strides = tuple(stride // item for stride in array.strides)
-    address = array.__array_interface__["data"][0]
     dtype = _ML_DTYPES.get(dtype, dtype)
     return Tensor(name, dtype, array.shape, strides, "cpu", address, array.flags.writeable, array, array)
 
@@ -130,7 +130,9 @@ def _view_dlpack(place: str, name: str, value: Any, stream: int) -> Tensor:
 
 
 def _with_dtype(place: str, tensor: Tensor, dtype: str) -> Tensor:
-    if dtype not in ITEM_BYTES:
+    if isinstance(dtype, str) and dtype == tensor.dtype:
+        return tensor
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise InvalidArgumentError(
             f"[{place}] the dtype of {tensor.name} must be one of {', '.join(ITEM_BYTES)}, got {dtype!r}"
         )
