@@ -54,7 +54,7 @@ $(STAMPS)/judge: $(STAMPS)/dev
 	@touch $@
 
 test: $(STAMPS)/dev
-	$(BIN)/ctest --test-dir build --output-on-failure
+	$(BIN)/ctest --test-dir build --output-on-failure -j $(JOBS)
 	$(BIN)/python -m pytest -m "not judge" $(PYTEST_ARGS)
 
 judge: $(STAMPS)/judge
@@ -76,12 +76,14 @@ format: $(STAMPS)/dev
 	git ls-files -z --cached --others --exclude-standard '*.h' '*.cpp' | xargs -0 $(BIN)/clang-format -i
 
 asan: $(STAMPS)/dev
-	$(BIN)/cmake -S . -B $(SAN_BUILD) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLLM_DECODER_SANITIZE=address,undefined \
+	$(BIN)/cmake -S . -B $(SAN_BUILD) -DLLM_DECODER_SANITIZE=address,undefined \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -DNDEBUG" \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build $(SAN_BUILD) -j $(JOBS)
-	$(BIN)/ctest --test-dir $(SAN_BUILD) --output-on-failure
+	$(BIN)/ctest --test-dir $(SAN_BUILD) --output-on-failure -j $(JOBS)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=$(SAN_BUILD)/python $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/ops tests/engine/test_kv_cache_properties.py \
+	  LLM_DECODER_GRID=few PYTHONPATH=$(SAN_BUILD)/python \
+	  $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/ops tests/engine/test_kv_cache_properties.py \
 	  tests/engine/test_int8_decoder.py $(PYTEST_ARGS)
 
 arm: $(STAMPS)/tools
@@ -89,7 +91,7 @@ arm: $(STAMPS)/tools
 	  echo "missing: $$tool (Debian, Ubuntu: apt install g++-aarch64-linux-gnu qemu-user)" >&2; exit 1; }; done
 	$(BIN)/cmake -S . -B $(ARM_BUILD) --toolchain cmake/aarch64-linux-gnu.cmake -DLLM_DECODER_PYTHON=OFF
 	$(BIN)/cmake --build $(ARM_BUILD) -j $(JOBS)
-	$(BIN)/ctest --test-dir $(ARM_BUILD) --output-on-failure
+	$(BIN)/ctest --test-dir $(ARM_BUILD) --output-on-failure -j $(JOBS)
 
 bench: $(STAMPS)/build
 	$(BIN)/llm-decoder bench --json

@@ -49,28 +49,29 @@ def paged_attention_reference(
     out = np.zeros((n_tokens, n_heads, head_dim))
     lse = np.full((n_tokens, n_heads), -np.inf)
     scale = head_dim**-0.5 if scale is None else scale
+    sink = np.full(n_heads, -np.inf) if sinks is None else np.asarray(sinks, np.float64)
     for sequence, seq_len in enumerate(seq_lens):
         begin, end = int(cu_seqlens_q[sequence]), int(cu_seqlens_q[sequence + 1])
         for token in range(begin, end):
             position = int(seq_len) - (end - token)
             keys = _visible_keys(position, int(seq_len), causal, window)
-            for head in range(n_heads):
-                kv_head = head // (n_heads // n_kv_heads)
-                k = _gather(k_cache, k_scale, block_table[sequence], keys, kv_head)
-                v = _gather(v_cache, v_scale, block_table[sequence], keys, kv_head)
-                logits = scale * (k @ q[token, head].astype(np.float64))
-                if softcap:
-                    logits = softcap * np.tanh(logits / softcap)
-                if alibi_slopes is not None:
-                    logits = logits - float(alibi_slopes[head]) * np.abs(position - keys)
-                sink = -np.inf if sinks is None else float(sinks[head])
-                largest = max(sink, logits.max(initial=-np.inf))
-                if largest == -np.inf:
-                    continue
-                weights = np.exp(logits - largest)
-                total = weights.sum() + np.exp(sink - largest)
-                out[token, head] = weights @ v / total
-                lse[token, head] = largest + np.log(total)
+            k = _gather(k_cache, k_scale, block_table[sequence], keys)
+            v = _gather(v_cache, v_scale, block_table[sequence], keys)
+            rows = q[token].astype(np.float64).reshape(n_kv_heads, -1, head_dim)  # the heads of each KV head
+            logits = scale * (rows @ k.transpose(1, 2, 0)).reshape(n_heads, -1)
+            if softcap:
+                logits = softcap * np.tanh(logits / softcap)
+            if alibi_slopes is not None:
+                logits = logits - np.asarray(alibi_slopes, np.float64)[:, None] * np.abs(position - keys)
+            largest = np.maximum(sink, logits.max(axis=1, initial=-np.inf))
+            sees = largest > -np.inf
+            largest[~sees] = 0
+            weights = np.exp(logits - largest[:, None])
+            total = weights.sum(axis=1) + np.exp(sink - largest)
+            total[~sees] = 1
+            sums = weights.reshape(n_kv_heads, n_heads // n_kv_heads, len(keys)) @ v.transpose(1, 0, 2)
+            out[token] = sums.reshape(n_heads, head_dim) / total[:, None]
+            lse[token] = np.where(sees, largest + np.log(total), -np.inf)
     return out, lse
 
 
@@ -82,16 +83,12 @@ def _visible_keys(position: int, seq_len: int, causal: bool, window: tuple[int, 
     return keys[(keys >= first) & (keys <= last)]
 
 
-def _gather(
-    cache: Array, scale: float | Array | None, table: Array, keys: npt.NDArray[np.int64], kv_head: int
-) -> Float64s:
-    """float64 [n_keys, D] of one KV head."""
+def _gather(cache: Array, scale: float | Array | None, table: Array, keys: npt.NDArray[np.int64]) -> Float64s:
+    """float64 [n_keys, Hkv, D]."""
     page_size = cache.shape[1]
     pages, slots = table[keys // page_size].astype(np.int64), keys % page_size
-    rows: Float64s = cache[pages, slots, kv_head].astype(np.float64)
+    rows: Float64s = cache[pages, slots].astype(np.float64)
     if scale is None:
         return rows
     scales = np.asarray(scale, np.float64)
-    if scales.ndim == 0:
-        return rows * scales
-    return rows * (scales[kv_head] if scales.ndim == 1 else scales[pages, slots, kv_head][:, None])
+    return rows * (scales[pages, slots] if scales.ndim == 3 else scales)[..., None]
