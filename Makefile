@@ -5,24 +5,25 @@
 #   make asan   C++ and kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make grid   attention over every combination of what can be asked for
 #   make arm    the core for 64-bit ARM, its C++ tests under qemu
+#   make cuda   the GPU extension for every device that it is made for, and the tests of what nvcc made
 #   make judge  the live judges: HF transformers on torch
 #   make bench  speed here and its share of the limits, as JSON on standard output
 #   make wheel  dist/*.whl
-# LLM_DECODER_CUDA=on compiles the GPU kernels too (auto: where nvcc and a GPU are). nvcc takes up to 1.2 GB a job: JOBS=1
-# where there is little memory.
+# LLM_DECODER_CUDA=on compiles the GPU kernels with the other words too (auto: where nvcc and a GPU are).
 PYTHON ?= python3
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+JOBS ?= $(shell sh tools/build_jobs.sh)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
 SAN_BUILD := build-asan
 ARM_BUILD := build-arm
+CUDA_BUILD := build-cuda
 
 CPP_SOURCES := $(shell find include kv_cache attention_cpu attention decoder src cmake tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' -o -name '*.cmake')
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run build test grid lint format asan arm judge bench wheel clean
+.PHONY: run build test grid lint format asan cuda arm judge bench wheel clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -92,6 +93,13 @@ arm: $(STAMPS)/tools
 	$(BIN)/cmake -S . -B $(ARM_BUILD) --toolchain cmake/aarch64-linux-gnu.cmake -DLLM_DECODER_PYTHON=OFF
 	$(BIN)/cmake --build $(ARM_BUILD) -j $(JOBS)
 	$(BIN)/ctest --test-dir $(ARM_BUILD) --output-on-failure -j $(JOBS)
+
+cuda: $(STAMPS)/dev
+	CUDACXX="$$(sh tools/find_nvcc.sh $(BIN)/python)" $(BIN)/cmake -S . -B $(CUDA_BUILD) -DLLM_DECODER_CUDA=on \
+	  -DLLM_DECODER_TESTS=OFF -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build $(CUDA_BUILD) -j $(JOBS) --target python_modules
+	LLM_DECODER_CUDA=on LLM_DECODER_BUILD_DIR=$(abspath $(CUDA_BUILD)) PYTHONPATH=$(abspath $(CUDA_BUILD))/python \
+	  $(BIN)/python -m pytest tests/cuda $(PYTEST_ARGS)
 
 bench: $(STAMPS)/build
 	$(BIN)/llm-decoder bench --json

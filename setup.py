@@ -55,8 +55,14 @@ class CMakeBuild(build_ext):
         ]
         cmake = find_cmake()
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(self.build_dir), *options], check=True)
-        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or count_jobs()
         subprocess.run([cmake, "--build", str(self.build_dir), "-j", jobs, "--target", "python_modules"], check=True)
+
+
+def count_jobs() -> str:
+    """How many compilers at once."""
+    script = ["sh", str(ROOT / "tools" / "build_jobs.sh")]
+    return subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def find_cmake() -> str:

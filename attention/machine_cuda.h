@@ -42,10 +42,11 @@ void launch(Stream stream, const LaunchShape& shape, const Args& args) {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-GPU_FUNCTION int thread_index() { return static_cast<int>(threadIdx.x); }
+// Plainly not negative: what / and % make of it is a shift, a mask and constants that go into addresses.
+GPU_FUNCTION int thread_index() { return static_cast<int>(threadIdx.x % kMaxBlockThreads); }
 GPU_FUNCTION int n_threads() { return static_cast<int>(blockDim.x); }
-GPU_FUNCTION int lane() { return thread_index() % kWarpSize; }
-GPU_FUNCTION int warp_index() { return thread_index() / kWarpSize; }
+GPU_FUNCTION int lane() { return static_cast<int>(threadIdx.x % kWarpSize); }
+GPU_FUNCTION int warp_index() { return static_cast<int>(threadIdx.x / kWarpSize); }
 GPU_FUNCTION Dim3 block_index() {
   return {static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
 }

@@ -125,9 +125,6 @@ class FlashBlock {
     seen_by_all_end_ = first.end;
     for (int r = 0; r < kRowTiles; ++r) {
       for (int half = 0; half < 2; ++half) {
-        const int row = row_of(r, half);
-        limits_[r][half] = is_row(row) ? limits_of(token_of(row)) : RowLimits{0, 0};
-        slopes_[r][half] = args_.alibi_slopes != nullptr && is_row(row) ? args_.alibi_slopes[head_of(row)] * kLog2e : 0;
         max_[r][half] = -kInfinity;
         sum_[r][half] = 0.0f;
       }
@@ -294,10 +291,9 @@ class FlashBlock {
     for (int n = 0; n < kKeyTiles; ++n) {
       GPU_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const int column = n * 8 + lane() % 4 * 2 + i;
         float column_scale = scale;
         if (args_.k_scale.per_slot != nullptr) {
-          column_scale *= scales_.load(stage * Tile::kKeys + warp_n_ * Tile::kWarpKeys + column);
+          column_scale *= scales_.load(stage * Tile::kKeys + warp_n_ * Tile::kWarpKeys + column_of(n, i));
         }
         GPU_UNROLL
         for (int r = 0; r < kRowTiles; ++r) {
@@ -306,27 +302,50 @@ class FlashBlock {
             float& score = scores[r][n][half * 2 + i];
             score *= column_scale;
             if (args_.softcap != 0.0f) score = tanh(score / args_.softcap) * args_.softcap * kLog2e;
-            if (args_.alibi_slopes != nullptr) {
-              const int position = item_.first_position + item_.position_step * token_of(row_of(r, half));
-              const int distance = position - (warp_key + column);
-              score -= slopes_[r][half] * static_cast<float>(distance < 0 ? -distance : distance);
-            }
+          }
+        }
+      }
+    }
+    if (args_.alibi_slopes != nullptr) subtract_distances(warp_key, scores);
+  }
+
+  GPU_FUNCTION void subtract_distances(int warp_key, float (&scores)[kRowTiles][kKeyTiles][4]) const {
+    GPU_UNROLL
+    for (int r = 0; r < kRowTiles; ++r) {
+      GPU_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int row = row_of(r, half);
+        const float slope = is_row(row) ? args_.alibi_slopes[head_of(row)] * kLog2e : 0.0f;
+        const int position = item_.first_position + item_.position_step * token_of(row);
+        GPU_UNROLL
+        for (int n = 0; n < kKeyTiles; ++n) {
+          GPU_UNROLL
+          for (int i = 0; i < 2; ++i) {
+            const int distance = position - (warp_key + column_of(n, i));
+            scores[r][n][half * 2 + i] -= slope * static_cast<float>(distance < 0 ? -distance : distance);
           }
         }
       }
     }
   }
 
+  // The key, of the warp's in a tile, of sum i of this lane in column n of the scores.
+  static GPU_FUNCTION int column_of(int n, int i) { return n * 8 + lane() % 4 * 2 + i; }
+
   GPU_FUNCTION void mask(int warp_key, float (&scores)[kRowTiles][kKeyTiles][4]) const {
     GPU_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       GPU_UNROLL
-      for (int n = 0; n < kKeyTiles; ++n) {
+      for (int half = 0; half < 2; ++half) {
+        const int row = row_of(r, half);
+        const RowLimits limits = is_row(row) ? limits_of(token_of(row)) : RowLimits{0, 0};
         GPU_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int key = warp_key + n * 8 + lane() % 4 * 2 + i % 2;
-          const RowLimits& limits = limits_[r][i / 2];
-          if (key < limits.begin || key >= limits.end) scores[r][n][i] = -kInfinity;
+        for (int n = 0; n < kKeyTiles; ++n) {
+          GPU_UNROLL
+          for (int i = 0; i < 2; ++i) {
+            const int key = warp_key + column_of(n, i);
+            if (key < limits.begin || key >= limits.end) scores[r][n][half * 2 + i] = -kInfinity;
+          }
         }
       }
     }
@@ -563,10 +582,8 @@ class FlashBlock {
   const Shared<Q> q_;
   const Shared<Kv> k_, v_;
   const Shared<float> scales_;
-  int key_begin_, key_end_;                  // keys that any row sees
-  int seen_by_all_begin_, seen_by_all_end_;  // keys that every row sees
-  RowLimits limits_[kRowTiles][2];
-  float slopes_[kRowTiles][2];
+  int key_begin_, key_end_;                      // keys that any row sees
+  int seen_by_all_begin_, seen_by_all_end_;      // keys that every row sees
   float max_[kRowTiles][2], sum_[kRowTiles][2];  // of a lane's keys; lanes meet at the end
   float out_[kRowTiles][kOutTiles][4] = {};
 };

@@ -134,6 +134,11 @@ constexpr int bricks_ahead(GpuWeightFormat format, int row_tiles) {
   return format == GpuWeightFormat::w4 && row_tiles <= 2 ? 2 : 1;
 }
 constexpr int brick_parts(int row_tiles) { return row_tiles < 8 ? 1 : 2; }
+// How many tiles of 8 rows of a are in the registers at once. For others the weights are made into operands again, what
+// costs those of 16 bits nothing.
+constexpr int rows_at_once(GpuWeightFormat format, int row_tiles) {
+  return format == GpuWeightFormat::half && row_tiles > 4 ? 4 : row_tiles;
+}
 
 template <class T_, class Weights_, int row_tiles_>
 struct ProductTile {
@@ -144,6 +149,7 @@ struct ProductTile {
   static constexpr int kRows = 8 * kRowTiles;
   static constexpr int kAhead = bricks_ahead(Weights::kFormat, kRowTiles);
   static constexpr int kParts = brick_parts(kRowTiles);
+  static constexpr int kRowsAtOnce = rows_at_once(Weights::kFormat, kRowTiles);
 
   // Activations come in slices of so many inputs, two of them in shared memory. Within a brick's inputs 16-byte chunk c
   // of lane t lies at 4 c + t, and rows are 64 bytes off a multiple of 128: what eight lanes read at once lies in all
@@ -299,26 +305,9 @@ class ProductBlock {
     }
     GPU_UNROLL
     for (int pair = 0; pair < kPairs; ++pair) {
-      // Compilers would load the rows of all pairs at once, and there are no registers for them.
-      if constexpr (kRowTiles >= 4) sync_warp();
-      LoadWords rows[kRowTiles];
       GPU_UNROLL
-      for (int r = 0; r < kRowTiles; ++r) {
-        rows[r] =
-            slices_.template load_vec<4>(words + (8 * r + lane() / 4) * Tile::kRowWords + (pair * 4 + lane() % 4) * 4);
-      }
-      GPU_UNROLL
-      for (int step = 0; step < 2; ++step) {
-        GPU_UNROLL
-        for (int tile = 0; tile < kPartTiles; ++tile) {
-          std::uint32_t w[4];
-          Weights::fragment(brick.weights[tile], groups[tile], pair, step, w);
-          GPU_UNROLL
-          for (int r = 0; r < kRowTiles; ++r) {
-            const std::uint32_t x[2] = {rows[r].values[2 * step], rows[r].values[2 * step + 1]};
-            mma_16x8x16<T>(sums_[part * kPartTiles + tile][r], w, x);
-          }
-        }
+      for (int first = 0; first < kRowTiles; first += Tile::kRowsAtOnce) {
+        multiply_rows(brick, groups, words, part, pair, first);
       }
       if constexpr (refills) {
         GPU_UNROLL
@@ -329,6 +318,32 @@ class ProductBlock {
               brick.weights[tile][i] = load_weights(from, from_part * kPartTiles + tile, i);
             }
           }
+        }
+      }
+    }
+  }
+
+  // Multiplies a pair of the part in the registers with the row tiles from `first` on.
+  GPU_FUNCTION void multiply_rows(const LaneBrick& brick, const typename Weights::Group (&groups)[kPartTiles],
+                                  int words, int part, int pair, int first) {
+    // Compilers would load all rows at once, and there are no registers for them.
+    if constexpr (kRowTiles >= 4) sync_warp();
+    LoadWords rows[Tile::kRowsAtOnce];
+    GPU_UNROLL
+    for (int r = 0; r < Tile::kRowsAtOnce; ++r) {
+      const int row = 8 * (first + r) + lane() / 4;
+      rows[r] = slices_.template load_vec<4>(words + row * Tile::kRowWords + (pair * 4 + lane() % 4) * 4);
+    }
+    GPU_UNROLL
+    for (int step = 0; step < 2; ++step) {
+      GPU_UNROLL
+      for (int tile = 0; tile < kPartTiles; ++tile) {
+        std::uint32_t w[4];
+        Weights::fragment(brick.weights[tile], groups[tile], pair, step, w);
+        GPU_UNROLL
+        for (int r = 0; r < Tile::kRowsAtOnce; ++r) {
+          const std::uint32_t x[2] = {rows[r].values[2 * step], rows[r].values[2 * step + 1]};
+          mma_16x8x16<T>(sums_[part * kPartTiles + tile][first + r], w, x);
         }
       }
     }

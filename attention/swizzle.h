@@ -15,9 +15,11 @@ struct Swizzle {
   static constexpr int kPlaces = kFactor < 8 ? kFactor : 8;  // chunks trade places among so many
   static constexpr int kRowsPerStep = 8 / kPlaces;
 
-  // Bytes from the first row's begin to chunk `chunk` of row `row`.
+  // Bytes from the first row's begin to chunk `chunk` of row `row`. What does not trade places stays outside of the
+  // xor: of a constant chunk it is a constant, and goes into the instruction that reads.
   static GPU_FUNCTION int at(int row, int chunk) {
-    return (row * kChunks + (chunk ^ (row / kRowsPerStep % kPlaces))) * kSharedAlign;
+    const int place = chunk % kPlaces ^ row / kRowsPerStep % kPlaces;
+    return (row * kChunks + (chunk - chunk % kPlaces) + place) * kSharedAlign;
   }
 };
 

@@ -57,18 +57,9 @@ if(LLM_DECODER_CUDA_TARGETS)
 endif()
 message(STATUS "LLM_DECODER_CUDA=${cuda_choice}: ${LLM_DECODER_CUDA_TARGETS}")
 
-# A compiler of kernels needs 1.2 GB. Ninja keeps to that by itself; make takes the jobs that it is told to.
-if(LLM_DECODER_CUDA_TARGETS)
-  cmake_host_system_information(RESULT memory_mb QUERY AVAILABLE_PHYSICAL_MEMORY)
-  math(EXPR n_jobs "${memory_mb} / 1500")
-  if(n_jobs LESS 1)
-    set(n_jobs 1)
-  endif()
-  set_property(GLOBAL APPEND PROPERTY JOB_POOLS nvcc=${n_jobs})
-endif()
-
 # Adds sources that nvcc compiles for the devices of `cuda_targets`. Those that the host's compiler compiles too, for
-# another target, have one language only a folder: here each comes through a file of its own.
+# another target, have one language only a folder: here each comes through a file of its own. Beside each object lies what
+# ptxas says of its kernels, <object>.ptxas.
 function(target_cuda_sources target cuda_targets)
   foreach(source ${ARGN})
     get_filename_component(path ${source} ABSOLUTE)
@@ -77,11 +68,18 @@ function(target_cuda_sources target cuda_targets)
     file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${path}\"\n")
     target_sources(${target} PRIVATE ${wrapper})
   endforeach()
-  set(options --expt-relaxed-constexpr)
+  set(options --expt-relaxed-constexpr -Xptxas=-v)
   foreach(cuda_target ${cuda_targets})
     string(REGEX REPLACE "^[a-z]+" compute arch ${cuda_target})
     list(APPEND options -gencode=arch=${arch},code=${cuda_target})
   endforeach()
   target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${options}>")
-  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES OFF JOB_POOL_COMPILE nvcc)
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES OFF
+                        CUDA_COMPILER_LAUNCHER "sh;${PROJECT_SOURCE_DIR}/cmake/keep_ptxas_report.sh")
+endfunction()
+
+# Lists the objects with the kernels of `target`, whose reports tools/kernel_registers.py reads.
+function(list_kernel_objects target)
+  file(GENERATE OUTPUT ${PROJECT_BINARY_DIR}/kernel_objects.txt
+       CONTENT "$<JOIN:$<FILTER:$<TARGET_OBJECTS:${target}>,INCLUDE,[.]cu[.]o$>,\n>\n")
 endfunction()
