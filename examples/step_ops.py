@@ -57,7 +57,7 @@ for position in range(3):
         ops.small_product(rows, logits_of), temperature=0.8, top_k=50, top_p=0.9, seed=seeds, position=position
     )
     tokens = drawn.tokens
-    print(f"position {position}: tokens {tokens.tolist()}, log probabilities {np.round(drawn.logprobs, 2).tolist()}")
+    print(f"position {position}: tokens {tokens.tolist()}, log probabilities", *(f"{x:.2f}" for x in drawn.logprobs))
 
 # Four beams of one sequence: which eight continuations of all beams are best.
 best = ops.best_of_beams(ops.small_product(rows, logits_of), np.zeros(T, np.float32), n_beams=T)

@@ -68,7 +68,7 @@ def judged(b: dict[str, Any]) -> Any:
 
 def attend(b: dict[str, Any], **changes: Any) -> Any:
     names = ("q", "k_cache", "v_cache", "block_table", "seq_lens", "cu_seqlens_q")
-    return ops.paged_attention(*(changes.pop(name, b[name]) for name in names), **changes)
+    return ops.paged_attention(**{name: b[name] for name in names} | changes)
 
 
 def check(out: Any, want: Any) -> None:

@@ -214,9 +214,19 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
         ops.append_kv(**arguments | changes)
 
 
+@pytest.mark.usefixtures("any_machine")
 def test_queries_are_written_in_place() -> None:
     q, key, value = packed_rows("float32", 64, False)
     q.flags.writeable = False
     pages = pages_of("float16", 64)
     with pytest.raises(InvalidArgumentError, match="q must be writeable, got a read-only array"):
         ops.append_kv(q, key, value, pages, pages, SLOTS, kv_dtype="float16")
+
+
+@pytest.mark.usefixtures("host_machine")
+def test_a_gpu_reads_norms_and_angles_in_vectors() -> None:
+    q, key, value = packed_rows("float32", 64, False)
+    pages = pages_of("float16", 64)
+    norm = np.ones(65, np.float32)[1:]
+    with pytest.raises(InvalidArgumentError, match=r"^\[append_kv\] q_norm must begin at a multiple of 16 bytes, got"):
+        ops.append_kv(q, key, value, pages, pages, SLOTS, q_norm=norm, kv_dtype="float16")

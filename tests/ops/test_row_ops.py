@@ -264,3 +264,22 @@ X, W = np.zeros((3, 16), np.float32), np.ones(16, np.float32)
 def test_rows_that_do_not_fit_are_refused(op: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=rf"^\[{op}\] .*{message}"):
         getattr(ops, op)(**arguments)
+
+
+@pytest.mark.usefixtures("any_machine")
+@pytest.mark.parametrize(
+    ("op", "name", "options"),
+    [
+        ("rms_norm", "residual", {}),
+        ("rms_norm", "out", {}),
+        ("layer_norm", "out", {"quantize": True}),
+        ("gated", "out", {"is_gated": False}),
+        ("embed", "out", {}),
+    ],
+)
+def test_what_is_written_must_be_writeable(op: str, name: str, options: dict[str, Any]) -> None:
+    place = np.zeros((3, 16), np.int8 if "quantize" in options else np.float32)
+    place.flags.writeable = False
+    arguments = {"rms_norm": (X, W), "layer_norm": (X, W), "gated": (X,), "embed": (np.zeros(3, np.int32), X)}[op]
+    with pytest.raises(InvalidArgumentError, match=rf"^\[{op}\] {name} must be writeable, got a read-only array"):
+        getattr(ops, op)(*arguments, **options, **{name: place})
