@@ -145,7 +145,7 @@ def small_product(
     checks.check_dtype(PLACE, rows, *checks.FLOATS)
     checks.check_last_axis(PLACE, rows)
     kernels = kernels_for(PLACE, device)
-    if weights.device != device or (weights._layout == "gpu") != (kernels is not None):
+    if weights.device != device:
         raise checks.refuse(
             PLACE, f"weights must be on the device of a, {device}, got {weights.device}; pack them for it"
         )
