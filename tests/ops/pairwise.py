@@ -31,5 +31,16 @@ def pairwise_cover(factors: Mapping[str, Sequence[Any]], seed: int) -> list[dict
     return rows
 
 
+def every_level(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the rows, in their order, that bring a level of a factor which none before them has."""
+    seen: set[tuple[str, Any]] = set()
+    kept = []
+    for row in rows:
+        if not seen.issuperset(row.items()):
+            kept.append(row)
+            seen.update(row.items())
+    return kept
+
+
 def _pair(a: tuple[str, Any], b: tuple[str, Any]) -> Pair:
     return (a, b) if a[0] < b[0] else (b, a)

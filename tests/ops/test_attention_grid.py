@@ -2,7 +2,8 @@
 
 A pairwise cover of dtypes, scales, sizes, features and kinds of batches, seeded; LLM_DECODER_GRID=all (`make grid`)
 takes every combination of the pages' dtype, scales, features and batches instead, the queries' dtype and small sizes in
-turn.
+turn; LLM_DECODER_GRID=few takes so much of the cover that every level is there, for tools under which a kernel takes
+its time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from attention_reference import paged_attention_reference
 from attention_tolerance import LSE, Plain, check_close, int8_rows, plain_attention
 from element_codes import decode
 from implementations import IMPLEMENTATIONS, Implementation
-from pairwise import pairwise_cover
+from pairwise import every_level, pairwise_cover
 
 FEATURES = {
     "scales": ("none", "all", "head", "slot"),
@@ -48,10 +49,12 @@ CORNERS = tuple(
 
 
 def cases_of(implementation: Implementation) -> list[Case]:
-    if os.environ.get("LLM_DECODER_GRID") == "all":
+    choice = os.environ.get("LLM_DECODER_GRID")
+    if choice == "all":
         rows = every_combination(implementation)
     else:
         rows = pairwise_cover({"dtypes": implementation.dtypes, **FEATURES, **SIZES}, seed=0)
+        rows = every_level(rows) if choice == "few" else rows
     return [*CORNERS, *(_case(row, seed) for seed, row in enumerate(rows))]
 
 
@@ -101,7 +104,12 @@ GRID = sorted(
 @pytest.mark.parametrize(
     ("case", "implementation"),
     [
-        pytest.param(case, IMPLEMENTATIONS[number], id=f"{IMPLEMENTATIONS[number].name}-{case_name(case)}")
+        pytest.param(
+            case,
+            IMPLEMENTATIONS[number],
+            id=f"{IMPLEMENTATIONS[number].name}-{case_name(case)}",
+            marks=[pytest.mark.device] * IMPLEMENTATIONS[number].needs_device,
+        )
         for case, number in GRID
     ],
 )
