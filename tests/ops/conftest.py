@@ -11,11 +11,9 @@ from device_rig import on_the_device, why_no_device
 from llm_decoder.ops import machines
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    on_device = [item for item in items if item.get_closest_marker("device")]
-    if on_device and why_no_device():
-        for item in on_device:
-            item.add_marker(pytest.mark.skip(reason=why_no_device()))
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("device") and why_no_device():
+        pytest.skip(why_no_device())  # said once for all of them
 
 
 def gpu_kernels_on_the_host() -> machines.GpuKernels:
