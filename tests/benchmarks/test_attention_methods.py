@@ -37,6 +37,12 @@ def test_a_decode_reads_keys_and_values_once_a_query_head_or_once_a_kv_head(stud
         assert 0 <= n_bytes - times * once_a_kv_head < 0.02 * once_a_kv_head, method
 
 
+def test_a_tile_of_queries_reads_the_keys_that_its_last_query_sees(study: Any) -> None:
+    n_keys = sum(range(16, 2048 + 1, 16))
+    in_and_out = 2 * 2048 * 32 * 128 * 2
+    assert counted(study, "flash_attention_2", 1, 2048, 2048)["n_bytes"] == n_keys * 32 * 128 * 2 * 2 + in_and_out
+
+
 def test_few_queries_are_split_and_many_are_not(study: Any) -> None:
     for method in ("flash_decoding", "flash_decoding_pp", "paged_attention", FUSED):
         assert counted(study, method, 1, 1, 16384)["n_splits"] > 4

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,22 @@ def test_a_call_that_was_refused_leaves_nothing_behind(rig: DeviceRig) -> None:
     assert (ops.merge_states([part], [lse]) == 3).all()
     assert (out == 7).all()
     assert (part == 3).all()
+
+
+def test_what_a_kernel_wrote_is_not_taken_for_what_the_host_has(rig: DeviceRig) -> None:
+    key = np.ones((1, 1, 8), np.float32)
+    cache = np.zeros((1, 16, 1, 8), np.float16)
+    ops.reshape_and_cache(key, key, cache, cache.copy(), np.array([3]))
+    cache[...] = 0
+    ops.reshape_and_cache(key, key, cache, cache.copy(), np.array([5]))
+    assert cache[0, 5].all()
+    assert not np.delete(cache, 5, axis=1).any()
+
+
+def test_files_that_are_mapped_to_be_read_are_not_written(rig: DeviceRig, tmp_path: Path) -> None:
+    np.full(8, 2, np.float32).tofile(tmp_path / "part")
+    part = np.memmap(tmp_path / "part", np.float32, "r", shape=(1, 1, 8))
+    assert (ops.merge_states([np.asarray(part)], [np.zeros((1, 1), np.float32)]) == 2).all()
 
 
 def test_read_only_arrays_and_tensors_of_other_frameworks_are_mirrored_too(rig: DeviceRig) -> None:
