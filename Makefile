@@ -8,6 +8,8 @@
 #   make cuda   the GPU extension for every device that it is made for, and the tests of what nvcc made
 #   make judge  the live judges: HF transformers on torch
 #   make bench  speed here and its share of the limits, as JSON on standard output
+#   make gpu-test   the GPU kernels on this machine's NVIDIA GPU; with PYTHON as it is, nothing is fetched
+#   make gpu-bench  their speed, and that of the methods of docs/attention.md, into benchmarks/results
 #   make wheel  dist/*.whl
 # LLM_DECODER_CUDA=on compiles the GPU kernels with the other words too (auto: where nvcc and a GPU are).
 PYTHON ?= python3
@@ -18,12 +20,16 @@ STAMPS := .stamps
 SAN_BUILD := build-asan
 ARM_BUILD := build-arm
 CUDA_BUILD := build-cuda
+GPU_BUILD := build-gpu
+GPU_CMAKE = $(or $(shell command -v cmake 2>/dev/null),$(PYTHON) -m cmake)
+GPU_RUN = PYTHONPATH=$(abspath $(GPU_BUILD))/python $(PYTHON)
+GPU_RESULTS ?= benchmarks/results
 
 CPP_SOURCES := $(shell find include kv_cache attention_cpu attention decoder src cmake tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' -o -name '*.cmake')
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run build test grid lint format asan cuda arm judge bench wheel clean
+.PHONY: run build test grid lint format asan cuda arm judge bench gpu-build gpu-test gpu-bench wheel clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -103,6 +109,21 @@ cuda: $(STAMPS)/dev
 
 bench: $(STAMPS)/build
 	$(BIN)/llm-decoder bench --json
+
+gpu-build:
+	@sh tools/check_gpu.sh $(or $(firstword $(filter gpu-%,$(MAKECMDGOALS))),gpu-build) "$(PYTHON)"
+	$(GPU_CMAKE) -S . -B $(GPU_BUILD) $(if $(shell command -v ninja 2>/dev/null),-G Ninja) -DLLM_DECODER_CUDA=auto \
+	  -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+	$(GPU_CMAKE) --build $(GPU_BUILD) -j $(JOBS) --target python_modules on_device_tests _study_cuda
+
+gpu-test: gpu-build
+	$(GPU_RUN) tools/gpu_test.py $(GPU_BUILD)
+
+gpu-bench: gpu-build
+	@status=0; \
+	$(GPU_RUN) benchmarks/attention_methods.py --build $(GPU_BUILD) --out $(GPU_RESULTS)/attention_methods.json || status=$$?; \
+	$(GPU_RUN) benchmarks/gpu_kernels.py --out $(GPU_RESULTS)/gpu_kernels.json $(GPU_BENCH_ARGS) || status=$$?; \
+	exit $$status
 
 wheel: $(STAMPS)/tools
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .

@@ -32,6 +32,16 @@ bool has_splits(Method method) {
 std::int64_t rows_of(const StudyArgs& a) { return std::int64_t{a.n_batch} * a.n_queries * a.n_heads; }
 int blocks_for(std::int64_t n, int per_block) { return static_cast<int>(ceil_div(n, per_block)); }
 
+// Keys that the blocks of attend_queries go over for one head: each tile of queries those that its last query sees.
+std::int64_t keys_of_query_tiles(const StudyArgs& a) {
+  std::int64_t n = 0;
+  for (int first = 0; first < a.n_queries; first += kBlockQueries) {
+    const int end = first + kBlockQueries < a.n_queries ? first + kBlockQueries : a.n_queries;
+    n += a.n_keys - a.n_queries + end;
+  }
+  return n;
+}
+
 void check_args(Method method, const StudyArgs& a) {
   check_arg(a.n_batch > 0 && a.n_queries > 0 && a.n_keys >= a.n_queries, kPlace,
             "every query must be one of the keys' positions, got ", a.n_queries, " queries and ", a.n_keys, " keys");
@@ -84,6 +94,34 @@ Method method_named(const char* name) {
   throw std::invalid_argument(concat("[method_named] need one of ", names, "; got ", name));
 }
 
+std::vector<std::string> method_names() {
+  std::vector<std::string> names;
+  for (const Named& named : kMethods) names.push_back(named.name);
+  return names;
+}
+
+int n_splits_for(Method method, const StudyArgs& a, int n_multiprocessors) {
+  if (!has_splits(method)) return 1;
+  const bool is_flat = method == Method::flash_decoding_pp;
+  const int group = a.n_heads / a.n_kv_heads;
+  const int n_blocks = is_flat ? blocks_for(group * a.n_queries, kFlatRows) * a.n_kv_heads
+                               : blocks_for(a.n_queries, kBlockQueries) * a.n_heads;
+  return choose_splits(n_blocks * a.n_batch, a.n_keys, n_multiprocessors);
+}
+
+int n_launches(Method method) {
+  switch (method) {
+    case Method::naive:
+    case Method::flash_decoding_pp:
+      return 3;
+    case Method::flash_decoding:
+    case Method::paged_attention:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
 ScratchSizes scratch_sizes(Method method, const StudyArgs& a) {
   const auto n_rows = static_cast<std::size_t>(rows_of(a));
   ScratchSizes sizes;
@@ -96,7 +134,8 @@ ScratchSizes scratch_sizes(Method method, const StudyArgs& a) {
 
 std::int64_t bytes_moved(Method method, const StudyArgs& a) {
   const std::int64_t n_rows = rows_of(a), row_bytes = std::int64_t{a.head_dim} * 2;
-  const std::int64_t cache_of_heads = std::int64_t{a.n_batch} * a.n_heads * a.n_keys * row_bytes * 2;
+  const std::int64_t key_bytes = std::int64_t{a.n_batch} * a.n_heads * row_bytes * 2;
+  const std::int64_t cache_of_heads = key_bytes * a.n_keys, cache_of_tiles = key_bytes * keys_of_query_tiles(a);
   const std::int64_t in_and_out = n_rows * row_bytes * 2, state_bytes = std::int64_t{a.head_dim + 2} * 4;
   const std::int64_t n_tiles = ceil_div(a.n_keys, kStudyKeys);
   const std::int64_t states = n_rows * a.n_splits * state_bytes * 2;
@@ -106,10 +145,10 @@ std::int64_t bytes_moved(Method method, const StudyArgs& a) {
     case Method::flash_attention_1:
       return cache_of_heads + n_rows * n_tiles * state_bytes * 2 + in_and_out;
     case Method::flash_attention_2:
-      return cache_of_heads * ceil_div(a.n_queries, kBlockQueries) + in_and_out;
+      return cache_of_tiles + in_and_out;
     case Method::flash_decoding:
     case Method::paged_attention:
-      return cache_of_heads * ceil_div(a.n_queries, kBlockQueries) + states + in_and_out;
+      return cache_of_tiles + states + in_and_out;
     case Method::flash_decoding_pp: {
       const std::int64_t group = a.n_heads / a.n_kv_heads;
       return cache_of_heads / group * ceil_div(group * a.n_queries, kFlatRows) + states + in_and_out;

@@ -480,7 +480,7 @@ TEST(nan_and_infinity_are_not_hidden_by_a_computed_scale) {
 }
 
 // Memory that is only promised, but for the page that is written.
-TEST(pools_of_more_than_2_to_the_31_elements) {
+HOST_TEST(pools_of_more_than_2_to_the_31_elements) {
   constexpr std::int64_t kPageStride = std::int64_t{1} << 30, kPages = 6;
   auto* pool = static_cast<std::byte*>(mmap(nullptr, static_cast<std::size_t>(kPages * kPageStride), PROT_NONE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));

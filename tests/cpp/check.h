@@ -8,6 +8,9 @@
 //   }
 //
 // A failed check ends its test; the other tests still run. `program PART` runs only the tests whose name holds PART.
+//
+// HOST_TEST is a test that a device cannot pass: of what the host machine alone catches, or of memory that a device
+// does not reach. on_device.h runs the others there.
 #pragma once
 
 #include <cstdio>
@@ -65,6 +68,17 @@ inline bool run(const Test& test) {
   }
 }
 
+inline int run_all(int argc, char** argv) {
+  int n_run = 0, n_failed = 0;
+  for (const Test& test : tests()) {
+    if (argc > 1 && std::string(test.name).find(argv[1]) == std::string::npos) continue;
+    ++n_run;
+    n_failed += run(test) ? 0 : 1;
+  }
+  std::printf("%d tests, %d failed\n", n_run, n_failed);
+  return n_run > 0 && n_failed == 0 ? 0 : 1;
+}
+
 }  // namespace check
 
 #define TEST(test_name)                                                                \
@@ -76,6 +90,14 @@ inline bool run(const Test& test) {
   do {                                                                 \
     if (!(__VA_ARGS__)) check::fail(__FILE__, __LINE__, #__VA_ARGS__); \
   } while (false)
+
+#if defined(LLM_DECODER_ON_DEVICE)
+#define HOST_TEST(test_name) \
+  template <class>           \
+  static void test_name()  // never made
+#else
+#define HOST_TEST TEST
+#endif
 
 // Both sides must be printable.
 #define CHECK_EQ(got, ...) check::equal((got), (__VA_ARGS__), #got, __FILE__, __LINE__)
@@ -94,12 +116,9 @@ inline bool run(const Test& test) {
   } while (false)
 
 int main(int argc, char** argv) {
-  int n_run = 0, n_failed = 0;
-  for (const check::Test& test : check::tests()) {
-    if (argc > 1 && std::string(test.name).find(argv[1]) == std::string::npos) continue;
-    ++n_run;
-    n_failed += check::run(test) ? 0 : 1;
-  }
-  std::printf("%d tests, %d failed\n", n_run, n_failed);
-  return n_run > 0 && n_failed == 0 ? 0 : 1;
+#if defined(LLM_DECODER_ON_DEVICE)
+  return on_device::run(check::run_all, argc, argv);
+#else
+  return check::run_all(argc, argv);
+#endif
 }

@@ -103,7 +103,7 @@ TEST(sizes_that_no_page_has_are_refused) {
   problem.check({});
 }
 
-TEST(pages_that_are_not_aligned_are_caught) {
+HOST_TEST(pages_that_are_not_aligned_are_caught) {
   Problem problem({64});
   problem.pools[0].pages += 4;
   CHECK_THROWS(std::logic_error, "not aligned to 16", problem.run({0, 1}, 64));

@@ -384,6 +384,7 @@ TEST(a_top_k_of_all_tokens_or_more_cuts_nothing) {
   check_run(logits, draws, "all of a flat row");
 }
 
+#if !defined(LLM_DECODER_ON_DEVICE)  // words of kernels, called by themselves
 TEST(sums_that_cuts_reach_are_whole_and_never_beyond_the_sum) {
   Cuts cuts(SamplingArgs{}, 0, 1);
   cuts.uniform = 0.0;
@@ -402,6 +403,7 @@ TEST(sums_that_cuts_reach_are_whole_and_never_beyond_the_sum) {
   cuts.top_p = 1e-6;
   CHECK_EQ(cuts.nucleus(10), 1u);
 }
+#endif
 
 TEST(penalties_bias_and_bans_change_what_they_name) {
   const int vocab_size = 4200;  // two parts

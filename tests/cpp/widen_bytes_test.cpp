@@ -26,7 +26,10 @@ double fp8_value(int bits) {
 struct Words {
   std::uint32_t* out;  // [lane][rotation][pair]
 };
-constexpr int kPairs[4][2] = {{0, 1}, {2, 3}, {0, 2}, {1, 3}};
+constexpr int place(int pair, int i) {
+  const int places[4][2] = {{0, 1}, {2, 3}, {0, 2}, {1, 3}};
+  return places[pair][i];
+}
 
 template <class T, class Kv>
 GPU_KERNEL widen_all(const Words args) {
@@ -34,7 +37,7 @@ GPU_KERNEL widen_all(const Words args) {
     std::uint32_t word = 0;
     for (int i = 0; i < 4; ++i) word |= static_cast<std::uint32_t>(lane() * 8 + (rotation + i) % 8) << (8 * i);
     for (int p = 0; p < 4; ++p) {
-      args.out[(lane() * 8 + rotation) * 4 + p] = widen<T, Kv>(word, kPairs[p][0], kPairs[p][1]);
+      args.out[(lane() * 8 + rotation) * 4 + p] = widen<T, Kv>(word, place(p, 0), place(p, 1));
     }
   }
 }
@@ -53,7 +56,7 @@ void check_widened(const Value& value) {
   launch<widen_all<T, Kv>>(nullptr, {{1, 1, 1}, 32, 0}, Words{out.data()});
   for (int at = 0; at < static_cast<int>(out.size()); ++at) {
     for (int i = 0; i < 2; ++i) {
-      const int byte = at / 32 * 8 + (at / 4 % 8 + kPairs[at % 4][i]) % 8;
+      const int byte = at / 32 * 8 + (at / 4 % 8 + place(at % 4, i)) % 8;
       const double got = half_of<T>(out[static_cast<std::size_t>(at)], i) / double{kUnitOf<Kv>}, want = value(byte);
       if (std::isnan(want)) {
         CHECK(std::isnan(got));

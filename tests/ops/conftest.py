@@ -1,12 +1,19 @@
-"""Which implementation computes on NumPy arrays: the CPU's, or the GPU kernels on the host machine."""
+"""Which implementation computes on NumPy arrays: the CPU's, or the GPU kernels, on the host machine or on a GPU."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 
 import pytest
+from device_rig import on_the_device, why_no_device
 
 from llm_decoder.ops import machines
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("device") and why_no_device():
+        pytest.skip(why_no_device())  # said once for all of them
 
 
 def gpu_kernels_on_the_host() -> machines.GpuKernels:
@@ -19,11 +26,18 @@ def host_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines, "_host_memory_kernels", gpu_kernels_on_the_host())
 
 
-@pytest.fixture(params=["cpu", "host machine"])
+@pytest.fixture
+def device() -> Iterator[None]:
+    """Arrays in host memory go to a GPU and back."""
+    with on_the_device():
+        yield
+
+
+@pytest.fixture(params=["cpu", "host machine", pytest.param("device", marks=pytest.mark.device)])
 def any_machine(request: pytest.FixtureRequest) -> str:
     """One after the other."""
-    if request.param == "host machine":
-        request.getfixturevalue("host_machine")
+    if request.param != "cpu":
+        request.getfixturevalue(request.param.replace(" ", "_"))
     return str(request.param)
 
 

@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 from attention_cases import Batch
+from device_rig import on_the_device
 from element_codes import poison
 
 from llm_decoder import _core, ops
@@ -35,6 +36,7 @@ class Implementation:
     dtypes: tuple[tuple[str, str], ...]  # of queries and pages
     p_dtype: str = ""  # that probabilities are rounded to before they meet V; "" for that of the queries
     int8_is_vnni: bool = False  # int8 pages meet queries in int8, and probabilities in 8 bits a page
+    needs_device: bool = False
 
     def attend(self, batch: Batch) -> Result:
         """Through the door. The result begins as poison."""
@@ -65,6 +67,7 @@ IMPLEMENTATIONS = [
         for isa in _core.isas()
     ),
     Implementation("cuda_host", the_host_machine, GPU_DTYPES),
+    Implementation("cuda", on_the_device, GPU_DTYPES, needs_device=True),
 ]
 
 

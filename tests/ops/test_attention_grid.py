@@ -104,7 +104,12 @@ GRID = sorted(
 @pytest.mark.parametrize(
     ("case", "implementation"),
     [
-        pytest.param(case, IMPLEMENTATIONS[number], id=f"{IMPLEMENTATIONS[number].name}-{case_name(case)}")
+        pytest.param(
+            case,
+            IMPLEMENTATIONS[number],
+            id=f"{IMPLEMENTATIONS[number].name}-{case_name(case)}",
+            marks=[pytest.mark.device] * IMPLEMENTATIONS[number].needs_device,
+        )
         for case, number in GRID
     ],
 )

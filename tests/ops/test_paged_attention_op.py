@@ -155,7 +155,9 @@ def test_a_shared_prefix_gives_the_same() -> None:
     batch.check(*attend(batch, plan=plan))
 
 
-def test_a_gpu_reads_a_shared_prefix_by_the_table_of_its_first_sequence(host_machine: None) -> None:
+def test_a_gpu_reads_a_shared_prefix_by_the_table_of_its_first_sequence(any_machine: str) -> None:
+    if any_machine == "cpu":
+        pytest.skip("pages are shared there without being told")
     batch = PagedBatch(((1, 70), (1, 90), (2, 66)))
     batch.block_table[1:, :4] = batch.block_table[0, :4]
     shared = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "shared_prefixes": [(0, 3, 64)]}

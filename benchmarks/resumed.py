@@ -1,0 +1,82 @@
+"""A benchmark that can be stopped: rows in a JSON file, written after each; the next run takes those that are left."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+DONE, FAILED, LEFT = 0, 1, 3  # exit status
+
+
+class RowsFile:
+    """{"facts": ..., "rows": {name: {"of": ..., ...}}}"""
+
+    def __init__(self, path: Path, of: Mapping[str, Any]) -> None:
+        """of: what makes rows comparable (the build, the device, ...); a row of something else is measured again."""
+        self._path, self._of = path, dict(of)
+        self.data: dict[str, Any] = {"facts": {}, "rows": {}}
+        if path.exists():
+            self.data = json.loads(path.read_text())
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """Those of this build and device, by name."""
+        return {name: row for name, row in self.data["rows"].items() if row["of"] == self._of}
+
+    def is_done(self, name: str) -> bool:
+        return name in self.rows and "failed" not in self.rows[name]
+
+    def put(self, name: str, row: Mapping[str, Any]) -> None:
+        self.data["rows"][name] = {"of": self._of, **row}
+        self.write()
+
+    def put_facts(self, facts: Mapping[str, Any]) -> None:
+        self.data["facts"] |= facts
+        self.write()
+
+    def write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_suffix(".new")
+        beside.write_text(json.dumps(self.data, indent=1) + "\n")
+        beside.replace(self._path)
+
+
+def measure_rows(
+    makers: Mapping[str, Callable[[], Mapping[str, Any]]],
+    file: RowsFile,
+    limit_s: float,
+    *,
+    can_go_on: Callable[[], bool] = lambda: True,
+    clock: Callable[[], float] = time.monotonic,
+    say: Callable[[str], None] = print,
+) -> int:
+    """The exit status: DONE, FAILED where a row raised, LEFT where the time was over before all were there.
+
+    Every maker that is not done is called for its row, those that failed before come last; none is begun after limit_s.
+    can_go_on: asked after a failure, whether others may still work.
+    """
+    end = clock() + limit_s
+    todo = [name for name in makers if not file.is_done(name)]
+    todo.sort(key=lambda name: name in file.rows)
+    n_left = len(todo)
+    for name in todo:
+        if clock() >= end:
+            break
+        begin = clock()
+        try:
+            row = makers[name]()
+        except Exception as error:  # noqa: BLE001 - a row that fails is told, the others are measured
+            row = {"failed": f"{type(error).__name__}: {error}"}
+        file.put(name, row)
+        n_left -= 1
+        say(f"{name:36}{clock() - begin:7.1f} s  {row.get('failed', '')}".rstrip())
+        if "failed" in row and not can_go_on():
+            say("the device answers no more: run it again")
+            break
+    failed = [name for name in makers if name in file.rows and "failed" in file.rows[name]]
+    n_done = len(makers) - n_left - len(failed)
+    say(f"{n_done} rows done, {len(failed)} failed, {n_left} left" + ("; run it again" if n_left else ""))
+    return FAILED if failed else LEFT if n_left else DONE

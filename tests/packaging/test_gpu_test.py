@@ -1,0 +1,143 @@
+"""`make gpu-test` without a GPU: what it says is missing, and how it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import gpu_test  # noqa: E402
+from gpu_test import FAILED, PASSED, SKIPPED, Outcome, Record, Step  # noqa: E402
+
+
+class Runner:
+    """Gives each step the outcome that is written for it, and notes which ran."""
+
+    def __init__(self, **outcomes: Outcome) -> None:
+        self.outcomes, self.ran, self.now = outcomes, list[str](), 0.0
+
+    def __call__(self, step: Step, time_s: float, log: Path) -> Outcome:
+        self.ran.append(step.name)
+        outcome = self.outcomes.get(step.name, Outcome(PASSED, "", 100.0))
+        self.now += min(outcome.seconds, time_s)
+        return Outcome(FAILED, "not done", time_s) if outcome.seconds > time_s else outcome
+
+    def run(self, folder: Path, steps: str, limit_s: float = 1000, tested: str = "x") -> int:
+        listed = [Step(name, [], 150.0, is_sanitized=name.startswith("s")) for name in steps.split()]
+        record = Record(folder / "results.json", tested)
+        return gpu_test.run_steps(listed, record, folder, limit_s, self, clock=lambda: self.now)
+
+
+def test_a_second_call_takes_what_is_left(tmp_path: Path) -> None:
+    runner = Runner()
+    assert runner.run(tmp_path, "a b c", limit_s=250) == 3
+    assert runner.ran == ["a", "b", "c"]  # c was stopped when the time was over
+    assert runner.run(tmp_path, "a b c") == 0
+    assert runner.ran == ["a", "b", "c", "c"]
+    assert runner.run(tmp_path, "a b c") == 0
+    assert runner.ran == ["a", "b", "c", "c"]
+
+
+def test_what_failed_is_run_again_after_the_others(tmp_path: Path) -> None:
+    assert Runner(a=Outcome(FAILED, "exit status 1: no", 100)).run(tmp_path, "a b c", limit_s=205) == 1
+    again = Runner()
+    assert again.run(tmp_path, "a b c") == 0
+    assert again.ran == ["c", "a"]
+
+
+def test_other_kernels_are_tested_from_the_beginning(tmp_path: Path) -> None:
+    Runner().run(tmp_path, "a b")
+    runner = Runner()
+    runner.run(tmp_path, "a b", tested="y")
+    assert runner.ran == ["a", "b"]
+
+
+def test_a_step_that_takes_longer_than_its_own_limit_has_failed(tmp_path: Path) -> None:
+    assert Runner(a=Outcome(PASSED, "", 151)).run(tmp_path, "a") == 1
+
+
+def test_a_sanitizer_that_refuses_the_machine_is_asked_once_and_skipped_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusal = Outcome(SKIPPED, "compute-sanitizer refuses this machine: Device not supported", 1)
+    runner = Runner(s1=refusal)
+    assert runner.run(tmp_path, "a s1 s2") == 0
+    assert runner.ran == ["a", "s1"]
+    assert capsys.readouterr().out.count("Device not supported") == 2
+    assert runner.run(tmp_path, "a s1 s2 s3") == 0
+    assert runner.ran == ["a", "s1"]
+
+
+def test_refusals_and_findings_of_a_sanitizer_are_told_apart() -> None:
+    step = Step("memcheck-a", [], 1, is_sanitized=True)
+    refused = "========= COMPUTE-SANITIZER\n========= Error: Device not supported. Please refer to the manual\n"
+    assert gpu_test.judge(step, 1, refused, 1).result == SKIPPED
+    found = "this test says: not supported\n========= Invalid __global__ read\n========= ERROR SUMMARY: 1 error\n"
+    assert gpu_test.judge(step, 9, found, 1) == Outcome(FAILED, "exit status 9: ========= ERROR SUMMARY: 1 error", 1)
+    assert gpu_test.judge(step, 0, "========= ERROR SUMMARY: 0 errors\n", 1).result == PASSED
+
+
+def test_a_program_runs_with_its_environment_and_its_output_is_kept(tmp_path: Path) -> None:
+    code = "import os; print(os.environ['WORD']); raise SystemExit(int(os.environ['STATUS']))"
+    step = Step("a", [sys.executable, "-c", code], 60, {"WORD": "seen", "STATUS": "0"})
+    assert gpu_test.run_step(step, 60, tmp_path / "a.log").result == PASSED
+    assert (tmp_path / "a.log").read_text() == "seen\n"
+    failing = Step("b", step.command, 60, {"WORD": "broken", "STATUS": "1"})
+    assert gpu_test.run_step(failing, 60, tmp_path / "b.log").reason == "exit status 1: broken"
+
+
+def test_a_program_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    sleeping = Step("a", [sys.executable, "-c", "import time; time.sleep(60)"], 60)
+    assert gpu_test.run_step(sleeping, 0.2, tmp_path / "a.log") == Outcome(FAILED, "not done after 0 s", 0.2)
+
+
+def test_steps_are_programs_then_ops_then_sanitizers(tmp_path: Path) -> None:
+    for name in ("norm_test", "widen_bytes_test"):
+        (tmp_path / "tests/cpp/on_device").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests/cpp/on_device" / name).touch()
+    names = [step.name for step in gpu_test.steps_of(tmp_path, "/bin/compute-sanitizer")]
+    assert names[:4] == ["cpp-norm_test", "cpp-widen_bytes_test", "ops", "memcheck-widen_bytes_test"]
+    assert {"memcheck-ops", "racecheck-ops", "initcheck-ops", "racecheck-norm_test"} <= set(names)
+    assert [step.name for step in gpu_test.steps_of(tmp_path, None)] == names[:3]
+
+
+def check(tmp_path: Path, *programs: str) -> subprocess.CompletedProcess[str]:
+    """check_gpu.sh where nothing is on PATH but these and a shell's own."""
+    for name in ("grep", *programs):
+        found = shutil.which(name)
+        (tmp_path / name).symlink_to(found) if found else (tmp_path / name).write_text("#!/bin/sh\n")
+        if not found:
+            (tmp_path / name).chmod(0o755)
+    command = ["/bin/sh", str(ROOT / "tools/check_gpu.sh"), "gpu-test", sys.executable]
+    return subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+
+
+def test_what_is_missing_is_named_in_one_line(tmp_path: Path) -> None:
+    done = check(tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        "make gpu-test: missing: an NVIDIA GPU with its driver (nvidia-smi is not on PATH); nvcc"
+    )
+
+
+def test_a_driver_that_lists_no_gpu_is_told(tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a driver")
+    assert "an NVIDIA GPU (nvidia-smi -L lists none)" in check(tmp_path, "nvidia-smi").stderr
+
+
+def test_make_says_the_same_and_builds_nothing(tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a driver")
+    command = ["make", "-C", str(ROOT), "gpu-test", f"PYTHON={sys.executable}", f"GPU_BUILD={tmp_path / 'build'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "make gpu-test: missing: an NVIDIA GPU" in done.stderr
+    assert not (tmp_path / "build").exists()

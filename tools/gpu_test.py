@@ -1,0 +1,202 @@
+"""Runs every test of the GPU kernels on this machine's GPU, and goes on where it was stopped.
+
+    python tools/gpu_test.py build-gpu        # after `make gpu-build`; `make gpu-test` does both
+
+First the C++ tests of the kernels, each a program; then tests/ops on the device, with the whole pairwise cover of
+attention; then compute-sanitizer over few of them. After each step its result goes into BUILD/gpu_test/results.json and
+its output into BUILD/gpu_test/STEP.log: the next run takes what has not passed, or everything where what is tested is
+another. No step begins or goes on past --limit-s.
+
+Exit status: 0 all passed, or were skipped for the reason that is told; 1 a step failed; 3 steps are left, run it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+DONE = (PASSED, SKIPPED)
+NOT_RUN = 77  # exit status of a C++ test that found no device
+LEAST_S = 10.0  # that a step is begun with
+CPP_LIMIT_S, OPS_LIMIT_S, SANITIZER_LIMIT_S = 120.0, 300.0, 150.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """command: what passes when its exit status is 0. Checked by compute-sanitizer: is_sanitized."""
+
+    name: str
+    command: Sequence[str]
+    limit_s: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_sanitized: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    result: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+Run = Callable[[Step, float, Path], Outcome]
+
+
+def steps_of(build: Path, sanitizer: str | None) -> list[Step]:
+    """sanitizer: path of compute-sanitizer. The first of its steps tells whether it runs here."""
+    programs = sorted((build / "tests/cpp/on_device").glob("*_test"))
+    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "device", "-W", "default", "-p", "no:cacheprovider"]
+    pytest.append(str(ROOT / "tests/ops"))
+    without_torch = [*pytest, "--ignore", str(ROOT / "tests/ops/test_torch_on_a_device.py")]
+    steps = [Step(f"cpp-{program.name}", [str(program)], CPP_LIMIT_S) for program in programs]
+    steps.append(Step("ops", pytest, OPS_LIMIT_S))
+    if sanitizer is None:
+        return steps
+    few = {"LLM_DECODER_GRID": "few"}
+
+    def checked(tool: str, name: str, command: Sequence[str]) -> Step:
+        watch = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--launch-timeout", "60", *command]
+        return Step(f"{tool}-{name}", watch, SANITIZER_LIMIT_S, few, is_sanitized=True)
+
+    small = [program for program in programs if program.name == "widen_bytes_test"]
+    steps += [checked("memcheck", program.name, [str(program)]) for program in small]
+    steps += [checked(tool, "ops", without_torch) for tool in ("memcheck", "racecheck", "initcheck")]
+    steps += [checked("racecheck", program.name, [str(program)]) for program in programs]
+    return steps
+
+
+def fingerprint(build: Path) -> str:
+    """Of what is tested and of its tests."""
+    files = [*build.glob("python/llm_decoder/_c*.so"), *build.glob("tests/cpp/on_device/*_test")]
+    files += [*(ROOT / "tests/ops").glob("*.py"), *(ROOT / "python/llm_decoder/ops").glob("*.py")]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Record:
+    """Outcomes by step, on disk after each."""
+
+    def __init__(self, path: Path, tested: str) -> None:
+        """tested: what outcomes are of; those of something else are forgotten."""
+        self._path, self._tested = path, tested
+        self.outcomes: dict[str, Outcome] = {}
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before["tested"] == tested:
+                self.outcomes = {name: Outcome(**outcome) for name, outcome in before["steps"].items()}
+
+    def put(self, name: str, outcome: Outcome) -> None:
+        self.outcomes[name] = outcome
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        steps = {step: asdict(one) for step, one in self.outcomes.items()}
+        beside = self._path.with_suffix(".new")
+        beside.write_text(json.dumps({"tested": self._tested, "steps": steps}, indent=1))
+        beside.replace(self._path)
+
+
+def run_steps(
+    steps: Sequence[Step],
+    record: Record,
+    logs: Path,
+    limit_s: float,
+    run: Run,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """The exit status. What failed before comes after what has not run yet."""
+    end = clock() + limit_s
+    known = record.outcomes
+    todo = [step for step in steps if step.name not in known or known[step.name].result not in DONE]
+    n_left = 0
+    for step in sorted(todo, key=lambda step: step.name in known):
+        refusals = [known[one.name].reason for one in steps if one.is_sanitized and is_skipped(known.get(one.name))]
+        time_s = min(step.limit_s, end - clock())
+        if step.is_sanitized and refusals:
+            outcome = Outcome(SKIPPED, refusals[0])
+        elif time_s < LEAST_S:
+            n_left += 1
+            continue
+        else:
+            outcome = run(step, time_s, logs / f"{step.name}.log")
+            if outcome.seconds >= time_s < step.limit_s:  # stopped, and not for its own limit
+                n_left += 1
+                continue
+        record.put(step.name, outcome)
+        print(f"{outcome.result:8}{step.name:44}{outcome.seconds:6.1f} s  {outcome.reason}".rstrip(), flush=True)
+    results = [known[step.name].result for step in steps if step.name in known]
+    counts = ", ".join(f"{results.count(one)} {one}" for one in (PASSED, FAILED, SKIPPED))
+    print(f"{counts}, {n_left} left{'; run it again' if n_left else ''}; output in {logs}", flush=True)
+    return 1 if FAILED in results else 3 if n_left else 0
+
+
+def is_skipped(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.result == SKIPPED
+
+
+def run_step(step: Step, time_s: float, log: Path) -> Outcome:
+    """On this machine, its output in `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            step.command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | dict(step.environment),
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(time_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # what it started too
+            process.wait()
+            return Outcome(FAILED, f"not done after {time_s:.0f} s", time_s)
+    seconds = round(time.monotonic() - begin, 1)
+    return judge(step, status, log.read_text(errors="replace"), seconds)
+
+
+def judge(step: Step, status: int, output: str, seconds: float) -> Outcome:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    last = lines[-1] if lines else "no output"
+    if step.is_sanitized:
+        for line in lines:
+            if line.startswith("=====") and re.search("not supported|unable to|failed to initialize", line, re.I):
+                return Outcome(SKIPPED, f"compute-sanitizer refuses this machine: {line.lstrip('= ')}", seconds)
+    if status == 0:
+        return Outcome(PASSED, "", seconds)
+    if status == NOT_RUN:
+        return Outcome(FAILED, last, seconds)
+    return Outcome(FAILED, f"exit status {status}: {last}", seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=Path, help="the folder of make gpu-build")
+    parser.add_argument("--limit-s", type=float, default=450.0, help="seconds in all (default 450)")
+    args = parser.parse_args()
+    if not list(args.build.glob("python/llm_decoder/_cuda.*")):
+        parser.error(f"{args.build} has no GPU kernels; make gpu-build makes them")
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        print("skipped compute-sanitizer: it is not on PATH")
+    logs = args.build / "gpu_test"
+    record = Record(logs / "results.json", fingerprint(args.build))
+    return run_steps(steps_of(args.build, sanitizer), record, logs, args.limit_s, run_step)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
