@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "host_warpgroups.h"
 #include "llm_decoder/errors.h"
 
 namespace llm_decoder {
@@ -35,6 +36,8 @@ HostBlock::HostBlock(const LaunchShape& shape, const Order& order) : shape_(shap
   turns_.resize(threads_.size());
 }
 
+HostBlock::~HostBlock() = default;
+
 HostBlock& HostBlock::current() {
   check_state(running_block != nullptr, "HostBlock", "a kernel's words were used outside of a kernel");
   return *running_block;
@@ -51,6 +54,7 @@ void HostBlock::run(const Dim3& index, void (*body)(const void*), const void* ar
   std::fill(warps_.begin(), warps_.end(), Warp{});
   shared_.assign(static_cast<std::size_t>(shape_.shared_bytes), kPoison);
   cells_.assign(shared_.size(), Cell{});
+  warpgroups_.reset();
   for (Thread& thread : threads_) {
     thread.state = State::ready;
     thread.copies.clear();
@@ -72,6 +76,7 @@ void HostBlock::run(const Dim3& index, void (*body)(const void*), const void* ar
       has_moved = true;
       if (error_ != nullptr) break;
     }
+    if (!has_moved) has_moved = land_boxes();  // as late as that
   }
   running_block = outer;
   if (error_ != nullptr) std::rethrow_exception(error_);
@@ -79,6 +84,7 @@ void HostBlock::run(const Dim3& index, void (*body)(const void*), const void* ar
       std::all_of(threads_.begin(), threads_.end(), [](const Thread& t) { return t.state == State::returned; });
   check_state(all_returned, "launch", "block (", index_.x, ", ", index_.y, ", ", index_.z,
               ") waits for ever: ", describe_waiting());
+  check_all_over();
 }
 
 void HostBlock::thread_main(void* block) {
@@ -105,6 +111,12 @@ std::string HostBlock::describe_waiting() const {
         return "wait at a barrier of the block";
       case State::at_collective:
         return concat("wait in ", warps_[i / kWarpSize].collective->name);
+      case State::at_group_barrier:
+        return "wait at a barrier of their warpgroup";
+      case State::at_barrier_object:
+        return describe_barrier_of(i);
+      case State::at_registers:
+        return "wait for registers";
       case State::returned:
         return "have returned";
       case State::ready:
@@ -128,6 +140,11 @@ void HostBlock::wait(State state) {
   threads_[static_cast<std::size_t>(self)].fiber->yield();
 }
 
+void HostBlock::wake(int thread, State from) {
+  State& state = threads_[static_cast<std::size_t>(thread)].state;
+  if (state == from) state = State::ready;
+}
+
 bool HostBlock::sync_block(bool value) {
   barrier_value_ |= value;
   if (++n_at_barrier_ < n_threads()) {
@@ -138,6 +155,7 @@ bool HostBlock::sync_block(bool value) {
   last_barrier_value_ = barrier_value_;
   barrier_value_ = false;
   ++n_block_syncs_;
+  meet_all(0, n_threads());
   for (Thread& thread : threads_) {
     if (thread.state == State::at_block_barrier) thread.state = State::ready;
   }
@@ -167,20 +185,22 @@ void HostBlock::collective(const Collective& collective, void* slot) {
 void HostBlock::sync_warp() {
   static constexpr Collective kSyncWarp{"sync_warp", [](void* const*) {
                                           HostBlock& block = current();
-                                          ++block.warps_[static_cast<std::size_t>(block.thread_ / kWarpSize)].n_syncs;
+                                          const int warp = block.thread_ / kWarpSize;
+                                          ++block.warps_[static_cast<std::size_t>(warp)].n_syncs;
+                                          block.meet_all(warp * kWarpSize, (warp + 1) * kWarpSize);
                                         }};
   collective(kSyncWarp, nullptr);
 }
 
 HostBlock::Touch HostBlock::now() const {
   return {static_cast<std::int16_t>(thread_), n_block_syncs_,
-          warps_[static_cast<std::size_t>(thread_ / kWarpSize)].n_syncs};
+          warps_[static_cast<std::size_t>(thread_ / kWarpSize)].n_syncs, time()};
 }
 
 // Whether a barrier lies between what was done then and what this thread does now.
 bool HostBlock::is_ordered(const Touch& before) const {
   if (before.thread == kNobody || before.thread == thread_) return true;
-  if (before.n_block_syncs != n_block_syncs_) return true;
+  if (before.n_block_syncs != n_block_syncs_ || knows(before)) return true;
   if (before.thread == kSeveral) return false;
   const int warp = before.thread >= 0 ? before.thread / kWarpSize : kSeveralOfWarp0 - before.thread;
   return warp == thread_ / kWarpSize && before.n_warp_syncs != now().n_warp_syncs;
@@ -195,12 +215,13 @@ void HostBlock::check_range(int offset, int n_bytes, const char* what) const {
 
 void HostBlock::read_shared(int offset, int n_bytes, void* out) {
   check_range(offset, n_bytes, "read");
+  check_incoming(offset, n_bytes, "read");
   for (int i = offset; i < offset + n_bytes; ++i) {
     Cell& cell = cells_[static_cast<std::size_t>(i)];
     if (cell.copy_of != kNobody) fail("reads shared byte ", i, " where a copy of thread ", cell.copy_of, " may land");
     if (cell.write.thread == kNobody) fail("reads shared byte ", i, ", which nobody wrote");
     if (!is_ordered(cell.write)) {
-      fail("reads shared byte ", i, ", which thread ", cell.write.thread, " wrote with no barrier between");
+      fail("reads shared byte ", i, ", which ", name_of(cell.write), " wrote with no barrier between");
     }
     add_to(cell.read);
   }
@@ -221,13 +242,15 @@ void HostBlock::add_to(Touch& touch) const {
 
 void HostBlock::check_write(int offset, int n_bytes, const char* what) {
   check_range(offset, n_bytes, what);
+  check_incoming(offset, n_bytes, what);
+  check_products(offset, n_bytes, what);
   for (int i = offset; i < offset + n_bytes; ++i) {
     const Cell& cell = cells_[static_cast<std::size_t>(i)];
     if (cell.copy_of != kNobody) {
       fail(what, "s shared byte ", i, " where a copy of thread ", cell.copy_of, " may land");
     }
     if (!is_ordered(cell.write)) {
-      fail(what, "s shared byte ", i, ", which thread ", cell.write.thread, " wrote with no barrier between");
+      fail(what, "s shared byte ", i, ", which ", name_of(cell.write), " wrote with no barrier between");
     }
     if (!is_ordered(cell.read)) {
       const std::string reader = cell.read.thread >= 0 ? concat("thread ", cell.read.thread) : "several threads";
