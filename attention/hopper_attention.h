@@ -36,7 +36,8 @@ struct HopperTile {
   static constexpr int kGroups = 2;      // that multiply
   static constexpr int kGroupRows = 64;  // of a product
   static constexpr int kThreads = (1 + kGroups) * kWarpgroupSize;
-  static constexpr RegisterBudget kRegisters{168, 48, 232};
+  static constexpr RegisterBudget kRegisters =
+      kHeadDim == 256 ? RegisterBudget{168, 40, 232} : RegisterBudget{168, 56, 224};
   static constexpr int kQElements = kGroupRows * kHeadDim;  // of a group
   static constexpr int kTileElements = kKeys * kHeadDim;
   static constexpr int kTileBytes = kTileElements * 2;
@@ -233,14 +234,15 @@ class HopperFiller {
     constexpr int kChunks = Tile::kHeadDim / 8;
     const PagedTensor& from = ring == Rings::kK ? args_.attention.k : args_.attention.v;
     const auto* const data = static_cast<const T*>(from.data) + kv_head * from.head_stride;
+    // Who has no key says so, and is copied nothing from the begin of the pool: addresses are aligned all the same.
     const std::int64_t mine = page == kNone ? kNone : page * from.page_stride + slot * from.slot_stride;
     GPU_UNROLL_BY(1)
     for (int i = lane(); i < kRows * kChunks; i += kWarpSize) {
       const int row = i / kChunks, chunk = i % kChunks;
       const std::int64_t begin = shuffle(mine, row);
-      copy_async<16>(rings_.tiles,
-                     Rings::place(ring, n) + matrix_chunk(Tile::kKeys, warp_index() * kRows + row, chunk) / 2,
-                     data + begin + chunk * 8, begin != kNone && chunk * 8 < args_.attention.head_dim);
+      copy_async<16>(
+          rings_.tiles, Rings::place(ring, n) + matrix_chunk(Tile::kKeys, warp_index() * kRows + row, chunk) / 2,
+          data + (begin == kNone ? 0 : begin) + chunk * 8, begin != kNone && chunk * 8 < args_.attention.head_dim);
     }
   }
 
@@ -379,6 +381,7 @@ class HopperMultiplier {
       hold(scores);
       release<Rings::kK>(n + 1);
       make_probabilities(first_key, scores, kept);
+      settle(larger(sum_[0], sum_[1]));  // beside the products, not after them
       wait_products<0>();
       hold(out_);
       release<Rings::kV>(n);

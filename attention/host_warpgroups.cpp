@@ -12,6 +12,8 @@ namespace {
 constexpr int kChunkBytes = 16;
 constexpr int kAllRegisters = 65536;
 
+int registers_at_launch(int n_threads) { return std::min(255, kAllRegisters / n_threads) / 8 * 8; }
+
 // What sums hold while a product writes them: a NaN that no computation makes.
 constexpr std::uint32_t kHeldBits = 0x7fc0dead;
 
@@ -71,7 +73,7 @@ HostBlock::Warpgroups::Warpgroups(int n_threads_, int shared_bytes)
       incoming(reading.size(), 0),
       warps(static_cast<std::size_t>(n_warps)),
       groups(static_cast<std::size_t>((n_threads_ + kWarpgroupSize - 1) / kWarpgroupSize)),
-      n_registers(static_cast<std::size_t>(n_threads_), std::min(255, kAllRegisters / n_threads_) / 8 * 8),
+      n_registers(static_cast<std::size_t>(n_threads_), registers_at_launch(n_threads_)),
       waits_for(static_cast<std::size_t>(n_threads_), 0) {
   barriers.reserve(kMaxBarriers);
 }
@@ -176,7 +178,8 @@ void HostBlock::change_registers(int n, bool takes) {
     for (const int each : all.n_registers) sum += each;
     return sum;
   };
-  while (n_after() > kAllRegisters) wait(State::at_registers);
+  const int n_launched = n_threads() * registers_at_launch(n_threads());  // all that there is to trade
+  while (n_after() > n_launched) wait(State::at_registers);
   mine = n;
   for (int t = 0; t < n_threads(); ++t) wake(t, State::at_registers);
 }

@@ -37,6 +37,8 @@
 //     flight.
 //                                      Until then nobody touches the registers of a product or overwrites what it reads
 //     hold(d)                          keeps the compiler from moving sums across this place
+//     settle(x)                        and this the wait for products to before x, never negative, is computed; a
+//                                      barrier of the warp
 #pragma once
 
 #include "machine.h"

@@ -150,6 +150,19 @@ GPU_FUNCTION void hold(float (&d)[n]) {
   GPU_UNROLL
   for (int i = 0; i < n; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+// ptxas moves a wait for products up over arithmetic that has nothing to do with it, but not over a barrier. This one's
+// mask depends on x, for all that ptxas can tell.
+GPU_FUNCTION void settle(float x) {
+  asm volatile(
+      "{\n"
+      ".reg .pred is_negative;\n"
+      ".reg .b32 lanes;\n"
+      "setp.lt.f32 is_negative, %0, 0f00000000;\n"
+      "selp.b32 lanes, 1, -1, is_negative;\n"
+      "bar.warp.sync lanes;\n"
+      "}\n" ::"f"(x)
+      : "memory");
+}
 
 // The operand lists of a product whose d has 32, 64, 96 or 128 registers a thread.
 #define WGMMA_8(f, i) f((i)), f((i) + 1), f((i) + 2), f((i) + 3), f((i) + 4), f((i) + 5), f((i) + 6), f((i) + 7)

@@ -125,6 +125,10 @@ void wait_products() {
 }
 template <int n>
 void hold(float (&)[n]) {}
+inline void settle(float x) {
+  if (x < 0.0f) HostBlock::current().fail("settles ", x, ", which must not be negative");
+  sync_warp();
+}
 
 template <class T, int n>
 void multiply_shared(float (&d)[n / 2], std::uint64_t a_matrix, std::uint64_t b_matrix, bool adds_to_d) {

@@ -26,18 +26,21 @@ constexpr int work_of(int round, int block, int n_blocks) {
   return round * n_blocks + (round % 2 == 0 ? block : n_blocks - 1 - block);
 }
 
-// Registers that a block of three warpgroups is launched with, and that those who fill give to those who multiply.
+// Registers of a thread: that a block of three warpgroups is launched with, and that those who fill and those who
+// multiply have after they have traded. What the block was launched with is all there is to trade, though the
+// multiprocessor may have some left.
 struct RegisterBudget {
   int launched, filling, multiplying;
 };
 constexpr int kMultiprocessorRegisters = 65536;
 constexpr bool fits(const RegisterBudget& budget, int n_multiplying_groups) {
   constexpr int kGroup = 128;
-  const bool whole = budget.filling % 8 == 0 && budget.multiplying % 8 == 0 && budget.filling >= 24 &&
-                     budget.multiplying <= 256 && budget.filling <= budget.launched &&
-                     budget.multiplying >= budget.launched;
-  return whole && kGroup * (budget.filling + n_multiplying_groups * budget.multiplying) <= kMultiprocessorRegisters &&
-         kGroup * (1 + n_multiplying_groups) * budget.launched <= kMultiprocessorRegisters;
+  const bool are_whole = budget.filling % 8 == 0 && budget.multiplying % 8 == 0 && budget.launched % 8 == 0;
+  const bool are_trades = budget.filling >= 24 && budget.filling <= budget.launched &&
+                          budget.multiplying >= budget.launched && budget.multiplying <= 256;
+  const int n_launched = (1 + n_multiplying_groups) * budget.launched;
+  return are_whole && are_trades && kGroup * n_launched <= kMultiprocessorRegisters &&
+         budget.filling + n_multiplying_groups * budget.multiplying <= n_launched;
 }
 
 }  // namespace gpu

@@ -230,8 +230,8 @@ void check_tile() {
   // What a lane of a multiplying warp holds at once: scores, probabilities, sums; a fifth is left for the rest.
   const int n_held = Tile::kKeys / 2 + Tile::kKeys / 4 + Tile::kHeadDim / 2;
   CHECK(n_held * 5 <= Tile::kRegisters.multiplying * 4);
-  const int n_all = 128 * (Tile::kRegisters.filling + 2 * Tile::kRegisters.multiplying);
-  CHECK(n_all <= 65536 && 384 * Tile::kRegisters.launched <= 65536);
+  CHECK(384 * Tile::kRegisters.launched <= 65536);
+  CHECK_EQ(Tile::kRegisters.filling + 2 * Tile::kRegisters.multiplying, 3 * Tile::kRegisters.launched);
 }
 
 TEST(tiles_fit_into_the_registers_and_the_shared_memory_of_a_multiprocessor) {

@@ -361,6 +361,7 @@ GPU_KERNEL trade_registers(const Nothing) {
 
 TEST(registers_are_taken_once_others_have_given_them) {
   in_every_order<trade_registers<40, 232>>(groups(3, 0), Nothing{}, [] {});
+  expect_error<trade_registers<48, 232>>(groups(3, 0), Nothing{}, "wait for registers");  // more than at launch
   expect_error<trade_registers<56, 240>>(groups(3, 0), Nothing{}, "wait for registers");
   expect_error<trade_registers<40, 100>>(groups(3, 0), Nothing{}, "multiple of 8");
   expect_error<trade_registers<176, 176>>(groups(3, 0), Nothing{}, "gives up to 176 registers and has 168");

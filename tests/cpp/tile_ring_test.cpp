@@ -181,11 +181,12 @@ TEST(every_piece_of_work_is_done_once_and_rounds_go_back_and_forth) {
 
 TEST(budgets_that_no_multiprocessor_has_are_told) {
   CHECK(fits({168, 24, 240}, 2));
-  CHECK(!fits({168, 48, 240}, 2));  // more than 64 K together
-  CHECK(!fits({176, 24, 240}, 2));  // more at launch
-  CHECK(!fits({168, 20, 232}, 2));  // not a multiple of 8
-  CHECK(!fits({168, 16, 232}, 2));  // fewer than a thread may have
-  CHECK(!fits({232, 24, 168}, 2));  // takers that would give
+  CHECK(fits({168, 40, 232}, 2));
+  CHECK(!fits({168, 48, 232}, 2));   // more than the block was launched with
+  CHECK(!fits({176, 24, 240}, 2));   // more at launch than there are
+  CHECK(!fits({168, 20, 232}, 2));   // not a multiple of 8
+  CHECK(!fits({168, 16, 232}, 2));   // fewer than a thread may have
+  CHECK(!fits({168, 176, 160}, 2));  // takers that would give
 }
 
 }  // namespace
