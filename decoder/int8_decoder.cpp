@@ -14,6 +14,10 @@ namespace {
 constexpr std::int64_t kInlineElements = 2 << 10;  // values of rows
 constexpr std::int64_t kInlinePairs = 512;         // (query head, position) pairs of attention
 constexpr std::int64_t kRowItemsPerThread = 4;
+// What a block of rows has in `wide` leaves half of an L2 cache to the weights that pass, and the weights are read for
+// no fewer rows.
+constexpr std::int64_t kRowBlockBytes = 1 << 20;
+constexpr std::int64_t kMinBlockRows = 48;
 // Products of values in +-127 that an int32 holds the sum of.
 constexpr std::int64_t kMaxExactTerms = std::numeric_limits<std::int32_t>::max() / (127 * 127);
 
@@ -112,15 +116,40 @@ std::int32_t INT8Decoder::step(const KvCache& cache, const StepBatch& batch) {
   return n_logits_rows_;
 }
 
-// Calls fn(row, thread) for each row, n_cols values of work each.
+// How many blocks for_blocks cuts the rows into. W4 is expanded for a block of rows anew, which costs what is gained.
+std::int64_t INT8Decoder::n_row_blocks() const {
+  if (weights_.layers.front().mlp_gate_up.layout == WeightView::Layout::w4) return 1;
+  const std::int64_t n_bytes = n_rows_ * workspace_.wide_stride * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t n_fit = std::max(ceil_div(n_bytes, kRowBlockBytes), std::int64_t{1});
+  const std::int64_t n_blocks = round_up(n_fit, pool_.n_threads());
+  return n_rows_ >= n_blocks * kMinBlockRows ? n_blocks : 1;
+}
+
+// Calls fn(block) for blocks of rows that need nothing of each other. What a thread computes for its block stays in its
+// L2 cache from product to product, and there is no barrier between them; the price is that every thread reads all
+// weights. Where a block would have too few rows for that, all threads share all rows.
 template <class Fn>
-void INT8Decoder::for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& fn) {
-  if (n_rows * n_cols <= kInlineElements || pool_.n_threads() == 1) {
-    for (std::int32_t row = 0; row < n_rows; ++row) fn(row, 0);
+void INT8Decoder::for_blocks(const Fn& fn) {
+  const std::int64_t n_blocks = n_row_blocks();
+  if (n_blocks == 1) return fn(all_rows());
+  pool_.parallel_for(n_blocks, [&](std::int64_t i, int thread) {
+    const std::int32_t begin = static_cast<std::int32_t>(n_rows_ * i / n_blocks);
+    const std::int32_t end = static_cast<std::int32_t>(n_rows_ * (i + 1) / n_blocks);
+    fn(RowBlock{begin, end - begin, &alone_, thread});
+  });
+}
+
+// Calls fn(row, thread) for each row of the block, counted from its first, n_cols values of work each.
+template <class Fn>
+void INT8Decoder::for_rows(const RowBlock& block, std::int64_t n_cols, const Fn& fn) {
+  const std::int32_t n_rows = block.n_rows;
+  const int n_threads = block.pool->n_threads();
+  if (n_rows * n_cols <= kInlineElements || n_threads == 1) {
+    for (std::int32_t row = 0; row < n_rows; ++row) fn(row, block.thread);
     return;
   }
-  const std::int64_t n_items = std::min<std::int64_t>(n_rows, kRowItemsPerThread * pool_.n_threads());
-  pool_.parallel_for(n_items, [&](std::int64_t item, int thread) {
+  const std::int64_t n_items = std::min<std::int64_t>(n_rows, kRowItemsPerThread * n_threads);
+  block.pool->parallel_for(n_items, [&](std::int64_t item, int thread) {
     const std::int64_t end = n_rows * (item + 1) / n_items;
     for (std::int64_t row = n_rows * item / n_items; row < end; ++row) fn(static_cast<std::int32_t>(row), thread);
   });
@@ -141,7 +170,7 @@ void INT8Decoder::embed() {
   n_rows_ = static_cast<std::int32_t>(plan_.tokens.size());
   const std::int64_t half = static_cast<std::int64_t>(config_.rope_inv_freq.size());
   const Matrix& table = weights_.embedding;
-  for_rows(n_rows_, config_.hidden_size, [&](std::int32_t row, int) {
+  for_rows(all_rows(), config_.hidden_size, [&](std::int32_t row, int) {
     const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
     float* out = workspace_.residual + row * workspace_.residual_stride;
     if (table.layout == WeightView::Layout::w8) {
@@ -163,20 +192,27 @@ void INT8Decoder::run_layer(std::int32_t index, const KvCache& cache) {
   const StepPlan::Group& group = plan_.groups[group_number];
   const bool is_last = index == config_.n_layers - 1;
 
-  multiply_rows(layer.attn_qkv, normed_operand(layer.ln1), into_wide());
-  spent(StepPart::attn_qkv);
-  store_kv(layer, kv, group.token_pages.data());
-  spent(StepPart::store_kv);
+  for_blocks([&](const RowBlock& block) {
+    multiply_rows(block, layer.attn_qkv, normed_operand(block, layer.ln1), into_wide(block));
+    spent(block, StepPart::attn_qkv);
+    store_kv(block, layer, kv, group.token_pages.data());
+    spent(block, StepPart::store_kv);
+  });
+  spent(StepPart::store_kv);  // by the slowest thread
   attend(is_last ? group.last_attention : group.attention, kv, window);
   spent(StepPart::attention);
   if (is_last) keep_wanted_rows();
-  multiply_rows(layer.attn_o, attention_operand(layer.attn_o.k), into_residual());
-  spent(StepPart::attn_o);
-  run_mlp(layer);
+  for_blocks([&](const RowBlock& block) {
+    multiply_rows(block, layer.attn_o, attention_operand(block, layer.attn_o.k), into_residual(block));
+    spent(block, StepPart::attn_o);
+    run_mlp(block, layer);
+  });
+  spent(StepPart::mlp_down);  // by the slowest thread
 }
 
 // Finishes q and k (norm, rope) and puts k and v into their pages. Attention reads all keys and values back from there.
-void INT8Decoder::store_kv(const LayerWeights& layer, const PagedKvView& kv, const std::int32_t* pages) {
+void INT8Decoder::store_kv(const RowBlock& block, const LayerWeights& layer, const PagedKvView& kv,
+                           const std::int32_t* pages) {
   const std::int32_t head_dim = config_.head_dim, n_heads = config_.n_heads, n_kv_heads = config_.n_kv_heads;
   const std::int32_t half = static_cast<std::int32_t>(config_.rope_inv_freq.size());
   const auto finish_heads = [&](float* heads, std::int32_t n, const float* norm, std::int32_t row) {
@@ -184,7 +220,8 @@ void INT8Decoder::store_kv(const LayerWeights& layer, const PagedKvView& kv, con
     const std::int64_t begin = std::int64_t{row} * half;
     kernels_.rope(heads, n, head_dim, half, workspace_.rope_cos + begin, workspace_.rope_sin + begin);
   };
-  for_rows(n_rows_, std::int64_t{n_heads + 2 * n_kv_heads} * head_dim, [&](std::int32_t row, int) {
+  for_rows(block, std::int64_t{n_heads + 2 * n_kv_heads} * head_dim, [&](std::int32_t i, int) {
+    const std::int32_t row = block.begin + i;
     const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
     float* q = workspace_.wide + row * workspace_.wide_stride;
     float* k = q + std::int64_t{n_heads} * head_dim;
@@ -231,70 +268,85 @@ void INT8Decoder::keep_wanted_rows() {
   n_rows_ = n_wanted;
 }
 
-void INT8Decoder::run_mlp(const LayerWeights& layer) {
-  multiply_rows(layer.mlp_gate_up, normed_operand(layer.ln2), into_wide());
-  spent(StepPart::mlp_gate_up);
-  multiply_rows(layer.mlp_down, gated_operand(), into_residual());
-  spent(StepPart::mlp_down);
+void INT8Decoder::run_mlp(const RowBlock& block, const LayerWeights& layer) {
+  multiply_rows(block, layer.mlp_gate_up, normed_operand(block, layer.ln2), into_wide(block));
+  spent(block, StepPart::mlp_gate_up);
+  multiply_rows(block, layer.mlp_down, gated_operand(block), into_residual(block));
+  spent(block, StepPart::mlp_down);
 }
 
 void INT8Decoder::compute_logits() {
   n_logits_rows_ = n_rows_;
   const std::int32_t n_cols = config_.hidden_size;
-  const QuantizedRows quantized = workspace_.quantized(n_cols);
-  for_rows(n_rows_, n_cols, [&](std::int32_t row, int) {
+  const QuantizedRows quantized = workspace_.quantized();
+  for_rows(all_rows(), n_cols, [&](std::int32_t row, int) {
     float* out = workspace_.hidden() + std::int64_t{row} * n_cols;
     kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride,
                       weights_.final_norm, config_.norm_eps, 1, n_cols, out, n_cols);
     if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
   spent(StepPart::rows);
-  multiply_rows(weights_.lm_head, {workspace_.hidden(), n_cols, quantized},
+  multiply_rows(all_rows(), weights_.lm_head, {workspace_.hidden(), n_cols, quantized},
                 {workspace_.logits(), config_.vocab_size, false});
   spent(StepPart::lm_head);
 }
 
 // RMS norm of the residual, quantised row by row while it is in the cache.
-Operand INT8Decoder::normed_operand(const float* weight) {
+Operand INT8Decoder::normed_operand(const RowBlock& block, const float* weight) {
   const std::int32_t n_cols = config_.hidden_size;
-  const QuantizedRows quantized = workspace_.quantized(n_cols);
-  for_rows(n_rows_, n_cols, [&](std::int32_t row, int thread) {
-    float* out = is_quantized() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
-    kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride, weight,
-                      config_.norm_eps, 1, n_cols, out, n_cols);
-    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+  const Operand operand = operand_of(block);
+  for_rows(block, n_cols, [&](std::int32_t row, int thread) {
+    float* out = is_quantized() ? workspace_.row_scratch(thread) : operand.rows + row * operand.stride;
+    kernels_.rms_norm(workspace_.residual + (block.begin + row) * workspace_.residual_stride,
+                      workspace_.residual_stride, weight, config_.norm_eps, 1, n_cols, out, n_cols);
+    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(operand.quantized, row));
   });
-  spent(StepPart::rows);
-  return {workspace_.operand, workspace_.operand_stride, quantized};
+  spent(block, StepPart::rows);
+  return operand;
 }
 
-Operand INT8Decoder::attention_operand(std::int32_t k) {
-  const QuantizedRows quantized = workspace_.quantized(k);
+Operand INT8Decoder::attention_operand(const RowBlock& block, std::int32_t k) {
+  const Operand operand = operand_of(block);
   if (is_quantized()) {
-    for_rows(n_rows_, k, [&](std::int32_t row, int) {
-      kernels_.quantize_rows(workspace_.operand + row * workspace_.operand_stride, workspace_.operand_stride, 1, k,
-                             row_of(quantized, row));
+    for_rows(block, k, [&](std::int32_t row, int) {
+      kernels_.quantize_rows(operand.rows + row * operand.stride, operand.stride, 1, k, row_of(operand.quantized, row));
     });
   }
-  spent(StepPart::rows);
-  return {workspace_.operand, workspace_.operand_stride, quantized};
+  spent(block, StepPart::rows);
+  return operand;
 }
 
 // silu(gate) * up of the rows in `wide`.
-Operand INT8Decoder::gated_operand() {
+Operand INT8Decoder::gated_operand(const RowBlock& block) {
   const std::int32_t n_cols = config_.intermediate_size;
-  const QuantizedRows quantized = workspace_.quantized(n_cols);
-  for_rows(n_rows_, n_cols, [&](std::int32_t row, int thread) {
-    float* out = is_quantized() ? workspace_.row_scratch(thread) : workspace_.operand + row * workspace_.operand_stride;
-    kernels_.silu_mul(workspace_.wide + row * workspace_.wide_stride, workspace_.wide_stride, 1, n_cols, out, n_cols);
-    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+  const Operand operand = operand_of(block);
+  const Output wide = into_wide(block);
+  for_rows(block, n_cols, [&](std::int32_t row, int thread) {
+    float* out = is_quantized() ? workspace_.row_scratch(thread) : operand.rows + row * operand.stride;
+    kernels_.silu_mul(wide.rows + row * wide.stride, wide.stride, 1, n_cols, out, n_cols);
+    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(operand.quantized, row));
   });
-  spent(StepPart::rows);
-  return {workspace_.operand, workspace_.operand_stride, quantized};
+  spent(block, StepPart::rows);
+  return operand;
 }
 
-void INT8Decoder::multiply_rows(const Matrix& w, const Operand& in, const Output& out) {
-  if (n_rows_ > 0) multiply(kernels_, pool_, w, in, n_rows_, out, workspace_.product_scratch());
+Operand INT8Decoder::operand_of(const RowBlock& block) const {
+  return {workspace_.operand + block.begin * workspace_.operand_stride, workspace_.operand_stride,
+          row_of(workspace_.quantized(), block.begin)};
+}
+
+Output INT8Decoder::into_wide(const RowBlock& block) const {
+  return {workspace_.wide + block.begin * workspace_.wide_stride, workspace_.wide_stride, false};
+}
+
+Output INT8Decoder::into_residual(const RowBlock& block) const {
+  return {workspace_.residual + block.begin * workspace_.residual_stride, workspace_.residual_stride, true};
+}
+
+void INT8Decoder::multiply_rows(const RowBlock& block, const Matrix& w, const Operand& in, const Output& out) {
+  if (block.n_rows == 0) return;
+  const ProductScratch all = workspace_.product_scratch();
+  multiply(kernels_, *block.pool, w, in, block.n_rows, out, {all.of(block.thread), all.stride});
 }
 
 void INT8Decoder::sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result) {

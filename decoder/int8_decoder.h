@@ -21,6 +21,13 @@
 
 namespace llm_decoder {
 
+// Rows of a step that go on together: all of them, worked on by all threads, or some, by one thread alone.
+struct RowBlock {
+  std::int32_t begin, n_rows;
+  ThreadPool* pool;
+  int thread;  // whose scratch is used; with a pool of several threads, that of the first of them
+};
+
 // Results never depend on the number of threads, on the other sequences of a step, or on how a prompt is cut into
 // steps. Not thread-safe: one thread uses a decoder at a time.
 class INT8Decoder {
@@ -59,24 +66,33 @@ class INT8Decoder {
  private:
   void embed();
   void run_layer(std::int32_t index, const KvCache& cache);
-  void store_kv(const LayerWeights& layer, const PagedKvView& kv, const std::int32_t* pages);  // pages: [n_rows]
+  // pages: of all rows of the step
+  void store_kv(const RowBlock& block, const LayerWeights& layer, const PagedKvView& kv, const std::int32_t* pages);
   void attend(const AttentionPlan& plan, const PagedKvView& kv, std::int32_t window);
   void keep_wanted_rows();
-  void run_mlp(const LayerWeights& layer);
+  void run_mlp(const RowBlock& block, const LayerWeights& layer);
   void compute_logits();
 
-  Operand normed_operand(const float* weight);
-  Operand attention_operand(std::int32_t k);
-  Operand gated_operand();
-  void multiply_rows(const Matrix& w, const Operand& in, const Output& out);
-  Output into_wide() const { return {workspace_.wide, workspace_.wide_stride, false}; }
-  Output into_residual() const { return {workspace_.residual, workspace_.residual_stride, true}; }
-
+  RowBlock all_rows() { return {0, n_rows_, &pool_, 0}; }
+  std::int64_t n_row_blocks() const;
   template <class Fn>
-  void for_rows(std::int32_t n_rows, std::int64_t n_cols, const Fn& fn);
+  void for_blocks(const Fn& fn);
+  template <class Fn>
+  void for_rows(const RowBlock& block, std::int64_t n_cols, const Fn& fn);
+
+  Operand normed_operand(const RowBlock& block, const float* weight);
+  Operand attention_operand(const RowBlock& block, std::int32_t k);
+  Operand gated_operand(const RowBlock& block);
+  Operand operand_of(const RowBlock& block) const;
+  Output into_wide(const RowBlock& block) const;
+  Output into_residual(const RowBlock& block) const;
+  void multiply_rows(const RowBlock& block, const Matrix& w, const Operand& in, const Output& out);
 
   void spent(StepPart part) {
     if (profile_ != nullptr) profile_->spent(part);
+  }
+  void spent(const RowBlock& block, StepPart part) {
+    if (block.thread == 0) spent(part);  // the calling thread, whose clock it is
   }
 
   template <class Fn>
@@ -87,6 +103,7 @@ class INT8Decoder {
   ModelConfig config_;
   const CpuKernels& kernels_;
   ThreadPool pool_;
+  ThreadPool alone_{1};  // whichever thread calls it
   NamedWeights named_weights_;
   DecoderWeights weights_;
   Workspace workspace_;

@@ -13,7 +13,7 @@ namespace llm_decoder {
 
 // What a product reads: rows of float32 or of int8, as the layout of the weights wants.
 struct Operand {
-  const float* rows = nullptr;  // [m, k]
+  float* rows = nullptr;  // [m, k]
   std::int64_t stride = 0;
   QuantizedRows quantized;  // [m, k_padded]
 };

@@ -50,7 +50,8 @@ Workspace::Workspace(const ModelConfig& config, bool is_quantized, std::size_t p
   rope_cos = allocate<float>(max_tokens * half);
   rope_sin = allocate<float>(max_tokens * half);
   if (is_quantized) {
-    q_ = allocate<std::int8_t>(max_tokens * q_stride(max_k));
+    q_stride_ = q_stride(max_k);
+    q_ = allocate<std::int8_t>(max_tokens * q_stride_);
     q_scale_ = allocate<float>(max_tokens);
     q_sum_ = allocate<std::int32_t>(max_tokens);
   }
@@ -61,8 +62,6 @@ Workspace::Workspace(const ModelConfig& config, bool is_quantized, std::size_t p
   product_scratch_ = AlignedBuffer(product_scratch_stride_ * static_cast<std::size_t>(n_threads));
   ensure_logits_rows(config, std::min(max_tokens, kFirstLogitsRows));
 }
-
-QuantizedRows Workspace::quantized(std::int32_t k) const { return {q_, q_stride(k), q_scale_, q_sum_}; }
 
 void Workspace::ensure_logits_rows(const ModelConfig& config, std::int32_t n_rows) {
   if (n_rows <= n_logits_rows_) return;

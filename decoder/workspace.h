@@ -53,8 +53,9 @@ class Workspace {
   float* rope_cos = nullptr;  // [max_tokens, half]
   float* rope_sin = nullptr;
 
-  // The operand of a product on quantised weights with k input channels.
-  QuantizedRows quantized(std::int32_t k) const;
+  // The operand of a product on quantised weights. Its rows are as far apart for every k, so that each stays in its
+  // place whatever the others hold.
+  QuantizedRows quantized() const { return {q_, q_stride_, q_scale_, q_sum_}; }
   float* row_scratch(int thread) const { return row_scratch_.as<float>() + thread * row_scratch_stride_; }
   std::byte* attention_scratch(int thread) const {
     return attention_scratch_.as<std::byte>() + static_cast<std::size_t>(thread) * attention_scratch_stride_;
@@ -76,6 +77,7 @@ class Workspace {
 
   std::vector<AlignedBuffer> buffers_;
   std::int8_t* q_ = nullptr;
+  std::int64_t q_stride_ = 0;
   float* q_scale_ = nullptr;
   std::int32_t* q_sum_ = nullptr;
   AlignedBuffer row_scratch_, product_scratch_, attention_scratch_, attention_states_, hidden_, logits_;

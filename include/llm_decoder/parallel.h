@@ -25,7 +25,8 @@ class ThreadPool {
 
   // Calls fn(item, thread) once for each item in [0, n_items), on any thread, and returns when all are done. Thread t
   // begins with the items t, t + n_threads, t + 2 * n_threads... and helps the others when these are done. `thread` is
-  // in [0, n_threads) and names the scratch the caller may use. fn must not throw. Not reentrant; one caller at a time.
+  // in [0, n_threads) and names the scratch the caller may use. fn must not throw. Not reentrant; one caller at a time,
+  // except of a pool of one thread, which keeps no state.
   template <class Fn>
   void parallel_for(std::int64_t n_items, const Fn& fn) {
     run(

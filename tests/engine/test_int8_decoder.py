@@ -124,6 +124,22 @@ def test_any_chunks_and_any_threads_give_the_same_bits(layout: str, kv_dtype: st
         assert np.array_equal(runner.run(tokens, chunks), want)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("layout", "kv_dtype"), CUTS)
+def test_rows_in_blocks_of_one_thread_get_the_bits_that_rows_of_all_threads_get(
+    layout: str, kv_dtype: str, threads: int
+) -> None:
+    """A row of gate and up has 16 KB, so two threads take two blocks from 96 rows on, and four from 192 on."""
+    config = tiny_config(intermediate_size=2000)
+    weights, tokens = random_weights(config, biases=True), tokens_of(config, 193)
+    want = Runner(make_decoder(config, weights, layout), make_cache(config, kv_dtype)).run(tokens, [29] * 6 + [19])
+    decoder = make_decoder(config, weights, layout, threads=threads, max_tokens=len(tokens))
+    runner = Runner(decoder, make_cache(config, kv_dtype))
+    for n in (95, 96, 97, 144, 145, 191, 192, 193):
+        runner.cache.clear_prefix_index()
+        assert np.array_equal(runner.run(tokens[:n]), want[:n])
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("layout", "kv_dtype"), CUTS)
 def test_a_sequence_gets_the_same_bits_alone_and_in_any_batch(layout: str, kv_dtype: str, threads: int) -> None:
