@@ -93,12 +93,14 @@ struct DeviceProperties {
   std::string name;
   int compute_major = 0, compute_minor = 0;  // compute capability, 9.0 of an H200
   int n_sms = 0;                             // streaming multiprocessors
+  bool has_warpgroups = false;               // and the kernels that want them were compiled for it
 };
 
 int n_devices();
 DeviceProperties device_properties(int device);
 // Memory, streams and launches of this thread are that device's from now on.
 void use_device(int device);
+int current_device();
 
 }  // namespace gpu
 }  // namespace llm_decoder

@@ -4,6 +4,13 @@
 namespace llm_decoder {
 namespace gpu {
 
+// cmake/cuda.cmake's targets hold sm_90a, whose code runs on 9.0 alone.
+#if defined(LLM_DECODER_WARPGROUPS)
+constexpr bool kWarpgroupsAreCompiled = true;
+#else
+constexpr bool kWarpgroupsAreCompiled = false;
+#endif
+
 void* allocate_memory(MemoryKind kind, std::int64_t n_bytes) {
   void* memory = nullptr;
   const auto size = static_cast<std::size_t>(n_bytes);
@@ -53,10 +60,17 @@ int n_devices() {
 DeviceProperties device_properties(int device) {
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, device), "device_properties");
-  return {properties.name, properties.major, properties.minor, properties.multiProcessorCount};
+  return {properties.name, properties.major, properties.minor, properties.multiProcessorCount,
+          kWarpgroupsAreCompiled && properties.major == 9 && properties.minor == 0};
 }
 
 void use_device(int device) { check_cuda(cudaSetDevice(device), "use_device"); }
+
+int current_device() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "current_device");
+  return device;
+}
 
 }  // namespace gpu
 }  // namespace llm_decoder

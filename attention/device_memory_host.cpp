@@ -52,13 +52,15 @@ MemoryInfo memory_info() {
 
 int n_devices() { return 1; }
 
-// Compute capability 8.0 is what the words of machine.h need.
+// Compute capability 8.0 is what the words of machine.h need; it speaks those of machine_hopper.h too.
 DeviceProperties device_properties(int device) {
   check_device(device, "device_properties");
-  return {"host machine", 8, 0, 4};
+  return {"host machine", 8, 0, 4, true};
 }
 
 void use_device(int device) { check_device(device, "use_device"); }
+
+int current_device() { return 0; }
 
 }  // namespace gpu
 }  // namespace llm_decoder

@@ -40,6 +40,7 @@ void DevicePlan::update(const PlanRequest& request, int head_dim, Stream stream)
   n_tokens_ = static_cast<int>(plan.state_begin.size());
   n_narrow_ = static_cast<int>(plan.narrow.size());
   n_wide_ = static_cast<int>(plan.wide.size());
+  wide_rows_ = plan.wide_rows;
   n_merged_tokens_ = static_cast<int>(plan.merged_tokens.size());
   n_heads_ = request.n_heads;
   n_kv_heads_ = request.n_kv_heads;
@@ -60,6 +61,7 @@ void DevicePlan::fill(PagedAttentionLaunch& launch) const {
   launch.wide = reinterpret_cast<const PagedAttentionItem*>(at(at_.wide));
   launch.n_narrow = n_narrow_;
   launch.n_wide = n_wide_;
+  launch.wide_rows = wide_rows_;
   launch.merged_tokens = reinterpret_cast<const int*>(at(at_.merged_tokens));
   launch.n_states = reinterpret_cast<const int*>(at(at_.n_states));
   launch.n_merged_tokens = n_merged_tokens_;

@@ -30,7 +30,7 @@ class DevicePlan {
   DeviceArray<float> states_;  // [n_all_states, n_heads, head_dim], then the log-sum-exp [n_all_states, n_heads]
   Offsets at_;
   std::int64_t n_state_values_ = 0;
-  int n_tokens_ = 0, n_narrow_ = 0, n_wide_ = 0, n_merged_tokens_ = 0;
+  int n_tokens_ = 0, n_narrow_ = 0, n_wide_ = 0, wide_rows_ = kWideRows, n_merged_tokens_ = 0;
   int n_heads_ = 0, n_kv_heads_ = 0, head_dim_ = 0;
   bool is_causal_ = true;
   int window_left_ = kUnbounded, window_right_ = kUnbounded;

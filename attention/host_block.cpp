@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "host_warpgroups.h"
 #include "llm_decoder/errors.h"
 
 namespace llm_decoder {
@@ -65,6 +66,7 @@ void HostBlock::run(const Dim3& index, void (*body)(const void*), const void* ar
   std::fill(warps_.begin(), warps_.end(), Warp{});
   shared_.assign(static_cast<std::size_t>(shape_.shared_bytes), kPoison);
   cells_.assign(shared_.size(), Cell{});
+  warpgroups_.reset();
   for (Thread& thread : threads_) {
     thread.state = State::ready;
     thread.copies.clear();
@@ -86,6 +88,7 @@ void HostBlock::run(const Dim3& index, void (*body)(const void*), const void* ar
       has_moved = true;
       if (error_ != nullptr) break;
     }
+    if (!has_moved) has_moved = land_boxes();  // as late as that
   }
   running_block = outer;
   if (error_ != nullptr) std::rethrow_exception(error_);
@@ -93,6 +96,7 @@ void HostBlock::run(const Dim3& index, void (*body)(const void*), const void* ar
       std::all_of(threads_.begin(), threads_.end(), [](const Thread& t) { return t.state == State::returned; });
   check_state(all_returned, "launch", "block (", index_.x, ", ", index_.y, ", ", index_.z,
               ") waits for ever: ", describe_waiting());
+  check_all_over();
 }
 
 void HostBlock::thread_main(void* block) {
@@ -119,6 +123,12 @@ std::string HostBlock::describe_waiting() const {
         return "wait at a barrier of the block";
       case State::at_collective:
         return concat("wait in ", warps_[i / kWarpSize].collective->name);
+      case State::at_group_barrier:
+        return "wait at a barrier of their warpgroup";
+      case State::at_barrier_object:
+        return describe_barrier_of(i);
+      case State::at_registers:
+        return "wait for registers";
       case State::returned:
         return "have returned";
       case State::ready:
@@ -142,6 +152,11 @@ void HostBlock::wait(State state) {
   threads_[static_cast<std::size_t>(self)].fiber->yield();
 }
 
+void HostBlock::wake(int thread, State from) {
+  State& state = threads_[static_cast<std::size_t>(thread)].state;
+  if (state == from) state = State::ready;
+}
+
 bool HostBlock::sync_block(bool value) {
   barrier_value_ |= value;
   if (++n_at_barrier_ < n_threads()) {
@@ -152,6 +167,7 @@ bool HostBlock::sync_block(bool value) {
   last_barrier_value_ = barrier_value_;
   barrier_value_ = false;
   ++n_block_syncs_;
+  meet_all(0, n_threads());
   for (Thread& thread : threads_) {
     if (thread.state == State::at_block_barrier) thread.state = State::ready;
   }
@@ -181,20 +197,22 @@ void HostBlock::collective(const Collective& collective, void* slot) {
 void HostBlock::sync_warp() {
   static constexpr Collective kSyncWarp{"sync_warp", [](void* const*) {
                                           HostBlock& block = current();
-                                          ++block.warps_[static_cast<std::size_t>(block.thread_ / kWarpSize)].n_syncs;
+                                          const int warp = block.thread_ / kWarpSize;
+                                          ++block.warps_[static_cast<std::size_t>(warp)].n_syncs;
+                                          block.meet_all(warp * kWarpSize, (warp + 1) * kWarpSize);
                                         }};
   collective(kSyncWarp, nullptr);
 }
 
 HostBlock::Touch HostBlock::now() const {
   return {static_cast<std::int16_t>(thread_), n_block_syncs_,
-          warps_[static_cast<std::size_t>(thread_ / kWarpSize)].n_syncs};
+          warps_[static_cast<std::size_t>(thread_ / kWarpSize)].n_syncs, time()};
 }
 
 // Whether a barrier lies between what was done then and what this thread does now.
 bool HostBlock::is_ordered(const Touch& before) const {
   if (before.thread == kNobody || before.thread == thread_) return true;
-  if (before.n_block_syncs != n_block_syncs_) return true;
+  if (before.n_block_syncs != n_block_syncs_ || knows(before)) return true;
   if (before.thread == kSeveral) return false;
   const int warp = before.thread >= 0 ? before.thread / kWarpSize : kSeveralOfWarp0 - before.thread;
   return warp == thread_ / kWarpSize && before.n_warp_syncs != now().n_warp_syncs;
@@ -222,11 +240,12 @@ void HostBlock::for_cells(int offset, int n_bytes, const Fn& fn) {
 
 void HostBlock::read_shared(int offset, int n_bytes, void* out) {
   check_range(offset, n_bytes, "read");
+  check_incoming(offset, n_bytes, "read");
   for_cells(offset, n_bytes, [this](Cell& cell, int i) {
     if (cell.copy_of != kNobody) fail("reads shared byte ", i, " where a copy of thread ", cell.copy_of, " may land");
     if (cell.write.thread == kNobody) fail("reads shared byte ", i, ", which nobody wrote");
     if (!is_ordered(cell.write)) {
-      fail("reads shared byte ", i, ", which thread ", cell.write.thread, " wrote with no barrier between");
+      fail("reads shared byte ", i, ", which ", name_of(cell.write), " wrote with no barrier between");
     }
     add_to(cell.read);
   });
@@ -245,12 +264,19 @@ void HostBlock::add_to(Touch& touch) const {
   touch.thread = is_same_warp ? static_cast<std::int16_t>(kSeveralOfWarp0 - warp) : kSeveral;
 }
 
+// Bytes that nothing asynchronous is about to fill or may still read.
+void HostBlock::check_free(int offset, int n_bytes, const char* what) const {
+  check_range(offset, n_bytes, what);
+  check_incoming(offset, n_bytes, what);
+  check_products(offset, n_bytes, what);
+}
+
 void HostBlock::check_write(const Cell& cell, int i, const char* what) const {
   if (cell.copy_of != kNobody) {
     fail(what, "s shared byte ", i, " where a copy of thread ", cell.copy_of, " may land");
   }
   if (!is_ordered(cell.write)) {
-    fail(what, "s shared byte ", i, ", which thread ", cell.write.thread, " wrote with no barrier between");
+    fail(what, "s shared byte ", i, ", which ", name_of(cell.write), " wrote with no barrier between");
   }
   if (!is_ordered(cell.read)) {
     const std::string reader = cell.read.thread >= 0 ? concat("thread ", cell.read.thread) : "several threads";
@@ -269,7 +295,7 @@ void HostBlock::mark_written(Cell& cell, bool is_atomic) const {
 }
 
 void HostBlock::write_shared(int offset, int n_bytes, const void* in) {
-  check_range(offset, n_bytes, "write");
+  check_free(offset, n_bytes, "write");
   for_cells(offset, n_bytes, [this](Cell& cell, int i) {
     check_write(cell, i, "write");
     mark_written(cell, false);
@@ -278,7 +304,7 @@ void HostBlock::write_shared(int offset, int n_bytes, const void* in) {
 }
 
 std::byte* HostBlock::atomic_shared(int offset, int n_bytes) {
-  check_range(offset, n_bytes, "atomic");
+  check_free(offset, n_bytes, "atomically change");
   for_cells(offset, n_bytes, [this](Cell& cell, int i) {
     if (cell.write.thread == kNobody) fail("changes shared byte ", i, ", which nobody wrote");
     if (!cell.is_atomic || !is_ordered(cell.read)) check_write(cell, i, "atomically change");
@@ -288,7 +314,7 @@ std::byte* HostBlock::atomic_shared(int offset, int n_bytes) {
 }
 
 void HostBlock::copy_async(int offset, int n_bytes, const void* from) {
-  check_range(offset, n_bytes, "copie");
+  check_free(offset, n_bytes, "copie");
   if (reinterpret_cast<std::uintptr_t>(from) % static_cast<std::uintptr_t>(n_bytes) != 0) {
     fail("copies ", n_bytes, " bytes from global memory that is not aligned to them");
   }

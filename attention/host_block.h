@@ -14,6 +14,7 @@
 #include "fiber.h"
 #include "llm_decoder/errors.h"
 #include "machine_types.h"
+#include "tensor_boxes.h"
 
 namespace llm_decoder {
 namespace gpu {
@@ -30,6 +31,16 @@ struct Order {
 struct Collective {
   const char* name;
   void (*combine)(void* const* slots);
+};
+
+// A product that a warp issues with the three others of its warpgroup (machine_hopper.h).
+struct WarpProduct {
+  std::uint64_t a = 0, b = 0;  // descriptors
+  int n = 0;                   // columns
+  bool adds = false;           // to what the sums are
+  float (*element)(std::uint16_t bits) = nullptr;
+  float* sums[kWarpSize] = {};                    // [n / 2] of each lane
+  const std::uint32_t* operands[kWarpSize] = {};  // [4] of each lane, or null: `a` tells where they are
 };
 
 class HostBlock {
@@ -68,6 +79,21 @@ class HostBlock {
   void commit_copies();
   void wait_copies(int n_in_flight);
 
+  // The words of machine_hopper.h, in host_warpgroups.cpp. Barriers that are objects go by where they lie.
+  void sync_warpgroup();
+  void change_registers(int n, bool takes);
+  void init_barrier(int offset, int n_arrivals);
+  void publish_barriers();
+  void arrive(int offset, int n_bytes);
+  void wait_barrier(int offset, int parity);
+  void fence_async();
+  void load_box(int offset, const TensorBoxes& boxes, const BoxPlace& place, int barrier_offset);
+  // By the last lane of a warp to come.
+  void begin_products();
+  void issue_product(const WarpProduct& product);
+  void commit_products();
+  void wait_products(int n_in_flight);
+
   // Throws std::logic_error that begins with block and thread.
   template <class... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
@@ -75,7 +101,15 @@ class HostBlock {
   }
 
  private:
-  enum class State { ready, at_block_barrier, at_collective, returned };
+  enum class State {
+    ready,
+    at_block_barrier,
+    at_collective,
+    at_group_barrier,
+    at_barrier_object,
+    at_registers,
+    returned
+  };
 
   struct Copy {
     int offset, n_bytes;
@@ -98,13 +132,14 @@ class HostBlock {
   };
 
   // Who touched a byte of shared memory since the last barrier between them, and when: after how many barriers of the
-  // block and of the warp.
+  // block and of the warp, and at which time of the warpgroups' clocks.
   struct Touch {
     std::int16_t thread = kNobody;
-    std::uint32_t n_block_syncs = 0, n_warp_syncs = 0;
+    std::uint32_t n_block_syncs = 0, n_warp_syncs = 0, time = 0;
 
     bool operator==(const Touch& other) const {
-      return thread == other.thread && n_block_syncs == other.n_block_syncs && n_warp_syncs == other.n_warp_syncs;
+      return thread == other.thread && n_block_syncs == other.n_block_syncs && n_warp_syncs == other.n_warp_syncs &&
+             time == other.time;
     }
   };
   struct Cell {
@@ -120,19 +155,40 @@ class HostBlock {
   static constexpr std::int16_t kSeveral = -2;         // threads of more than one warp
   static constexpr std::int16_t kSeveralOfWarp0 = -3;  // threads of warp w: -3 - w
 
+  struct Warpgroups;  // what the words of machine_hopper.h need, from the first of them on
+
   std::string where() const;
   std::string describe_waiting() const;
   void wait(State state);
+  void wake(int thread, State from);
   static void thread_main(void* block);
   Touch now() const;
   bool is_ordered(const Touch& before) const;
   void check_range(int offset, int n_bytes, const char* what) const;
   template <class Fn>
   void for_cells(int offset, int n_bytes, const Fn& fn);
+  void check_free(int offset, int n_bytes, const char* what) const;
   void check_write(const Cell& cell, int i, const char* what) const;
   void mark_written(Cell& cell, bool is_atomic) const;
   void add_to(Touch& touch) const;
   void land(const Copy& copy);
+
+  Warpgroups& warpgroups();
+  int barrier_at(int offset);
+  void complete_if_over(int barrier);
+  bool knows(const Touch& before) const;
+  bool is_fenced(const Touch& before) const;
+  void check_incoming(int offset, int n_bytes, const char* what) const;
+  void check_products(int offset, int n_bytes, const char* what) const;
+  void check_operand(int offset);
+  bool land_boxes();
+  void land_row(const TensorBoxes& boxes, const BoxPlace& place, int row, int offset, int copier);
+  void compute(const WarpProduct& product, const std::vector<std::uint32_t>& operands, std::vector<float>& sums);
+  void meet_all(int begin, int end);
+  void check_all_over() const;
+  std::string name_of(const Touch& touch) const;
+  std::string describe_barrier_of(std::size_t thread) const;
+  std::uint32_t time() const;
 
   LaunchShape shape_;
   Dim3 index_;
@@ -150,6 +206,7 @@ class HostBlock {
   void (*body_)(const void*) = nullptr;
   const void* argument_ = nullptr;
   std::exception_ptr error_;
+  std::unique_ptr<Warpgroups> warpgroups_;
 };
 
 // Every block of the grid, one after the other.

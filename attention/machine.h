@@ -40,6 +40,8 @@
 //   exp2 log2 reciprocal rsqrt tanh erf fma
 //   round_to_int(x)                    to the nearest, ties to even; 0 for NaN
 //
+// What devices with warpgroups have besides is in machine_hopper.h.
+//
 // Global memory is plain pointers: the host's is under AddressSanitizer. Shared memory is never a pointer.
 #pragma once
 

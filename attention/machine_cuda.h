@@ -100,7 +100,7 @@ class Shared {
 
 template <class T>
 GPU_FUNCTION Shared<T> shared_array(int byte_offset, int) {
-  extern __shared__ __align__(128) unsigned char shared_memory[];
+  extern __shared__ __align__(1024) unsigned char shared_memory[];
   return Shared<T>(reinterpret_cast<T*>(shared_memory + byte_offset));
 }
 

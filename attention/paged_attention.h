@@ -13,6 +13,7 @@ namespace gpu {
 struct PagedTensor {
   const void* data = nullptr;
   std::int64_t page_stride = 0, slot_stride = 0, head_stride = 0;  // elements
+  std::int64_t n_pages = 0;                                        // 0: not known, so no copies by tensor map
 };
 
 // x ~ element * scale, scale from the first of these that is there: one a slot and head, one a head, one for all.
@@ -58,6 +59,7 @@ struct PagedAttentionArgs {
   const float* sinks = nullptr;  // [n_heads] or null: a logit that takes part in the sum only
 
   const PagedAttentionItem* items = nullptr;
+  int blocks_per_item = 1;  // that share its rows
   // Tokens that several items share have states: of token t and head h, normalised out [head_dim] and log-sum-exp
   // (base 2) at (state_begin[t] + split) * n_heads + h. kNoState where one item goes over all keys.
   const int* state_begin = nullptr;  // [n_tokens]

@@ -37,6 +37,8 @@ void check_request(const PlanRequest& r) {
   }
   check_arg(r.fixed_split >= 0, kPlace, "fixed_split must not be negative, got ", r.fixed_split);
   check_arg(r.n_blocks > 0, kPlace, "n_blocks must be positive, got ", r.n_blocks);
+  check_arg(r.wide_rows > 0 && r.wide_rows % kWideRows == 0, kPlace, "wide_rows must be a multiple of ", kWideRows,
+            ", got ", r.wide_rows);
   if (r.prefixes.empty()) return;
   check_arg(r.is_causal && r.window_left == kUnbounded, kPlace,
             "shared prefixes need causal attention without a window");
@@ -98,13 +100,15 @@ int n_splits(const Run& run, int split) {
   return (run.key_end - 1) / split - run.key_begin / split + 1;
 }
 
-int rows_of_block(const Run& run, int group) { return run.n_tokens * group <= kNarrowRows ? kNarrowRows : kWideRows; }
+bool is_narrow(const Run& run, int group) { return run.n_tokens * group <= kNarrowRows; }
 
+// A block of more rows than kWideRows fills the place of several: splits do not depend on which kernel runs.
 std::int64_t n_blocks_of(const std::vector<Run>& runs, const PlanRequest& r, int split) {
   const int group = r.n_heads / r.n_kv_heads;
   std::int64_t n = 0;
   for (const Run& run : runs) {
-    n += ceil_div(std::int64_t{run.n_tokens} * group, rows_of_block(run, group)) * n_splits(run, split);
+    const int block_rows = is_narrow(run, group) ? kNarrowRows : kWideRows;
+    n += ceil_div(std::int64_t{run.n_tokens} * group, block_rows) * n_splits(run, split);
   }
   return n * r.n_kv_heads;
 }
@@ -128,8 +132,9 @@ int choose_split(const std::vector<Run>& runs, const PlanRequest& r) {
   return low * kSplitUnit;
 }
 
-void add_items(const Run& run, const PlanRequest& r, int split, std::vector<PagedAttentionItem>& items) {
-  const int group = r.n_heads / r.n_kv_heads, n_rows = run.n_tokens * group, block_rows = rows_of_block(run, group);
+void add_items(const Run& run, const PlanRequest& r, int split, int block_rows,
+               std::vector<PagedAttentionItem>& items) {
+  const int n_rows = run.n_tokens * (r.n_heads / r.n_kv_heads);
   const int n = n_splits(run, split);
   for (int row = 0; row < n_rows; row += block_rows) {
     for (int i = 0; i < n; ++i) {
@@ -149,9 +154,18 @@ void add_items(const Run& run, const PlanRequest& r, int split, std::vector<Page
   }
 }
 
-void put_longest_first(std::vector<PagedAttentionItem>& items) {
-  std::stable_sort(items.begin(), items.end(), [](const PagedAttentionItem& a, const PagedAttentionItem& b) {
-    return a.key_end - a.key_begin > b.key_end - b.key_begin;
+// Keys that any row of an item sees.
+int n_seen_keys(const PagedAttentionItem& item, const PlanRequest& r) {
+  const int group = r.n_heads / r.n_kv_heads, after = r.is_causal ? 0 : r.window_right;
+  const auto position_of = [&](int row) { return item.first_position + item.position_step * (row / group); };
+  const int begin = std::max(item.key_begin, position_of(item.row_begin) - r.window_left);
+  const int end = std::min(item.key_end, position_of(item.row_begin + item.n_rows - 1) + after + 1);
+  return std::max(0, end - begin);
+}
+
+void put_longest_first(std::vector<PagedAttentionItem>& items, const PlanRequest& r) {
+  std::stable_sort(items.begin(), items.end(), [&r](const PagedAttentionItem& a, const PagedAttentionItem& b) {
+    return n_seen_keys(a, r) > n_seen_keys(b, r);
   });
 }
 
@@ -185,10 +199,15 @@ PagedAttentionPlan plan_paged_attention(const PlanRequest& request) {
   }
   const int group = request.n_heads / request.n_kv_heads;
   for (const Run& run : runs) {
-    add_items(run, request, split, rows_of_block(run, group) == kNarrowRows ? plan.narrow : plan.wide);
+    if (is_narrow(run, group)) {
+      add_items(run, request, split, kNarrowRows, plan.narrow);
+    } else {
+      add_items(run, request, split, request.wide_rows, plan.wide);
+    }
   }
-  put_longest_first(plan.narrow);
-  put_longest_first(plan.wide);
+  put_longest_first(plan.narrow, request);
+  put_longest_first(plan.wide, request);
+  plan.wide_rows = request.wide_rows;
   return plan;
 }
 

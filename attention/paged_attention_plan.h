@@ -10,7 +10,7 @@ namespace llm_decoder {
 namespace gpu {
 
 constexpr int kNarrowRows = 16;  // of a block for few rows: its warps share the keys
-constexpr int kWideRows = 64;    // of a block for many rows: its warps share the rows
+constexpr int kWideRows = 64;    // of a block for many rows: its warps share the rows. Hopper's takes a multiple
 constexpr int kSplitUnit = 64;   // keys; splits lie at multiples, as tiles do
 constexpr int kMinSplit = 256;   // keys that are worth a block of their own
 constexpr int kMaxSplits = 128;  // of one token
@@ -28,17 +28,19 @@ struct PlanRequest {
   int n_heads = 0, n_kv_heads = 0;
   bool is_causal = true;
   int window_left = kUnbounded, window_right = kUnbounded;
-  int n_blocks = 1;  // that the device runs at once
+  int n_blocks = 1;           // that the device runs at once
+  int wide_rows = kWideRows;  // of an item for many rows, a multiple of kWideRows
   int fixed_split =
       0;  // keys of a split whatever the batch, so that a sequence's result does not depend on it; 0: chosen
   Span<const SharedPrefix> prefixes;
 };
 
 struct PagedAttentionPlan {
-  std::vector<PagedAttentionItem> narrow, wide;  // the longest first
+  std::vector<PagedAttentionItem> narrow, wide;  // those that see most keys first
   std::vector<int> state_begin, n_states;        // [n_tokens]; kNoState and 0 where one item goes over all keys
   std::vector<int> merged_tokens;                // that have states
   int n_all_states = 0;
+  int wide_rows = kWideRows;
 };
 
 // Throws std::invalid_argument for lengths that cannot be.

@@ -70,7 +70,7 @@ class FlashBlock {
  public:
   GPU_FUNCTION explicit FlashBlock(const PagedAttentionArgs& args)
       : args_(args),
-        item_(args.items[block_index().x]),
+        item_(item_of_block(args)),
         kv_head_(block_index().y),
         group_(args.n_heads / args.n_kv_heads),
         warp_m_(warp_index() % Tile::kWarpsM),
@@ -81,6 +81,7 @@ class FlashBlock {
         scales_(shared_array<float>(Tile::kScaleAt, 2 * Tile::kStages * Tile::kKeys)) {}
 
   GPU_FUNCTION void run() {
+    if (item_.n_rows <= 0) return;
     find_limits();
     load_q();
     walk();
@@ -95,6 +96,15 @@ class FlashBlock {
   static constexpr int kRowTiles = Tile::kRowTiles;
   static constexpr int kKeyTiles = Tile::kWarpKeys / 8;  // columns of 8 keys
   static constexpr int kOutTiles = kHeadDim / 8;         // columns of 8 channels
+
+  // An item for larger blocks is the work of several of these.
+  static GPU_FUNCTION PagedAttentionItem item_of_block(const PagedAttentionArgs& args) {
+    PagedAttentionItem item = args.items[block_index().x / args.blocks_per_item];
+    const int n_before = block_index().x % args.blocks_per_item * Tile::kRows;
+    item.row_begin += n_before;
+    item.n_rows = min_of(item.n_rows - n_before, Tile::kRows);
+    return item;
+  }
 
   // A lane's rows: of row tile r the rows lane / 4 (half 0) and lane / 4 + 8 (half 1).
   struct RowLimits {

@@ -27,19 +27,18 @@ namespace {
 constexpr int kBlocksPerSm = 2;
 
 PagedTensor pages_of(const Tensor& tensor) {
-  return {tensor.data, tensor.strides.at(0), tensor.strides.at(1), tensor.strides.at(2)};
+  return {tensor.data, tensor.strides.at(0), tensor.strides.at(1), tensor.strides.at(2), tensor.size(0)};
 }
 
 KvScale scale_of(const ScaleTuple& tuple) {
   return {std::get<0>(tuple), pointer<const float>(std::get<1>(tuple)), pointer<const float>(std::get<2>(tuple))};
 }
 
-// Blocks that a device runs at once. Asked for once: the runtime takes its time.
-int n_blocks_of(int device) {
-  static std::map<int, int> known;
+// Asked for once: the runtime takes its time.
+const DeviceProperties& properties_of(int device) {
+  static std::map<int, DeviceProperties> known;
   const auto found = known.find(device);
-  if (found != known.end()) return found->second;
-  return known[device] = kBlocksPerSm * device_properties(device).n_sms;
+  return found != known.end() ? found->second : known[device] = device_properties(device);
 }
 
 // What a plan is for, fixed; and the arrays of the lengths it was made for last.
@@ -47,7 +46,7 @@ class AttentionPlan {
  public:
   AttentionPlan(int n_heads, int n_kv_heads, int head_dim, bool is_causal, int window_left, int window_right,
                 int fixed_split, int device)
-      : head_dim_(head_dim), device_(device), n_blocks_(n_blocks_of(device)) {
+      : head_dim_(head_dim), device_(device), n_blocks_(kBlocksPerSm * properties_of(device).n_sms) {
     request_.n_heads = n_heads;
     request_.n_kv_heads = n_kv_heads;
     request_.is_causal = is_causal;
@@ -55,6 +54,7 @@ class AttentionPlan {
     request_.window_right = window_right;
     request_.fixed_split = fixed_split;
     request_.n_blocks = n_blocks_;
+    request_.wide_rows = wide_rows_for(properties_of(device));
   }
 
   // seq_lens int32 [B], cu_seqlens_q int32 [B + 1], n_tokens with those of no sequence, prefixes (first sequence,

@@ -7,16 +7,6 @@
 namespace llm_decoder {
 namespace gpu {
 
-inline int current_device() {
-#if defined(LLM_DECODER_HOST_MACHINE)
-  return 0;
-#else
-  int device = 0;
-  check_cuda(cudaGetDevice(&device), "current_device");
-  return device;
-#endif
-}
-
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) : before_(current_device()), is_changed_(device != before_) {

@@ -30,7 +30,8 @@ bool same(const T* at, const std::vector<T>& want) {
 
 TEST(a_launch_finds_what_was_planned) {
   const std::vector<int> lens = {2000, 90, 33}, cu = {0, 1, 2, 35};
-  const PlanRequest request = request_of(lens, cu);
+  PlanRequest request = request_of(lens, cu);
+  request.wide_rows = 2 * kWideRows;
   DevicePlan plan;
   plan.update(request, kHeadDim, nullptr);
   const PagedAttentionPlan want = plan_paged_attention(request);
@@ -41,6 +42,7 @@ TEST(a_launch_finds_what_was_planned) {
   CHECK_EQ(plan.n_tokens(), 35);
   CHECK_EQ(launch.n_narrow, static_cast<int>(want.narrow.size()));
   CHECK_EQ(launch.n_wide, static_cast<int>(want.wide.size()));
+  CHECK_EQ(launch.wide_rows, 2 * kWideRows);
   CHECK_EQ(launch.n_merged_tokens, static_cast<int>(want.merged_tokens.size()));
   CHECK(same(launch.narrow, want.narrow));
   CHECK(same(launch.wide, want.wide));

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -35,6 +35,7 @@ class Implementation:
     machine: Callable[[], contextlib.AbstractContextManager[Any]]  # inside it arrays go there
     dtypes: tuple[tuple[str, str], ...]  # of queries and pages
     p_dtype: str = ""  # that probabilities are rounded to before they meet V; "" for that of the queries
+    scales: tuple[str, ...] = ("none", "all", "head", "slot")
     int8_is_vnni: bool = False  # int8 pages meet queries in int8, and probabilities in 8 bits a page
     needs_device: bool = False
 
@@ -61,6 +62,13 @@ def the_host_machine() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(machines, "_host_memory_kernels", importlib.import_module("llm_decoder._cuda_host"))
 
 
+@contextlib.contextmanager
+def the_host_machine_with_warpgroups() -> Iterator[None]:
+    """Many rows go to the kernel for Hopper."""
+    with the_host_machine(), mock.patch.dict(os.environ, LLM_DECODER_ATTENTION_PATH="wgmma"):
+        yield
+
+
 IMPLEMENTATIONS = [
     *(
         Implementation(f"cpu-{isa}", functools.partial(the_cpu, isa), EVERY_DTYPE, "float32", int8_is_vnni=True)
@@ -68,6 +76,12 @@ IMPLEMENTATIONS = [
     ),
     Implementation("cuda_host", the_host_machine, GPU_DTYPES),
     Implementation("cuda", on_the_device, GPU_DTYPES, needs_device=True),
+    Implementation(
+        "cuda_host_wgmma",
+        the_host_machine_with_warpgroups,
+        (("bfloat16", "bfloat16"), ("float16", "float16")),
+        scales=("none", "all", "head"),
+    ),
 ]
 
 

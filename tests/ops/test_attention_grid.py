@@ -53,9 +53,13 @@ def cases_of(implementation: Implementation) -> list[Case]:
     if choice == "all":
         rows = every_combination(implementation)
     else:
-        rows = pairwise_cover({"dtypes": implementation.dtypes, **FEATURES, **SIZES}, seed=0)
+        rows = pairwise_cover({"dtypes": implementation.dtypes, **features_of(implementation), **SIZES}, seed=0)
         rows = every_level(rows) if choice == "few" else rows
     return [*CORNERS, *(_case(row, seed) for seed, row in enumerate(rows))]
+
+
+def features_of(implementation: Implementation) -> dict[str, tuple[Any, ...]]:
+    return {**FEATURES, "scales": implementation.scales}
 
 
 def every_combination(implementation: Implementation) -> list[dict[str, Any]]:
@@ -64,7 +68,7 @@ def every_combination(implementation: Implementation) -> list[dict[str, Any]]:
     return [
         {"dtypes": pairs[kv][number % len(pairs[kv])], **dict(zip(FEATURES, levels, strict=True)), **next(sizes)}
         for kv in pairs
-        for number, levels in enumerate(itertools.product(*FEATURES.values()))
+        for number, levels in enumerate(itertools.product(*features_of(implementation).values()))
     ]
 
 
