@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from element_codes import ROUNDING, decode, encode, poison
 from exported_tensor import CUDA, ExportedTensor
-from pairwise import pairwise_cover
+from pairwise import cover
 
 from llm_decoder import ops
 from llm_decoder.errors import InvalidArgumentError
@@ -17,7 +17,7 @@ T, HQ, HKV, P, S = 5, 6, 2, 3, 16
 SLOTS = np.array([17, 3, -1, 47, 30], np.int64)
 LARGEST = {"fp8": 448.0, "int8": 127.0}
 
-COVER = pairwise_cover(
+COVER = cover(
     {
         "dtype": ("float32", "bfloat16", "float16"),
         "kv_dtype": ("bfloat16", "float16", "fp8", "int8"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from element_codes import decode, encode
 from exported_tensor import CUDA, NamespacedTensor
-from pairwise import pairwise_cover
+from pairwise import cover
 
 from llm_decoder import ops
 from llm_decoder.errors import InvalidArgumentError
@@ -17,7 +17,7 @@ from llm_decoder.ops.routing import MAX_EXPERTS, MAX_GROUPS, MAX_TOP_K
 
 COVER = [
     case
-    for case in pairwise_cover(
+    for case in cover(
         {
             "dtype": ("float32", "bfloat16", "float16"),
             "groups": ((8, 1, 1, 1), (64, 8, 3, 2), (60, 4, 2, 1), (257, 1, 1, 1), (7, 7, 5, 1), (1024, 32, 9, 2)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from element_codes import ROUNDING, decode, encode, poison
 from exported_tensor import CUDA, NamespacedTensor
-from pairwise import pairwise_cover
+from pairwise import cover
 
 from llm_decoder import ops
 from llm_decoder.errors import InvalidArgumentError
@@ -17,7 +17,7 @@ from llm_decoder.errors import InvalidArgumentError
 DTYPES = ("float32", "bfloat16", "float16")
 EPS = 1e-5
 
-NORMS = pairwise_cover(
+NORMS = cover(
     {
         "op": ("rms_norm", "layer_norm"),
         "dtype": DTYPES,
@@ -31,7 +31,7 @@ NORMS = pairwise_cover(
     },
     seed=2,
 )
-GATED = pairwise_cover(
+GATED = cover(
     {
         "activation": ("silu", "gelu", "gelu_tanh", "relu", "identity"),
         "is_gated": (True, False),

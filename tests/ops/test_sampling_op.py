@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from element_codes import decode, encode, poison
 from exported_tensor import CUDA, ExportedTensor, NamespacedTensor
-from pairwise import pairwise_cover
+from pairwise import cover
 from sampling_reference import edited, is_token_of, ragged, reference_token
 
 from llm_decoder import ops
@@ -27,7 +27,7 @@ NUMBERS = (
     "frequency_penalty",
 )
 
-COVER = pairwise_cover(
+COVER = cover(
     {
         "dtype": DTYPES,
         "vocab": (1, 127, 4099),

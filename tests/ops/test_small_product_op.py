@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from element_codes import ROUNDING, decode, encode
 from exported_tensor import CUDA, NamespacedTensor
-from pairwise import pairwise_cover
+from pairwise import cover
 
 from llm_decoder import ops
 from llm_decoder.errors import InvalidArgumentError
 from llm_decoder.ops import machines
 from llm_decoder.ops.products import MAX_ROWS
 
-COVER = pairwise_cover(
+COVER = cover(
     {
         "format": ("half", "w8", "w4", "int8"),
         "dtype": ("bfloat16", "float16"),
