@@ -9,8 +9,6 @@
 namespace llm_decoder {
 namespace gpu {
 
-constexpr int kMaxBest = 256;
-
 struct BestArgs {
   RowArray logits;  // [n_rows, vocab_size]
   int vocab_size = 0, n_splits = 0;

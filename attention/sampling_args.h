@@ -10,6 +10,8 @@ namespace gpu {
 constexpr int kNotFinite = -1;    // the row holds NaN or +inf, or nothing above -inf
 constexpr int kNoTokenLeft = -2;  // the row is sound, but the draw's own edits leave nothing to choose
 
+constexpr int kMaxBest = 256;  // tokens that may be asked for beside the drawn one
+
 // A run of token ids for each draw, ids[offsets[draw] .. offsets[draw + 1]); null offsets: none for any.
 struct TokenLists {
   const std::int64_t* offsets = nullptr;

@@ -7,6 +7,7 @@
 
 #include "attention_plan.h"
 #include "llm_decoder/errors.h"
+#include "op_rows.h"
 #include "workspace.h"
 
 namespace llm_decoder {
@@ -84,42 +85,6 @@ void clear_rows(const PagedAttentionCall& call, float* out) {
   }
 }
 
-// fn(token, thread) for each token, some of them at a time.
-template <class Fn>
-void for_tokens(ThreadPool& pool, std::int64_t n_tokens, const Fn& fn) {
-  constexpr std::int64_t kTokens = 16;
-  pool.parallel_for(ceil_div(n_tokens, kTokens), [&](std::int64_t item, int thread) {
-    const std::int64_t end = std::min((item + 1) * kTokens, n_tokens);
-    for (std::int64_t token = item * kTokens; token < end; ++token) fn(token, thread);
-  });
-}
-
-// The scale of a row: max|x| / largest, 1 for zeros, NaN when any value is NaN or infinite.
-float scale_of(const float* x, std::int32_t n, float largest_code) {
-  float largest = 0.0f, poison = 0.0f;
-  for (std::int32_t i = 0; i < n; ++i) {
-    largest = std::max(largest, std::fabs(x[i]));
-    poison += x[i] * 0.0f;
-  }
-  const float scale = largest / largest_code + poison;
-  return scale < std::numeric_limits<float>::min() ? 1.0f : scale;
-}
-
-struct CacheSlot {
-  std::int64_t page, slot;
-};
-
-void cache_row(const HeadRows& from, std::int64_t token, std::int32_t head, const NhdTensor& to, Dtype dtype,
-               bool makes_scale, CacheSlot at, std::int32_t head_dim, float* row) {
-  widen_row(from.dtype, from.row(token, head), head_dim, row);
-  float scale = to.scale_of(at.page, at.slot, head);
-  if (makes_scale) {
-    scale = scale_of(row, head_dim, dtype == Dtype::s8 ? 127.0f : 448.0f);
-    to.scale[at.page * to.scale_page_stride + at.slot * to.scale_slot_stride + head * to.scale_head_stride] = scale;
-  }
-  narrow_row(dtype, row, head_dim, scale, to.row(at.page, at.slot, head));
-}
-
 }  // namespace
 
 void paged_attention_op(const PagedAttentionCall& call, const CpuKernels& kernels, ThreadPool& pool) {
@@ -129,12 +94,12 @@ void paged_attention_op(const PagedAttentionCall& call, const CpuKernels& kernel
   const std::size_t n_bytes = static_cast<std::size_t>(call.n_tokens * token_floats) * sizeof(float);
   const AlignedBuffer q(n_bytes), out(n_bytes);
   clear_rows(call, out.as<float>());
-  const auto for_rows = [&](const auto& fn) {
-    for_tokens(pool, call.n_tokens, [&](std::int64_t token, int) {
+  const auto for_heads = [&](const auto& fn) {
+    for_rows(pool, call.n_tokens, [&](std::int64_t token, int) {
       for (std::int32_t head = 0; head < call.n_heads; ++head) fn(token, head, token * token_floats + head * head_dim);
     });
   };
-  for_rows([&](std::int64_t token, std::int32_t head, std::int64_t begin) {
+  for_heads([&](std::int64_t token, std::int32_t head, std::int64_t begin) {
     widen_row(call.q.dtype, call.q.row(token, head), head_dim, q.as<float>() + begin);
   });
 
@@ -169,35 +134,15 @@ void paged_attention_op(const PagedAttentionCall& call, const CpuKernels& kernel
   pool.parallel_for(static_cast<std::int64_t>(plan.merges.size()), [&](std::int64_t i, int thread) {
     kernels.merge_states(args, plan.merges[static_cast<std::size_t>(i)], scratch_of(thread));
   });
-  for_rows([&](std::int64_t token, std::int32_t head, std::int64_t begin) {
+  for_heads([&](std::int64_t token, std::int32_t head, std::int64_t begin) {
     narrow_row(call.out.dtype, out.as<float>() + begin, head_dim, 1.0f, call.out.row(token, head));
-  });
-}
-
-void reshape_and_cache_op(const HeadRows& key, const HeadRows& value, const NhdPool& to, const std::int64_t* slots,
-                          std::int64_t n_tokens, ThreadPool& pool) {
-  const std::int64_t n_slots = to.n_pages * to.page_size;
-  for (std::int64_t token = 0; token < n_tokens; ++token) {
-    check_arg(slots[token] < n_slots, "ops.reshape_and_cache", "slot_mapping[", token, "] must be below ", n_slots,
-              ", the slots of the pages; got ", slots[token]);
-  }
-  const std::int32_t head_dim = to.head_dim;
-  std::vector<float> rows(static_cast<std::size_t>(pool.n_threads()) * static_cast<std::size_t>(head_dim));
-  for_tokens(pool, n_tokens, [&](std::int64_t token, int thread) {
-    if (slots[token] < 0) return;
-    float* row = rows.data() + std::int64_t{thread} * head_dim;
-    const CacheSlot at = {slots[token] / to.page_size, slots[token] % to.page_size};
-    for (std::int32_t head = 0; head < to.n_kv_heads; ++head) {
-      cache_row(key, token, head, to.pages.k, to.pages.dtype, to.makes_k_scale, at, head_dim, row);
-      cache_row(value, token, head, to.pages.v, to.pages.dtype, to.makes_v_scale, at, head_dim, row);
-    }
   });
 }
 
 void merge_states_op(const PartialAttention* parts, std::int32_t n_parts, std::int64_t n_tokens, std::int32_t n_heads,
                      std::int32_t head_dim, const HeadRows& out, float* lse, ThreadPool& pool) {
   std::vector<float> rows(static_cast<std::size_t>(pool.n_threads()) * static_cast<std::size_t>(2 * head_dim));
-  for_tokens(pool, n_tokens, [&](std::int64_t token, int thread) {
+  for_rows(pool, n_tokens, [&](std::int64_t token, int thread) {
     float *sum = rows.data() + std::int64_t{thread} * 2 * head_dim, *row = sum + head_dim;
     for (std::int32_t head = 0; head < n_heads; ++head) {
       const std::int64_t at = token * n_heads + head;

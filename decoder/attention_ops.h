@@ -24,7 +24,7 @@ struct NhdPool {
   NhdPages pages;
   std::int64_t n_pages = 0;
   std::int32_t page_size = 0, n_kv_heads = 0, head_dim = 0;
-  bool makes_k_scale = false, makes_v_scale = false;  // one a slot and head, which reshape_and_cache writes
+  bool makes_k_scale = false, makes_v_scale = false;  // one a slot and head, which append_kv_op writes
 };
 
 constexpr std::int32_t kNoWindow = -1;
@@ -50,11 +50,6 @@ struct PagedAttentionCall {
 // Writes every row of out and lse: 0 and the sink, or -inf without one, for a token that sees nothing; 0 and -inf for
 // tokens of no sequence. Throws std::invalid_argument for lengths and live table entries that cannot be.
 void paged_attention_op(const PagedAttentionCall& call, const CpuKernels& kernels, ThreadPool& pool);
-
-// key, value: [n_tokens, n_kv_heads, head_dim]. Token i goes to slot slots[i] % page_size of page slots[i] / page_size,
-// nowhere when that is negative; no two tokens to the same slot. Throws std::invalid_argument for a slot outside.
-void reshape_and_cache_op(const HeadRows& key, const HeadRows& value, const NhdPool& to, const std::int64_t* slots,
-                          std::int64_t n_tokens, ThreadPool& pool);
 
 // What attention found over some of the keys, for the same tokens.
 struct PartialAttention {

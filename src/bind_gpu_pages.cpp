@@ -33,10 +33,13 @@ AppendTarget target_of(const Tensor& pages, const ScaleTuple& scale) {
   return target;
 }
 
-// key, value [T, Hkv, D], pages [P, S, Hkv, D]; slot_mapping: address of int64 [T].
-void run_reshape_and_cache(const TensorTuple& key_tuple, const TensorTuple& value_tuple, const TensorTuple& k_tuple,
-                           const TensorTuple& v_tuple, std::uintptr_t slot_mapping, const ScaleTuple& k_scale,
-                           const ScaleTuple& v_scale, int device, std::uintptr_t stream) {
+// key, value [T, Hkv, D], pages [P, S, Hkv, D], q [T, Hq, D] or None; addresses of slot_mapping int64 [T], and, or 0,
+// of q_norm, k_norm float32 [D] and cos, sin float32 [T, half].
+void run_append_kv(const TensorTuple& key_tuple, const TensorTuple& value_tuple, const TensorTuple& k_tuple,
+                   const TensorTuple& v_tuple, std::uintptr_t slot_mapping, const ScaleTuple& k_scale,
+                   const ScaleTuple& v_scale, const std::optional<TensorTuple>& q_tuple, std::uintptr_t q_norm,
+                   std::uintptr_t k_norm, float norm_eps, std::uintptr_t cos, std::uintptr_t sin, int half,
+                   bool interleaved, int device, std::uintptr_t stream) {
   const Tensor key = tensor_of(key_tuple), value = tensor_of(value_tuple);
   const Tensor k = tensor_of(k_tuple), v = tensor_of(v_tuple);
   AppendKvLaunch launch;
@@ -56,6 +59,20 @@ void run_reshape_and_cache(const TensorTuple& key_tuple, const TensorTuple& valu
   args.n_kv_heads = key.size(1);
   args.head_dim = key.size(2);
   args.page_size = k.size(1);
+  if (q_tuple) {
+    const Tensor q = tensor_of(*q_tuple);
+    args.q = q.data;
+    args.q_token_stride = q.strides.at(0);
+    args.q_head_stride = q.strides.at(1);
+    args.n_heads = q.size(1);
+  }
+  args.q_norm = pointer<const float>(q_norm);
+  args.k_norm = pointer<const float>(k_norm);
+  args.norm_eps = norm_eps;
+  args.cos = pointer<const float>(cos);
+  args.sin = pointer<const float>(sin);
+  args.half = half;
+  args.is_interleaved = interleaved;
   const DeviceGuard guard(device);
   append_kv(launch, stream_of(stream));
 }
@@ -108,8 +125,9 @@ void register_gpu_pages(py::module_& m);
 
 void register_gpu_pages(py::module_& m) {
   using py::arg;
-  m.def("reshape_and_cache", &run_reshape_and_cache, arg("key"), arg("value"), arg("k_cache"), arg("v_cache"),
-        arg("slot_mapping"), arg("k_scale"), arg("v_scale"), arg("device"), arg("stream"));
+  m.def("append_kv", &run_append_kv, arg("key"), arg("value"), arg("k_cache"), arg("v_cache"), arg("slot_mapping"),
+        arg("k_scale"), arg("v_scale"), arg("q").none(true), arg("q_norm"), arg("k_norm"), arg("norm_eps"), arg("cos"),
+        arg("sin"), arg("half"), arg("interleaved"), arg("device"), arg("stream"));
   m.def("copy_blocks", &run_copy_blocks, arg("pools"), arg("pairs"), arg("device"), arg("stream"));
   m.def("swap_blocks", &run_swap_blocks, arg("src"), arg("dst"), arg("page_bytes"), arg("pairs"), arg("device"),
         arg("stream"));

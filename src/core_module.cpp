@@ -10,7 +10,11 @@ void register_decoder(pybind11::module_& m);
 void register_machine_limits(pybind11::module_& m);
 void register_prompt_lookup(pybind11::module_& m);
 void register_dlpack(pybind11::module_& m);
-void register_ops(pybind11::module_& m);
+void register_attention_ops(pybind11::module_& m);
+void register_row_ops(pybind11::module_& m);
+void register_moe_ops(pybind11::module_& m);
+void register_sampling_ops(pybind11::module_& m);
+void register_product_ops(pybind11::module_& m);
 
 }  // namespace llm_decoder
 
@@ -23,5 +27,9 @@ PYBIND11_MODULE(_core, m) {
   llm_decoder::register_machine_limits(m);
   llm_decoder::register_prompt_lookup(m);
   llm_decoder::register_dlpack(m);
-  llm_decoder::register_ops(m);
+  llm_decoder::register_attention_ops(m);
+  llm_decoder::register_row_ops(m);
+  llm_decoder::register_moe_ops(m);
+  llm_decoder::register_sampling_ops(m);
+  llm_decoder::register_product_ops(m);
 }

@@ -16,6 +16,9 @@ namespace gpu {
 void register_gpu_attention(py::module_& m);
 void register_gpu_pages(py::module_& m);
 void register_gpu_moe(py::module_& m);
+void register_gpu_rows(py::module_& m);
+void register_gpu_products(py::module_& m);
+void register_gpu_sampling(py::module_& m);
 
 namespace {
 
@@ -53,4 +56,7 @@ PYBIND11_MODULE(GPU_MODULE, m) {
   register_gpu_attention(m);
   register_gpu_pages(m);
   register_gpu_moe(m);
+  register_gpu_rows(m);
+  register_gpu_products(m);
+  register_gpu_sampling(m);
 }

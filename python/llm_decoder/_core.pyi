@@ -54,7 +54,7 @@ def paged_attention_op(
     n_threads: int,
     isa: str = "auto",
 ) -> None: ...
-def reshape_and_cache_op(
+def append_kv_op(
     key: npt.NDArray[Any],
     value: npt.NDArray[Any],
     dtype: str,
@@ -65,6 +65,107 @@ def reshape_and_cache_op(
     k_scale: float | _Floats | None,
     v_scale: float | _Floats | None,
     n_threads: int,
+    q: npt.NDArray[Any] | None = None,
+    q_norm: _Floats | None = None,
+    k_norm: _Floats | None = None,
+    norm_eps: float = 0.0,
+    cos: _Floats | None = None,
+    sin: _Floats | None = None,
+    interleaved: bool = False,
+    isa: str = "auto",
+) -> None: ...
+
+_Named = tuple[npt.NDArray[Any], str]
+_RowResult = tuple[_Named | None, tuple[_Chars, _Floats] | None]
+
+def rms_norm_op(
+    x: _Named,
+    weight: _Named,
+    bias: _Named | None,
+    residual: _Named | None,
+    result: _RowResult,
+    eps: float,
+    n_threads: int,
+    isa: str = "auto",
+) -> None: ...
+def layer_norm_op(
+    x: _Named,
+    weight: _Named,
+    bias: _Named | None,
+    residual: _Named | None,
+    result: _RowResult,
+    eps: float,
+    n_threads: int,
+    isa: str = "auto",
+) -> None: ...
+def gated_op(
+    x: _Named, activation: str, is_gated: bool, result: _RowResult, n_threads: int, isa: str = "auto"
+) -> None: ...
+def embed_op(ids: _Ints, table: _Named, scale: _Floats | None, out: _Named, n_threads: int) -> None: ...
+def moe_routing_op(
+    logits: _Named,
+    bias: _Floats | None,
+    weights: _Floats,
+    ids: _Ints,
+    is_sigmoid: bool,
+    is_normalized: bool,
+    scale: float,
+    n_groups: int,
+    top_k_groups: int,
+    group_best: int,
+    n_threads: int,
+) -> None: ...
+def moe_sort_op(
+    topk_ids: _Ints,
+    expert_map: _Ints | None,
+    n_experts: int,
+    tile_rows: int,
+    sorted_pairs: _Ints,
+    tiles: _Ints,
+    n_tiles: _Ints,
+) -> None: ...
+def fused_moe_op(
+    hidden: _Named,
+    w1: _Named,
+    w2: _Named,
+    w1_scale: _Floats | None,
+    w2_scale: _Floats | None,
+    topk_weights: _Floats,
+    topk_ids: _Ints,
+    expert_map: _Ints | None,
+    out: _Named,
+    n_threads: int,
+    isa: str = "auto",
+) -> None: ...
+def sample_op(
+    logits: _Named,
+    rows: _Ints,
+    params: dict[str, npt.NDArray[Any]],
+    results: tuple[npt.NDArray[Any] | None, ...],
+    n_threads: int,
+) -> None: ...
+def log_probs_op(
+    logits: _Named, targets: _Ints, results: tuple[npt.NDArray[Any] | None, ...], n_threads: int
+) -> None: ...
+def best_of_beams_op(
+    logits: _Named,
+    scores: _Floats,
+    n_beams: int,
+    tokens: _Ints,
+    beams: _Ints,
+    new_scores: _Floats,
+    n_threads: int,
+) -> None: ...
+def product_op(
+    a: _Named,
+    packed: npt.NDArray[Any],
+    layout: str,
+    n: int,
+    w_scale: _Floats | None,
+    bias: _Floats | None,
+    out: _Named,
+    n_threads: int,
+    isa: str = "auto",
 ) -> None: ...
 def merge_states_op(
     outs: Sequence[npt.NDArray[Any]],

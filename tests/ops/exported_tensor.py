@@ -127,6 +127,8 @@ class Namespace:
     """Of NamespacedTensor."""
 
     float32 = "float32"
+    int32 = "int32"
+    int8 = "int8"
     uint8 = "uint8"
 
     @staticmethod

@@ -81,7 +81,7 @@ def test_reshape_and_cache_writes_the_nearest_code_of_every_value(dtype):
     n_pages = -(-len(x) // PAGE_SIZE)
     k, v = (np.full((n_pages, PAGE_SIZE, 1, HEAD_DIM), poison(dtype), all_codes(dtype).dtype) for _ in "kv")
     slots = np.arange(len(x), dtype=np.int64)
-    _core.reshape_and_cache_op(x, -x, "float32", k, v, dtype, slots, None, None, 2)
+    _core.append_kv_op(x, -x, "float32", k, v, dtype, slots, None, None, 2)
     np.testing.assert_array_equal(k.reshape(-1)[: x.size], nearest_codes(x, dtype).reshape(-1))
     np.testing.assert_array_equal(v.reshape(-1)[: x.size], nearest_codes(-x, dtype).reshape(-1))
 
@@ -90,7 +90,7 @@ def test_a_nan_stays_one_where_the_pages_have_it():
     x = np.full((1, 1, HEAD_DIM), np.nan, np.float32)
     for dtype in PAGE_DTYPES[:-1]:
         k, v = (np.zeros((1, PAGE_SIZE, 1, HEAD_DIM), all_codes(dtype).dtype) for _ in "kv")
-        _core.reshape_and_cache_op(x, x, "float32", k, v, dtype, np.zeros(1, np.int64), None, None, 1)
+        _core.append_kv_op(x, x, "float32", k, v, dtype, np.zeros(1, np.int64), None, None, 1)
         assert np.isnan(decode(k[0, 0], dtype)).all()
         assert (decode(v[0, 1:], dtype) == 0).all()
 
@@ -112,7 +112,7 @@ def test_reshape_and_cache_divides_by_scales_or_makes_them(row_dtype, dtype, kin
         "head": [np.array([0.03, 0.05], np.float32), np.array([0.07, 0.02], np.float32)],
         "slot": [np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)],
     }[kind]
-    _core.reshape_and_cache_op(key, value, row_dtype, *caches, dtype, slots.astype(np.int64), *scales, 3)
+    _core.append_kv_op(key, value, row_dtype, *caches, dtype, slots.astype(np.int64), *scales, 3)
     live = slots >= 0
     pages, at = slots[live] // PAGE_SIZE, slots[live] % PAGE_SIZE
     for rows, cache, scale in zip((key, value), caches, scales, strict=True):
@@ -139,7 +139,7 @@ def test_pages_that_reshape_and_cache_wrote_are_read_by_attention():
     key, value = rng.standard_normal((2, n, n_kv_heads, 64)).astype(np.float32)
     positions = np.arange(n)
     slots = batch.block_table[2, positions // 16].astype(np.int64) * 16 + positions % 16
-    _core.reshape_and_cache_op(
+    _core.append_kv_op(
         key, value, "float32", batch.k_cache, batch.v_cache, "int8", slots, batch.k_scale, batch.v_scale, 2
     )
     out, _ = attend_on_cpu(batch.sequence(2))
@@ -151,7 +151,7 @@ def test_pages_that_reshape_and_cache_wrote_are_read_by_attention():
         k_scale=None,
         v_scale=None,
     )
-    _core.reshape_and_cache_op(key, value, "float32", exact.k_cache, exact.v_cache, "float32", slots, None, None, 2)
+    _core.append_kv_op(key, value, "float32", exact.k_cache, exact.v_cache, "float32", slots, None, None, 2)
     # Queries, keys and values each rounded to int8.
     np.testing.assert_allclose(out, attend_on_cpu(exact.sequence(2))[0], atol=0.03 * np.abs(value).max())
 
@@ -223,7 +223,7 @@ def test_pools_of_more_than_2_to_the_31_elements():
     cache = np.lib.stride_tricks.as_strided(pool, (n_pages, PAGE_SIZE, 1, HEAD_DIM), (stride, HEAD_DIM, HEAD_DIM, 1))
     rng = np.random.default_rng(0)
     key = rng.standard_normal((2, 1, HEAD_DIM)).astype(np.float32)
-    _core.reshape_and_cache_op(
+    _core.append_kv_op(
         key, key, "float32", cache, cache, "int8", np.array([2 * PAGE_SIZE, PAGE_SIZE], np.int64), 0.02, 0.02, 1
     )
     np.testing.assert_array_equal(cache[2, 0, 0], encode(key[0, 0] / np.float32(0.02), "int8"))
@@ -276,14 +276,14 @@ def test_the_other_ops_refuse_what_does_not_fit():
     x = np.zeros((1, 1, HEAD_DIM), np.float32)
     k, v = (np.zeros((1, PAGE_SIZE, 1, HEAD_DIM), np.float32) for _ in "kv")
     slot = np.array([PAGE_SIZE], np.int64)
-    with pytest.raises(ValueError, match=r"\[ops.reshape_and_cache\] slot_mapping\[0\] must be below 16"):
-        _core.reshape_and_cache_op(x, x, "float32", k, v, "float32", slot, None, None, 1)
+    with pytest.raises(ValueError, match=r"\[ops.append_kv\] slot_mapping\[0\] must be below 16"):
+        _core.append_kv_op(x, x, "float32", k, v, "float32", slot, None, None, 1)
     per_slot = np.ones((1, PAGE_SIZE, 1), np.float32)
     with pytest.raises(ValueError, match=r"scales of every slot are made for int8 and fp8 pages, got float32"):
-        _core.reshape_and_cache_op(x, x, "float32", k, v, "float32", slot - 1, per_slot, None, 1)
+        _core.append_kv_op(x, x, "float32", k, v, "float32", slot - 1, per_slot, None, 1)
     k.flags.writeable = False
     with pytest.raises(ValueError, match=r"k_cache must be writeable"):
-        _core.reshape_and_cache_op(x, x, "float32", k, v, "float32", slot - 1, None, None, 1)
+        _core.append_kv_op(x, x, "float32", k, v, "float32", slot - 1, None, None, 1)
     with pytest.raises(ValueError, match=r"\[ops.merge_states\] outs and lses must be as many, and one or more"):
         _core.merge_states_op([x], [], "float32", x, None, 1)
     with pytest.raises(ValueError, match=r"n_threads must be at least 1, got 0"):

@@ -7,9 +7,13 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from llm_decoder.errors import InvalidArgumentError
 from llm_decoder.ops.tensors import Tensor
 
+FLOATS = ("float32", "bfloat16", "float16")  # that rows may be of
 MAX_HEAD_DIM = 256
 VECTOR_BYTES = 16  # that GPU kernels read at once
 
@@ -68,6 +72,42 @@ def check_vectors(place: str, tensor: Tensor) -> None:
             f"the rows of {tensor.name} must begin at multiples of {step} bytes, got address {tensor.address:#x} and "
             f"strides {list(tensor.strides)} of {item} bytes; pass a contiguous copy",
         )
+
+
+def check_aligned(place: str, tensor: Tensor) -> None:
+    """That an array without gaps begins where GPU kernels can read it."""
+    if tensor.address % VECTOR_BYTES:
+        raise refuse(
+            place,
+            f"{tensor.name} must begin at a multiple of {VECTOR_BYTES} bytes, got address {tensor.address:#x}; pass a "
+            "copy",
+        )
+
+
+def check_one_half(place: str, tensors: Sequence[Tensor]) -> None:
+    """That rows are float32 or, all of them, of one other dtype."""
+    first = next((tensor for tensor in tensors if tensor.dtype != "float32"), None)
+    for tensor in tensors:
+        if first is not None and tensor.dtype not in ("float32", first.dtype):
+            raise refuse(
+                place, f"{tensor.name} must be float32 or {first.dtype}, like {first.name}, got {tensor.dtype}"
+            )
+
+
+def check_ids(place: str, name: str, ids: npt.NDArray[Any], n: int) -> None:
+    is_wrong = (ids < 0) | (ids >= n)
+    if is_wrong.any():
+        i = int(np.argmax(is_wrong))
+        raise refuse(place, f"{name} must be in [0, {n}), got {ids[i]} at {i}")
+
+
+def check_device(place: str, device: Any) -> str:
+    name, _, index = str(device).partition(":")
+    if name == "cuda" and (index.isdigit() or not index):
+        return f"cuda:{index or 0}"
+    if device == "cpu":
+        return "cpu"
+    raise refuse(place, f"device must be cpu, cuda or cuda:N, got {device!r}")
 
 
 def check_same_device(place: str, tensor: Tensor, device: str, of: str = "q") -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_decoder.backends import fused_moe_op
 from llm_decoder.ops import checks
-from llm_decoder.ops.kv_scales import read_floats
-from llm_decoder.ops.machines import Addresses, compiled_code, device_index, kernels_for, stream_of
+from llm_decoder.ops.kv_scales import host_value, read_floats
+from llm_decoder.ops.machines import Addresses, compiled_code, device_index, kernels_for, n_threads, stream_of
+from llm_decoder.ops.routing import MAX_EXPERTS, read_ints
 from llm_decoder.ops.tensors import Tensor, device_of, make_like, view_tensor
 
 PLACE = "fused_moe"
-DTYPES = ("bfloat16", "float16")
+CPU_DTYPES = ("float32", "bfloat16", "float16")
+GPU_DTYPES = CPU_DTYPES[1:]
 TILE_ROWS = (0, 8, 32, 64, 128)
 SUPPORTED = (
-    "supported is, on a GPU, hidden in bfloat16 or float16 with weights of the same dtype or int8, up to 1024 experts, "
-    "K and N multiples of 8"
+    "supported are hidden in bfloat16 or float16, on the CPU float32 too, with weights of the same dtype or int8, up "
+    "to 1024 experts, K and N multiples of 8"
 )
 
 
@@ -36,25 +39,25 @@ def fused_moe(
 ) -> Any:
     """The sum over a token's experts e of weight_e * w2[e] @ (silu(gate) * up), (gate, up) = w1[e] @ hidden: [T, K].
 
-    hidden [T, K] in bfloat16 or float16. w1 [E, 2 N, K], the rows of the gate first, w2 [E, K, N], without gaps, of the
-    same dtype or int8. dtype, weight_dtype: what integers stand for.
-    topk_weights float32 [T, top_k], topk_ids int32 [T, top_k]: a token's experts; an id that is none adds nothing.
+    hidden [T, K] in bfloat16 or float16, on the CPU float32 too. w1 [E, 2 N, K], the rows of the gate first, w2
+    [E, K, N], without gaps, of the same dtype or int8. dtype, weight_dtype: what integers stand for.
+    topk_weights float32 [T, top_k], topk_ids int32 [T, top_k]: a token's experts, as moe_routing gives them; an id that
+    is none adds nothing.
     w1_scale float32 [E, 2 N], w2_scale float32 [E, K]: of the rows of int8 weights, x ~ q * scale.
     expert_map int32 [n_ids]: which of the E experts here an id is, or -1; None: the id itself.
     tile_rows: 8, 32, 64 or 128 rows of an expert computed together whatever the batch, so that a token's result does
-    not depend on it; 0: chosen for speed. out: where the result goes; it may be hidden itself. stream: as in
-    paged_attention. Everything is on the device of hidden; small arrays may be in host memory at the cost of a wait.
+    not depend on it; 0: chosen for speed. On the CPU it never does. out: where the result goes; it may be hidden
+    itself. stream: as in paged_attention. Everything is on the device of hidden; small arrays may be in host memory at
+    the cost of a wait. On the CPU the weights of experts that are asked are laid out as float32 at every call.
 
-    Raises InvalidArgumentError, BackendError for a device that cannot be used. The CPU has no kernel for it.
+    Raises InvalidArgumentError, BackendError for a device that cannot be used.
     """
     device = device_of(PLACE, "hidden", hidden)
     handle = stream_of(PLACE, hidden, device, stream)
     kernels = kernels_for(PLACE, device)
-    if kernels is None:
-        raise checks.refuse(PLACE, f"no kernel of the CPU computes it; {SUPPORTED}")
     rows = view_tensor(PLACE, "hidden", hidden, dtype, handle)
     checks.check_shape(PLACE, rows, "[T, K]", [None, None])
-    if rows.dtype not in DTYPES:
+    if rows.dtype not in (CPU_DTYPES if kernels is None else GPU_DTYPES):
         raise checks.refuse(
             PLACE, f"hidden is {rows.dtype}; {SUPPORTED} (integers stand for halves where dtype says so)"
         )
@@ -65,6 +68,8 @@ def fused_moe(
     checks.check_shape(PLACE, first, "[E, 2 N, K]", [None, None, k])
     n_experts, twice_n, _ = first.shape
     checks.check_shape(PLACE, second, "[E, K, N]", [n_experts, k, twice_n // 2])
+    if not 1 <= n_experts <= MAX_EXPERTS:
+        raise checks.refuse(PLACE, f"w1 must have 1 to {MAX_EXPERTS} experts, got {n_experts}")
     if twice_n % 2 or k % 8 or k < 8 or twice_n % 16 or twice_n < 16:
         raise checks.refuse(PLACE, f"K and N must be multiples of 8, got K = {k} and 2 N = {twice_n}; pad with zeros")
     for weights in (first, second):
@@ -79,11 +84,11 @@ def fused_moe(
         return None if value is None else read_floats(PLACE, name, value, device, handle, [shape])
 
     scales = (floats("w1_scale", w1_scale, [n_experts, twice_n]), floats("w2_scale", w2_scale, [n_experts, k]))
-    ids = _read_ints("topk_ids", topk_ids, device, handle, "[T, top_k]", [n_tokens, None])
+    ids = read_ints(PLACE, "topk_ids", topk_ids, device, handle, "[T, top_k]", [n_tokens, None])
     top_k = ids.shape[1]
     checks.check_count(PLACE, "top_k (axis 1 of topk_ids)", top_k, 1)
     shares = floats("topk_weights", topk_weights, [n_tokens, top_k])
-    here = None if expert_map is None else _read_ints("expert_map", expert_map, device, handle, "[n_ids]", [None])
+    here = None if expert_map is None else read_ints(PLACE, "expert_map", expert_map, device, handle, "[n_ids]", [None])
     if tile_rows not in TILE_ROWS:
         raise checks.refuse(PLACE, f"tile_rows must be one of {', '.join(map(str, TILE_ROWS))}, got {tile_rows!r}")
 
@@ -94,9 +99,25 @@ def fused_moe(
     checks.check_same_device(PLACE, to, device, "hidden")
     checks.check_last_axis(PLACE, to)
     checks.check_writeable(PLACE, to)
-    for tensor in (rows, first, second, to):
-        checks.check_vectors(PLACE, tensor)
+    if kernels is not None:
+        for tensor in (rows, first, second, to):
+            checks.check_vectors(PLACE, tensor)
     if n_tokens == 0:
+        return result
+    if kernels is None:
+        with compiled_code(PLACE):
+            fused_moe_op(
+                rows.named(),
+                (first.array().reshape(-1, k), first.dtype),
+                (second.array().reshape(-1, twice_n // 2), second.dtype),
+                None if scales[0] is None else scales[0].array().reshape(-1),
+                None if scales[1] is None else scales[1].array().reshape(-1),
+                host_value(shares),
+                ids.array(),
+                host_value(here),
+                to.named(),
+                n_threads(),
+            )
         return result
     addresses = Addresses(kernels, device, handle)
     with compiled_code(PLACE):
@@ -119,12 +140,3 @@ def fused_moe(
         kernels.fused_moe(call, to.raw(), memory.address, device_index(device), handle)
         addresses.finish()
     return result
-
-
-def _read_ints(name: str, value: Any, device: str, stream: int, axes: str, shape: list[int | None]) -> Tensor:
-    tensor = view_tensor(PLACE, name, value, stream=stream)
-    checks.check_dtype(PLACE, tensor, "int32")
-    checks.check_shape(PLACE, tensor, axes, shape)
-    checks.check_contiguous(PLACE, tensor)
-    checks.check_device_or_host(PLACE, tensor, device)
-    return tensor

@@ -144,7 +144,7 @@ def plan_attention(
         causal=checks.check_flag(PLACE, "causal", causal),
         window=checks.check_window(PLACE, window),
         fixed_split=check_fixed_split(PLACE, fixed_split),
-        device=_check_device(device) if device is not None else device_of(PLACE, "seq_lens", seq_lens),
+        device=checks.check_device(PLACE, device) if device is not None else device_of(PLACE, "seq_lens", seq_lens),
     )
     plan.update(seq_lens, cu_seqlens_q, shared_prefixes=shared_prefixes, n_tokens=n_tokens, stream=stream)
     return plan
@@ -185,15 +185,6 @@ def check_fixed_split(place: str, fixed_split: Any) -> int:
     if split % 64:
         raise checks.refuse(place, f"fixed_split must be a multiple of 64, or 0 for none, got {fixed_split}")
     return split
-
-
-def _check_device(device: Any) -> str:
-    name, _, index = str(device).partition(":")
-    if name == "cuda" and (index.isdigit() or not index):
-        return f"cuda:{index or 0}"
-    if device == "cpu":
-        return "cpu"
-    raise checks.refuse(PLACE, f"device must be cpu, cuda or cuda:N, got {device!r}")
 
 
 def _check_prefixes(

@@ -16,7 +16,10 @@ from llm_decoder.errors import InvalidArgumentError
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
 # The dtypes that an array of integers may stand for, when they are named.
-_CODES = {"bfloat16": ("uint16", "int16"), "float16": ("uint16", "int16"), "fp8": ("uint8",)}
+_HALF_CODES = ("uint16", "int16")
+_CODES = {"bfloat16": _HALF_CODES, "float16": _HALF_CODES, "fp8": ("uint8",)}
+# What holds their codes in NumPy.
+CARRIERS = {"bfloat16": np.uint16, "float16": np.uint16, "fp8": np.uint8}
 _ML_DTYPES = {"bfloat16": "bfloat16", "float8_e4m3fn": "fp8"}
 _DLPACK_DEVICES = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}  # host, device, pinned and managed memory
 
@@ -51,10 +54,10 @@ class Tensor:
 
     @property
     def is_contiguous(self) -> bool:
+        if 0 in self.shape:
+            return True
         step = 1
         for n, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if n == 0:
-                return True
             if n > 1 and stride != step:
                 return False
             step *= n
@@ -63,10 +66,14 @@ class Tensor:
     def array(self) -> npt.NDArray[Any]:
         """The same host memory in NumPy; 16-bit floats as uint16, fp8 as uint8."""
         if isinstance(self.owner, np.ndarray):
-            codes = {"bfloat16": np.uint16, "float16": np.uint16, "fp8": np.uint8}.get(self.dtype)
+            codes = CARRIERS.get(self.dtype)
             return self.owner if codes is None else self.owner.view(codes)
         bits: npt.NDArray[Any] = dlpack_array(self.owner)
         return bits if self.dtype in _CODES else bits.view(self.dtype)
+
+    def named(self) -> tuple[npt.NDArray[Any], str]:
+        """As the CPU core takes rows: codes and what they stand for."""
+        return self.array(), self.dtype
 
     def raw(self) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
         """As the GPU extensions take it."""
@@ -85,6 +92,13 @@ def view_tensor(place: str, name: str, value: Any, dtype: str | None = None, str
     else:
         tensor = _view_dlpack(place, name, value, stream)
     return tensor if dtype is None or dtype == tensor.dtype else _with_dtype(place, tensor, dtype)
+
+
+def view_floats(place: str, name: str, value: Any, dtype: str | None = None, stream: int = 0) -> Tensor:
+    """The same where some arrays of a call may be float32 or int8 whatever its dtype: `dtype` is that of integers of 16
+    bits alone."""
+    tensor = view_tensor(place, name, value, stream=stream)
+    return _with_dtype(place, tensor, dtype) if dtype is not None and tensor.dtype in _HALF_CODES else tensor
 
 
 def _view_array(place: str, name: str, array: npt.NDArray[Any]) -> Tensor:

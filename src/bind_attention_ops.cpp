@@ -1,103 +1,22 @@
-// _core.*_op: llm_decoder.ops on NumPy arrays, checked at this door. 16-bit floats come as uint16, fp8 as uint8, with
-// the name of their dtype beside them; axes may have any strides but the last.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// _core.*_op, attention: llm_decoder.ops on NumPy arrays, checked at this door. 16-bit floats come as uint16, fp8 as
+// uint8, with the name of their dtype beside them; axes may have any strides but the last.
 #include <cmath>
-#include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
-#include "array_view.h"
+#include "append_op.h"
 #include "attention_ops.h"
-
-namespace py = pybind11;
+#include "op_arrays.h"
 
 namespace llm_decoder {
 
-void register_ops(py::module_& m);
+void register_attention_ops(py::module_& m);
 
 namespace {
 
 using Array = const py::array&;
 
-// The threads of all ops: one call at a time, kept for the next one.
-class OpThreads {
- public:
-  template <class Fn>
-  void run(int n_threads, const Fn& fn) {
-    const std::lock_guard lock(mutex_);
-    if (pool_ == nullptr || pool_->n_threads() != n_threads) pool_ = std::make_unique<ThreadPool>(n_threads);
-    fn(*pool_);
-  }
-
- private:
-  std::mutex mutex_;
-  std::unique_ptr<ThreadPool> pool_;
-};
-
-// Fn without the GIL, on the threads of ops.
-template <class Fn>
-void run_op(const char* place, int n_threads, const Fn& fn) {
-  static OpThreads threads;
-  check_arg(n_threads >= 1, place, "n_threads must be at least 1, got ", n_threads);
-  const py::gil_scoped_release release;
-  threads.run(n_threads, fn);
-}
-
-Dtype dtype_named(const std::string& name, const char* place, const char* of, const std::vector<Dtype>& choices) {
-  std::string names;
-  for (const Dtype dtype : choices) {
-    if (name == dtype_name(dtype)) return dtype;
-    names += (names.empty() ? "" : ", ") + std::string(dtype_name(dtype));
-  }
-  check_arg(false, place, of, " must be one of ", names, "; got ", name);
-  return Dtype::f32;
-}
-
-const std::vector<Dtype> kRowDtypes = {Dtype::f32, Dtype::bf16, Dtype::f16};
-const std::vector<Dtype> kPageDtypes = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::fp8, Dtype::s8};
-
-bool holds(const py::array& array, Dtype dtype) {
-  switch (dtype) {
-    case Dtype::f32:
-      return py::isinstance<py::array_t<float>>(array);
-    case Dtype::bf16:
-    case Dtype::f16:
-      return py::isinstance<py::array_t<std::uint16_t>>(array);
-    case Dtype::fp8:
-      return py::isinstance<py::array_t<std::uint8_t>>(array);
-    case Dtype::s8:
-      return py::isinstance<py::array_t<std::int8_t>>(array);
-  }
-  return false;
-}
-
-const char* carrier_of(Dtype dtype) {
-  return dtype == Dtype::f32 ? "float32" : dtype == Dtype::fp8 ? "uint8" : dtype == Dtype::s8 ? "int8" : "uint16";
-}
-
-// The first element of an array of `dtype` with shape `need` and any strides but on its last axis.
-std::byte* strided(const py::array& array, Dtype dtype, const char* place, const char* name, const Shape& need) {
-  check_arg(holds(array, dtype), place, name, " must be ", carrier_of(dtype), " (of ", dtype_name(dtype), "), got ",
-            std::string(py::str(array.dtype())));
-  check_arg(shape_matches(array, need), place, name, " must have shape ", shape_text(need), ", got ",
-            shape_text(shape_of(array)));
-  check_arg((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0, place, name,
-            " must be aligned to its elements; pass a copy");
-  const py::ssize_t last = array.ndim() - 1;
-  check_arg(array.size() == 0 || array.shape(last) == 1 || array.strides(last) == array.itemsize(), place, name,
-            " must have the elements of its last axis beside each other, got a stride of ", array.strides(last),
-            " bytes; pass np.ascontiguousarray");
-  return static_cast<std::byte*>(const_cast<void*>(array.data()));
-}
-
-void check_writeable(const py::array& array, const char* place, const char* name) {
-  check_arg(array.writeable(), place, name, " must be writeable, got a read-only array");
-}
-
-HeadRows rows_of(const py::array& array, Dtype dtype, const char* place, const char* name, const Shape& need) {
+HeadRows heads_of(const py::array& array, Dtype dtype, const char* place, const char* name, const Shape& need) {
   return {dtype, strided(array, dtype, place, name, need), array.strides(0), array.strides(1)};
 }
 
@@ -169,13 +88,6 @@ struct PoolArrays {
   PoolArrays(const PoolArrays&) = delete;  // the pool points here
 };
 
-const float* optional_floats(const py::object& array, const char* place, const char* name, const Shape& need) {
-  if (array.is_none()) return nullptr;
-  check_arg(py::isinstance<py::array>(array), place, name, " must be an array or None, got ",
-            std::string(py::str(py::type::of(array))));
-  return read_array<float>(py::reinterpret_borrow<py::array>(array), place, name, need).data;
-}
-
 void py_paged_attention(Array q, const std::string& q_dtype, Array k_cache, Array v_cache, const std::string& kv_dtype,
                         Array block_table, Array seq_lens, Array cu_seqlens_q, float scale, bool causal,
                         std::int32_t window_left, std::int32_t window_right, float softcap,
@@ -187,8 +99,8 @@ void py_paged_attention(Array q, const std::string& q_dtype, Array k_cache, Arra
   PagedAttentionCall call;
   call.pool = arrays.pool;
   const Dtype dtype = dtype_named(q_dtype, place, "q_dtype", kRowDtypes);
-  call.q = rows_of(q, dtype, place, "q", {kAny, kAny, call.pool.head_dim});
-  call.out = rows_of(out, dtype, place, "out", shape_of(q));
+  call.q = heads_of(q, dtype, place, "q", {kAny, kAny, call.pool.head_dim});
+  call.out = heads_of(out, dtype, place, "out", shape_of(q));
   check_writeable(out, place, "out");
   call.n_tokens = static_cast<std::int32_t>(q.shape(0));
   call.n_heads = static_cast<std::int32_t>(q.shape(1));
@@ -213,33 +125,54 @@ void py_paged_attention(Array q, const std::string& q_dtype, Array k_cache, Arra
   call.window_left = window_left;
   call.window_right = window_right;
   call.softcap = softcap;
-  call.alibi_slopes = optional_floats(alibi_slopes, place, "alibi_slopes", {q.shape(1)});
-  call.sinks = optional_floats(sinks, place, "sinks", {q.shape(1)});
+  call.alibi_slopes = optional_array<float>(alibi_slopes, place, "alibi_slopes", {q.shape(1)});
+  call.sinks = optional_array<float>(sinks, place, "sinks", {q.shape(1)});
   const CpuKernels& kernels = select_cpu_kernels(isa.c_str());
   run_op(place, n_threads, [&](ThreadPool& pool) { paged_attention_op(call, kernels, pool); });
 }
 
-void py_reshape_and_cache(Array key, Array value, const std::string& dtype, py::array& k_cache, py::array& v_cache,
-                          const std::string& kv_dtype, Array slot_mapping, const py::object& k_scale,
-                          const py::object& v_scale, int n_threads) {
-  const char* place = "ops.reshape_and_cache";
+void py_append_kv(Array key, Array value, const std::string& dtype, py::array& k_cache, py::array& v_cache,
+                  const std::string& kv_dtype, Array slot_mapping, const py::object& k_scale, const py::object& v_scale,
+                  int n_threads, const py::object& q, const py::object& q_norm, const py::object& k_norm,
+                  float norm_eps, const py::object& cos, const py::object& sin, bool interleaved,
+                  const std::string& isa) {
+  const char* place = "ops.append_kv";
   const PoolArrays arrays(k_cache, v_cache, kv_dtype, k_scale, v_scale, place);
-  const NhdPool& pool_of = arrays.pool;
+  AppendKvCall call;
+  call.pool = arrays.pool;
   check_writeable(k_cache, place, "k_cache");
   check_writeable(v_cache, place, "v_cache");
-  const bool makes_scales = pool_of.makes_k_scale || pool_of.makes_v_scale;
-  check_arg(!makes_scales || pool_of.pages.dtype == Dtype::s8 || pool_of.pages.dtype == Dtype::fp8, place,
+  const bool makes_scales = call.pool.makes_k_scale || call.pool.makes_v_scale;
+  check_arg(!makes_scales || call.pool.pages.dtype == Dtype::s8 || call.pool.pages.dtype == Dtype::fp8, place,
             "scales of every slot are made for int8 and fp8 pages, got ", kv_dtype, "; pass None");
-  if (pool_of.makes_k_scale) check_writeable(py::cast<py::array>(k_scale), place, "k_scale");
-  if (pool_of.makes_v_scale) check_writeable(py::cast<py::array>(v_scale), place, "v_scale");
+  if (call.pool.makes_k_scale) check_writeable(py::cast<py::array>(k_scale), place, "k_scale");
+  if (call.pool.makes_v_scale) check_writeable(py::cast<py::array>(v_scale), place, "v_scale");
   const Dtype row_dtype = dtype_named(dtype, place, "dtype", kRowDtypes);
-  const Shape shape = {kAny, pool_of.n_kv_heads, pool_of.head_dim};
-  const HeadRows keys = rows_of(key, row_dtype, place, "key", shape);
-  const HeadRows values = rows_of(value, row_dtype, place, "value", shape_of(key));
-  const std::int64_t* slots = read_array<std::int64_t>(slot_mapping, place, "slot_mapping", {key.shape(0)}).data;
-  const std::int64_t n_tokens = key.shape(0);
-  run_op(place, n_threads,
-         [&](ThreadPool& pool) { reshape_and_cache_op(keys, values, pool_of, slots, n_tokens, pool); });
+  call.key = heads_of(key, row_dtype, place, "key", {kAny, call.pool.n_kv_heads, call.pool.head_dim});
+  call.value = heads_of(value, row_dtype, place, "value", shape_of(key));
+  call.slots = read_array<std::int64_t>(slot_mapping, place, "slot_mapping", {key.shape(0)}).data;
+  call.n_tokens = key.shape(0);
+  if (!q.is_none()) {
+    const py::array queries = py::cast<py::array>(q);
+    call.q = heads_of(queries, row_dtype, place, "q", {key.shape(0), kAny, call.pool.head_dim});
+    check_writeable(queries, place, "q");
+    call.n_heads = static_cast<std::int32_t>(queries.shape(1));
+  }
+  call.q_norm = optional_array<float>(q_norm, place, "q_norm", {call.pool.head_dim});
+  call.k_norm = optional_array<float>(k_norm, place, "k_norm", {call.pool.head_dim});
+  call.norm_eps = norm_eps;
+  call.cos = optional_array<float>(cos, place, "cos", {key.shape(0), kAny});
+  if (call.cos != nullptr) {
+    const py::ssize_t half = py::cast<py::array>(cos).shape(1);
+    check_arg(2 * half <= call.pool.head_dim, place, "cos must have at most head_dim / 2 = ", call.pool.head_dim / 2,
+              " columns, got ", half);
+    call.sin = optional_array<float>(sin, place, "sin", {key.shape(0), half});
+    check_arg(call.sin != nullptr, place, "sin must be there beside cos, got None");
+    call.half = static_cast<std::int32_t>(half);
+  }
+  call.is_interleaved = interleaved;
+  const CpuKernels& kernels = select_cpu_kernels(isa.c_str());
+  run_op(place, n_threads, [&](ThreadPool& pool) { append_kv_op(call, kernels, pool); });
 }
 
 void py_merge_states(const std::vector<py::array>& outs, const std::vector<py::array>& lses, const std::string& dtype,
@@ -248,12 +181,12 @@ void py_merge_states(const std::vector<py::array>& outs, const std::vector<py::a
   check_arg(!outs.empty() && outs.size() == lses.size(), place, "outs and lses must be as many, and one or more; got ",
             outs.size(), " and ", lses.size());
   const Dtype row_dtype = dtype_named(dtype, place, "dtype", kRowDtypes);
-  const HeadRows rows = rows_of(out, row_dtype, place, "out", {kAny, kAny, kAny});
+  const HeadRows rows = heads_of(out, row_dtype, place, "out", {kAny, kAny, kAny});
   check_writeable(out, place, "out");
   const Shape shape = shape_of(out);
   std::vector<PartialAttention> parts;
   for (std::size_t i = 0; i < outs.size(); ++i) {
-    parts.push_back({rows_of(outs[i], row_dtype, place, "each of outs", shape),
+    parts.push_back({heads_of(outs[i], row_dtype, place, "each of outs", shape),
                      read_array<float>(lses[i], place, "each of lses", {shape[0], shape[1]}).data});
   }
   float* merged_lse = nullptr;
@@ -269,7 +202,7 @@ void py_merge_states(const std::vector<py::array>& outs, const std::vector<py::a
 
 }  // namespace
 
-void register_ops(py::module_& m) {
+void register_attention_ops(py::module_& m) {
   using py::arg;
   m.def("paged_attention_op", &py_paged_attention,
         "llm_decoder.ops.paged_attention on the CPU, into out [T, Hq, D] and lse (float32 [T, Hq] or None).\n\n"
@@ -282,13 +215,17 @@ void register_ops(py::module_& m) {
         arg("cu_seqlens_q"), arg("scale"), arg("causal"), arg("window_left"), arg("window_right"), arg("softcap"),
         arg("alibi_slopes").none(true), arg("sinks").none(true), arg("k_scale").none(true), arg("v_scale").none(true),
         arg("out"), arg("lse").none(true), arg("n_threads"), arg("isa") = "auto");
-  m.def("reshape_and_cache_op", &py_reshape_and_cache,
+  m.def("append_kv_op", &py_append_kv,
         "key and value [T, Hkv, D] of `dtype` into k_cache and v_cache [P, S, Hkv, D] of kv_dtype, token i into slot "
         "slot_mapping[i]\n(int64 [T]: page * S + slot, negative: nowhere; no slot twice).\n\n"
         "A stored element is x / scale. k_scale, v_scale: None, a float or float32 [Hkv], or float32 [P, S, Hkv], "
-        "which receives\nmax|x| / 127 (int8) or / 448 (fp8) of each slot and head. ValueError for what does not fit.",
+        "which receives\nmax|x| / 127 (int8) or / 448 (fp8) of each slot and head. q [T, Hq, D] of `dtype`, or None, "
+        "is changed in place.\nQueries and keys are normed before (q_norm, k_norm: float32 [D] or None), then rotated "
+        "(cos, sin: float32 [T, half] or None).\nValueError for what does not fit.",
         arg("key"), arg("value"), arg("dtype"), arg("k_cache"), arg("v_cache"), arg("kv_dtype"), arg("slot_mapping"),
-        arg("k_scale").none(true), arg("v_scale").none(true), arg("n_threads"));
+        arg("k_scale").none(true), arg("v_scale").none(true), arg("n_threads"), arg("q") = py::none(),
+        arg("q_norm") = py::none(), arg("k_norm") = py::none(), arg("norm_eps") = 0.0f, arg("cos") = py::none(),
+        arg("sin") = py::none(), arg("interleaved") = false, arg("isa") = "auto");
   m.def("merge_states_op", &py_merge_states,
         "What attention over all keys gives, from what it gave over parts of them: outs, arrays [T, H, D] of `dtype`, "
         "and lses, float32\n[T, H] (base e), as many; into out and lse (or None). Where an lse is -inf its out may be "
