@@ -145,7 +145,10 @@ def summary(samples_us: list[float]) -> dict[str, float]:
 def device_state() -> dict[str, str]:
     """Clocks in MHz, and what else nvidia-smi tells, right now."""
     command = ["nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader", "--id=0"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return {"nvidia-smi": "not on PATH"}
     if done.returncode != 0:
         return {"nvidia-smi": done.stdout.strip() or done.stderr.strip()}
     return dict(zip(SMI_FIELDS, (value.strip() for value in done.stdout.strip().split(",")), strict=False))
