@@ -31,7 +31,7 @@ PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 DONE = (PASSED, SKIPPED)
 NOT_RUN = 77  # exit status of a C++ test that found no device
 LEAST_S = 10.0  # that a step is begun with
-CPP_LIMIT_S, OPS_LIMIT_S, SANITIZER_LIMIT_S = 120.0, 300.0, 150.0
+CPP_LIMIT_S, OPS_LIMIT_S, SANITIZER_LIMIT_S = 120.0, 420.0, 200.0
 
 
 @dataclass(frozen=True)
