@@ -60,12 +60,6 @@ class GpuClock:
         blank = statistics.median(self._samples_us(self._blank.replay))
         return summary([(sample - blank) / N_INNER for sample in filled])
 
-    def event_us(self, call: Call) -> dict[str, float]:
-        """Between events around a call as Python makes it: what the host takes counts where the device waits for it."""
-        for _ in range(N_WARM):
-            call()
-        return summary(self._samples_us(call, before=self.fill_cache))
-
     def host_us(self, call: Call) -> dict[str, float]:
         """By the host's clock, of a call that waits until it is done."""
         for _ in range(N_WARM):
@@ -97,11 +91,10 @@ class GpuClock:
         torch.cuda.synchronize()
         return graph
 
-    def _samples_us(self, call: Call, before: Call = lambda: None) -> list[float]:
+    def _samples_us(self, call: Call) -> list[float]:
         torch = self._torch
         pairs = []
         for _ in range(self._n_samples):
-            before()
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             call()

@@ -114,7 +114,7 @@ def time_all(torch: Any, work: Work, clock: Any) -> tuple[dict[str, Any], dict[s
 
     Raises whatever goes wrong with ours, and RuntimeError where ours lies too far from the peer.
     """
-    timed = {"graph": clock.graph_us, "event": clock.event_us, "host": clock.host_us}[work.how]
+    timed = {"graph": clock.graph_us, "host": clock.host_us}[work.how]
     times: dict[str, Any] = {}
     absent: dict[str, str] = {}
     differences: dict[str, float] = {}

@@ -32,7 +32,7 @@ Call = Callable[[], Any]
 class Work:
     """n_bytes: what the work cannot do without reading or writing; own_bytes: of contestants where it differs, as with
     weights of other dtypes. flops: multiplications and additions. tolerance: how far ours may lie from the first peer's
-    result, as |ours - theirs| / |theirs|. how: "graph", "event" or "host", the clock of gpu_clock."""
+    result, as |ours - theirs| / |theirs|. how: "graph" or "host", the clock of gpu_clock."""
 
     contestants: dict[str, Callable[[], Call]]
     n_bytes: int = 0
