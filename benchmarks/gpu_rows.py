@@ -22,6 +22,9 @@ CONTEXTS = (1024, 2048, 4096, 8192, 16384)
 SDPA_BACKENDS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
 MIXTURES = {"mixtral": (8, 14336, 4096, 2), "qwen3-30b-a3b": (128, 768, 2048, 8)}  # experts, N, K, top_k
 
+WEIGHT_BITS = {"half": 16, "w8": 8, "w4": 4.5}  # with scales and minima of groups
+PRODUCTS = ((4096, 4096), (14336, 4096))  # n, k
+
 Call = Callable[[], Any]
 
 
@@ -357,6 +360,103 @@ def mixture(n_tokens: int, n_experts: int, n: int, k: int, top_k: int) -> Row:
     return row
 
 
+# ---- products of few rows, norms, sampling ---------------------------------------------------------------------
+
+
+@functools.cache
+def product_weights(torch: Any, n: int, k: int) -> tuple[Any, dict[str, Any]]:
+    """Random [n, k] on the device, and the same packed in every format: that takes its time, and M is all that differs
+    between rows."""
+    weights = Bench(torch).normal(n, k, size=k**-0.5)
+    return weights, {name: ops.pack_weights(weights, name) for name in WEIGHT_BITS}
+
+
+def product(m: int, n: int, k: int) -> Row:
+    def row(bench: Bench) -> Work:
+        torch = bench.torch
+        weights, packed = product_weights(torch, n, k)
+        a = bench.normal(m, k)
+        out = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
+        contestants: dict[str, Callable[[], Call]] = {
+            "torch linear": lambda: lambda: torch.nn.functional.linear(a, weights)
+        }
+        for name, packed_weights in packed.items():
+            contestants[f"ours {name}"] = functools.partial(
+                functools.partial, ops.small_product, a, packed_weights, out=out
+            )
+        row_bytes = 2 * m * (n + k)
+        of_formats = {f"ours {name}": int(n * k * bits / 8) + row_bytes for name, bits in WEIGHT_BITS.items()}
+        # What 4 bits cost of normal numbers is more than rounding; tests judge each format.
+        return Work(contestants, 2 * n * k + row_bytes, 2 * m * n * k, tolerance=0.15, own_bytes=of_formats)
+
+    return row
+
+
+def norm(n_tokens: int, n_channels: int) -> Row:
+    """The sum with the residual, and its RMS norm."""
+
+    def row(bench: Bench) -> Work:
+        torch = bench.torch
+        x, residual, weight = (
+            bench.normal(n_tokens, n_channels),
+            bench.normal(n_tokens, n_channels),
+            bench.normal(n_channels),
+        )
+        out = torch.empty_like(x)
+
+        def in_torch() -> None:
+            residual.add_(x)
+            torch.nn.functional.rms_norm(residual, (n_channels,), weight, 1e-6)
+
+        contestants = {
+            "torch": lambda: in_torch,
+            "ours": lambda: lambda: without_result(ops.rms_norm(x, weight, residual=residual, out=out)),
+        }
+        return Work(contestants, 4 * x.numel() * 2)
+
+    return row
+
+
+def sampling(n_rows: int, n_vocab: int, top_k: int = 50, top_p: float = 0.9) -> Row:
+    """A token a row, of the likeliest top_k or of the nucleus top_p: torch by a selection or a sort of the row."""
+
+    def row(bench: Bench) -> Work:
+        torch = bench.torch
+        logits = torch.randn(n_rows, n_vocab, device="cuda") * 4
+        seeds = torch.arange(n_rows, device="cuda")
+        ks = torch.full((n_rows,), top_k, dtype=torch.int32, device="cuda")
+        ps = torch.full((n_rows,), top_p, device="cuda")
+        given = {"seed": seeds, "temperature": torch.ones(n_rows, device="cuda")}  # all there: nothing is copied
+
+        def draw(probabilities: Any, ids: Any) -> Any:
+            noise = torch.empty_like(probabilities).exponential_(1)
+            return ids.gather(1, (probabilities / noise).argmax(-1, keepdim=True))
+
+        def torch_top_k() -> None:
+            values, ids = logits.topk(top_k)
+            draw(torch.softmax(values, -1), ids)
+
+        def torch_top_p() -> None:
+            values, ids = logits.sort(descending=True)
+            probabilities = torch.softmax(values, -1)
+            is_out = probabilities.cumsum(-1) - probabilities >= top_p
+            draw(probabilities.masked_fill(is_out, 0), ids)
+
+        contestants = {
+            "torch top-k": lambda: torch_top_k,
+            "torch top-p": lambda: torch_top_p,
+            "ours": lambda: lambda: without_result(ops.sample(logits, top_k=ks, **given)),
+            "ours top-p": lambda: lambda: without_result(ops.sample(logits, top_p=ps, **given)),
+        }
+        return Work(contestants, 4 * n_rows * n_vocab)
+
+    return row
+
+
+def without_result(_: object) -> None:
+    """For what is not held against the peer's: draws, and sums in place that go on from call to call."""
+
+
 # ---- which -----------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +471,9 @@ def all_rows() -> dict[str, Row]:
         "copy-blocks-32x16": copy_blocks(32, 16),
         "swap-blocks-1024": swap_blocks(1024, 16),
     }
+    rows |= {f"product-{n}x{k}-{m}": product(m, n, k) for n, k in PRODUCTS for m in (1, 8, 32, 64)}
+    rows |= {f"sampling-{n}": sampling(n, 131072) for n in (1, 32, 256)}
+    rows["norm-1024x4096"] = norm(1024, 4096)
     for name, sizes in MIXTURES.items():
         rows |= {f"moe-{name}-{n}": mixture(n, *sizes) for n in (1, 32, 2048)}
     return rows
