@@ -62,7 +62,7 @@ class CMakeBuild(build_ext):
 
 def count_jobs() -> str:
     """How many compilers at once."""
-    script = ["sh", str(ROOT / "tools" / "build_jobs.sh")]
+    script = ["sh", str(ROOT / "tools" / "count_jobs.sh")]
     return subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip()
 
 
