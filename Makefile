@@ -13,7 +13,7 @@
 #   make wheel  dist/*.whl
 # LLM_DECODER_CUDA=on compiles the GPU kernels with the other words too (auto: where nvcc and a GPU are).
 PYTHON ?= python3
-JOBS ?= $(shell sh tools/build_jobs.sh)
+JOBS ?= $(shell sh tools/count_jobs.sh)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps

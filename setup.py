@@ -29,6 +29,8 @@ class CMakeBuild(build_ext):
         if ext.name == CORE:  # the first
             self.build_modules()
         module = ext.name.rpartition(".")[2]
+        destination = Path(self.get_ext_fullpath(ext.name))
+        destination.unlink(missing_ok=True)  # one of an earlier build would be taken for this one's
         if module == "_cuda_host" and not self.editable_mode:
             return
         built = list((self.build_dir / "python" / "llm_decoder").glob(f"{module}.*so"))
@@ -36,7 +38,6 @@ class CMakeBuild(build_ext):
             return
         if len(built) != 1:
             raise RuntimeError(f"[setup.py] expected one {module} module under {self.build_dir}, got {built}")
-        destination = Path(self.get_ext_fullpath(ext.name))
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(built[0], destination)
 
@@ -61,7 +62,7 @@ class CMakeBuild(build_ext):
 
 def count_jobs() -> str:
     """How many compilers at once."""
-    script = ["sh", str(ROOT / "tools" / "build_jobs.sh")]
+    script = ["sh", str(ROOT / "tools" / "count_jobs.sh")]
     return subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -58,11 +58,11 @@ def printed_by(script: str, *arguments: str | Path, **environment: str) -> str:
 def test_compilers_at_once_have_the_memory_that_they_need(free_kb: int, jobs: int, tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(f"MemTotal: {10**12} kB\nMemAvailable: {free_kb} kB\n")
-    assert printed_by("build_jobs.sh", meminfo) == str(jobs)
+    assert printed_by("count_jobs.sh", meminfo) == str(jobs)
 
 
 def test_where_memory_is_not_told_there_is_a_compiler_a_core(tmp_path: Path) -> None:
-    assert printed_by("build_jobs.sh", tmp_path / "none") == str(N_CORES)
+    assert printed_by("count_jobs.sh", tmp_path / "none") == str(N_CORES)
 
 
 def test_the_nvcc_that_is_named_or_on_the_path_is_taken(tmp_path: Path) -> None:
