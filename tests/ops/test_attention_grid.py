@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from attention_cases import KV_HEADS, Case, make_batch
+from attention_cases import KV_HEADS, Batch, Case, make_batch
 from attention_reference import paged_attention_reference
 from attention_tolerance import LSE, Plain, check_close, int8_rows, plain_attention
 from element_codes import decode
@@ -84,11 +84,17 @@ def case_name(case: Case) -> str:
 
 
 @functools.lru_cache(maxsize=4)
+def batch_of(case: Case) -> Batch:
+    """Which nobody changes."""
+    return make_batch(case)
+
+
+@functools.lru_cache(maxsize=4)
 def judgement(
     case: Case, p_dtype: str, rounds_queries: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Plain]:
     """(out, log-sum-exp) of the formula, and plain attention."""
-    batch = make_batch(case)
+    batch = batch_of(case)
     q = decode(batch.q, batch.q_dtype)
     q = int8_rows(q) if rounds_queries else q
     pages = {name: decode(getattr(batch, name), batch.kv_dtype) for name in ("k_cache", "v_cache")}
@@ -118,7 +124,7 @@ GRID = sorted(
 def test_attention_over_pages_follows_the_formula(case: Case, implementation: Implementation) -> None:
     rounds_queries = implementation.int8_is_vnni and case.kv_dtype == "int8"
     reference, reference_lse, plain = judgement(case, implementation.p_dtype, rounds_queries)
-    batch = make_batch(case)
+    batch = batch_of(case)
     out, lse = implementation.attend(batch)
     check_close(decode(out, case.q_dtype), reference, plain, batch, implementation.int8_is_vnni)
     if lse is not None:
