@@ -44,8 +44,8 @@ def every_level(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cover(factors: Mapping[str, Sequence[Any]], seed: int) -> list[dict[str, Any]]:
-    """A pairwise cover; under LLM_DECODER_GRID=few only what of it brings every level: sanitizers take ten times as long
-    for a row."""
+    """A pairwise cover; under LLM_DECODER_GRID=few only what of it brings every level: sanitizers need ten times as
+    long for a row."""
     rows = pairwise_cover(factors, seed)
     return every_level(rows) if os.environ.get("LLM_DECODER_GRID") == "few" else rows
 
