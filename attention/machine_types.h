@@ -10,7 +10,8 @@ namespace gpu {
 
 constexpr int kWarpSize = 32;
 constexpr int kMaxBlockThreads = 1024;
-constexpr int kMaxSharedBytes = 227 << 10;
+constexpr int kMaxSharedBytes = 227 << 10;      // of a block, on the device that gives most
+constexpr int kPortableSharedBytes = 99 << 10;  // on every device of compute capability 8.0 and above
 constexpr int kSharedAlign = 16;
 
 // Elements that move as one.

@@ -55,6 +55,7 @@ struct ProductTile {
 
   static_assert(kStages >= 3 && kWarpRows % 16 == 0 && kWarpWeightRows % 32 == 0, "whole fragments");
   static_assert(kRows * kColumns * 2 <= kSourceAt, "the tile of out fits");
+  static_assert(kSharedBytes <= kPortableSharedBytes, "runs on every device");
 };
 
 template <class Tile>

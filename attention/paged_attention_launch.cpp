@@ -18,14 +18,18 @@ namespace {
 constexpr char kPlace[] = "paged_attention";
 
 // Heads of 256 leave registers and shared memory for half the keys where a warp has rows of its own.
+// Where few rows meet many bytes a key, two warps and half the keys leave a block's shared memory to be had everywhere.
+template <class Kv, int head_dim>
+constexpr int kNarrowWarps = head_dim * sizeof(Kv) <= 256 ? 4 : 2;
 template <class Q, class Kv, int head_dim>
-using NarrowTile = FlashTile<Q, Kv, head_dim, 1, 1, 4, 64, 2>;
+using NarrowTile = FlashTile<Q, Kv, head_dim, 1, 1, kNarrowWarps<Kv, head_dim>, 16 * kNarrowWarps<Kv, head_dim>, 2>;
 template <class Q, class Kv, int head_dim>
 using WideTile = FlashTile<Q, Kv, head_dim, 1, kWideRows / 16, 1, head_dim <= 128 ? 64 : 32, 2>;
 
 template <class Tile>
 void run_items(PagedAttentionArgs args, const PagedAttentionItem* items, int n_items, int item_rows, Stream stream) {
   static_assert(kSplitUnit % Tile::kKeys == 0, "tiles do not cross splits");
+  static_assert(Tile::kSharedBytes <= kPortableSharedBytes, "runs on every device");
   if (n_items == 0) return;
   args.items = items;
   args.blocks_per_item = item_rows / Tile::kRows;

@@ -154,16 +154,17 @@ struct ProductTile {
   // Activations come in slices of so many inputs, two of them in shared memory. Within a brick's inputs 16-byte chunk c
   // of lane t lies at 4 c + t, and rows are 64 bytes off a multiple of 128: what eight lanes read at once lies in all
   // 32 banks.
-  static constexpr int kSliceInputs = kRowTiles == 1 ? 1024 : 512;
+  static constexpr int kSliceInputs = kRowTiles == 1 ? 1024 : kRowTiles < 8 ? 512 : 256;
   static constexpr int kSliceBricks = kSliceInputs / kBrickInputs;
   static constexpr int kRowWords = kSliceInputs / 2 + 16;
   static constexpr int kSliceWords = kRows * kRowWords;
-  // Once the inputs are over the warps' sums take their place, [kProductWarpsK][kRows][kSumStride].
+  // Once the inputs are over the sums take their place, [kRows][kSumStride].
   static constexpr int kSumStride = kBlockOutputs + 4;
-  static constexpr int kSumFloats = kProductWarpsK * kRows * kSumStride;
+  static constexpr int kSumFloats = kRows * kSumStride;
   static constexpr int kSharedBytes = 4 * (2 * kSliceWords > kSumFloats ? 2 * kSliceWords : kSumFloats);
 
   static_assert(kSliceBricks % (kProductWarpsK * kAhead) == 0, "a warp's bricks do not depend on the slices");
+  static_assert(kSharedBytes <= kPortableSharedBytes, "runs on every device");
 };
 
 template <class Tile>
@@ -349,9 +350,9 @@ class ProductBlock {
     }
   }
 
-  GPU_FUNCTION void gather_warps() const {
-    const auto sums = shared_array<float>(0, Tile::kSumFloats);
-    sync_block();  // all are done with the slices
+  // Calls visit(at, sum) for each of this lane's sums, `at` its place in shared memory.
+  template <class Visit>
+  GPU_FUNCTION void for_each_sum(const Visit& visit) const {
     GPU_UNROLL
     for (int tile = 0; tile < kBrickTiles; ++tile) {
       GPU_UNROLL
@@ -360,10 +361,19 @@ class ProductBlock {
         for (int i = 0; i < 4; ++i) {
           const int output = warp_n_ * kBrickOutputs + tile * 16 + lane() / 4 + i / 2 * 8;
           const int row = r * 8 + lane() % 4 * 2 + i % 2;
-          sums.store((warp_k_ * Tile::kRows + row) * Tile::kSumStride + output, sums_[tile][r][i]);
+          visit(row * Tile::kSumStride + output, sums_[tile][r][i]);
         }
       }
     }
+  }
+
+  GPU_FUNCTION void gather_warps() const {
+    static_assert(kProductWarpsK == 2, "one hands over, one adds");
+    const auto sums = shared_array<float>(0, Tile::kSumFloats);
+    sync_block();  // all are done with the slices
+    if (warp_k_ == 1) for_each_sum([&](int at, float sum) { sums.store(at, sum); });
+    sync_block();
+    if (warp_k_ == 0) for_each_sum([&](int at, float sum) { sums.store(at, sum + sums.load(at)); });
     sync_block();
   }
 
@@ -378,14 +388,7 @@ class ProductBlock {
 
   GPU_FUNCTION void finish() const {
     const auto sums = shared_array<float>(0, Tile::kSumFloats);
-    const auto sum_of = [&](int row, int output) {
-      float sum = 0.0f;
-      GPU_UNROLL
-      for (int warp = 0; warp < kProductWarpsK; ++warp) {
-        sum += sums.load((warp * Tile::kRows + row) * Tile::kSumStride + output);
-      }
-      return sum;
-    };
+    const auto sum_of = [&](int row, int output) { return sums.load(row * Tile::kSumStride + output); };
     const int n_splits = grid_size().y;
     if (n_splits == 1) {
       for_each_result([&](int row, int output, int) { write(row, output, sum_of(row, output)); });
