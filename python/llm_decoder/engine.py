@@ -31,6 +31,8 @@ __all__ = ["Engine", "EngineOptions", "RequestHandle"]
 T = TypeVar("T")
 Item = StreamEvent | RequestOutput | Exception
 
+_LONGEST_WAIT_S = 0.2
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -150,6 +152,9 @@ def _copy(error: EngineClosedError) -> EngineClosedError:
     return copy
 
 
+_LONGEST_WAIT_S = 0.2
+
+
 class RequestHandle:
     """A request under way: iterate it for its events, or ask for its result. For one consumer."""
 
@@ -162,7 +167,7 @@ class RequestHandle:
     def __iter__(self) -> Iterator[StreamEvent]:
         """The events of a streaming request; raises what the request failed with."""
         while True:
-            item = self._items.get()
+            item = self._next_item()
             if isinstance(item, Exception):
                 raise item
             if isinstance(item, StreamEvent):
@@ -174,7 +179,7 @@ class RequestHandle:
     def result(self) -> RequestOutput:
         """Waits until the request is over; raises what it failed with."""
         while True:
-            item = self._items.get()
+            item = self._next_item()
             if isinstance(item, Exception):
                 raise item
             output = item.output if isinstance(item, StreamEvent) else item
@@ -187,6 +192,13 @@ class RequestHandle:
         rows = self._request.collected
         assert rows is not None
         return rows
+
+    def _next_item(self) -> Item:
+        # A Ctrl-C that comes on the way into a wait is raised only after it (CPython looks for signals between
+        # instructions), so no wait is long.
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._items.get(timeout=_LONGEST_WAIT_S)
 
     def cancel(self) -> None:
         """The request ends with "abort" before the next step; nothing happens when it is over."""

@@ -302,10 +302,13 @@ def test_an_engine_left_open_does_not_keep_the_interpreter_alive():
     assert (child.returncode, out, err) == (0, "leaving\n", "")
 
 
-def test_ctrl_c_in_generate_cancels_its_requests_and_leaves_the_engine_usable():
+@pytest.mark.parametrize("wakes_the_caller", [True, False])
+def test_ctrl_c_in_generate_cancels_its_requests_and_leaves_the_engine_usable(wakes_the_caller):
+    """It wakes nobody where it comes on the way into the wait, or, as here, another thread gets it."""
+    mask = "pass" if wakes_the_caller else "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])"
     child = run_python(
-        """
-        import time
+        f"""
+        import signal, time
         from fakes import ByteTokenizer, FakeBackend, make_engine
         from llm_decoder.llm import LLM
         from llm_decoder.sampling import SamplingParams
@@ -317,6 +320,7 @@ def test_ctrl_c_in_generate_cancels_its_requests_and_leaves_the_engine_usable():
             time.sleep(0.2)
         backend.before_step = slow_step
         llm = LLM.over(make_engine(backend), ByteTokenizer(), "fake")
+        {mask}
         try:
             llm.generate(["one", "two"], SamplingParams(max_tokens=None, ignore_eos=True))
         except KeyboardInterrupt:
