@@ -7,8 +7,10 @@ begin with "ours" are ours: what goes wrong there fails the row.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +60,18 @@ Row = Callable[[Bench], Work]
 
 
 # ---- attention -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def attention_path(name: str) -> Iterator[None]:
+    before = os.environ.get("LLM_DECODER_ATTENTION_PATH")
+    os.environ["LLM_DECODER_ATTENTION_PATH"] = name
+    try:
+        yield
+    finally:
+        os.environ.pop("LLM_DECODER_ATTENTION_PATH")
+        if before is not None:
+            os.environ["LLM_DECODER_ATTENTION_PATH"] = before
 
 
 class Pages:
@@ -110,6 +124,17 @@ class Pages:
         arguments = (self.q, self.k, self.v, self.table, self.seq_lens, self.cu_seqlens_q)
         options = {"plan": plan, "out": out, "kv_dtype": self.kv_dtype, **self.scales}
         return lambda: ops.paged_attention(*arguments, **options)
+
+    def ours_by(self, path: str) -> Call:
+        """By the kernel of that name alone."""
+        with attention_path(path):
+            call = self.ours()
+
+        def by_path() -> Any:
+            with attention_path(path):
+                return call()
+
+        return by_path
 
     @property
     def is_causal(self) -> bool:
@@ -200,7 +225,10 @@ def decode_kv(n_keys: int, n_sequences: int = 32) -> Row:
 def prefill(n_sequences: int, n_tokens: int) -> Row:
     def row(bench: Bench) -> Work:
         pages = Pages(bench, n_sequences, n_tokens, n_tokens)
-        return Work(pages.torchs() | {"ours": pages.ours}, pages.n_bytes, pages.flops)
+        contestants = pages.torchs() | {"ours": pages.ours}
+        if bench.torch.cuda.get_device_capability() == (9, 0):  # where ours is the kernel for Hopper
+            contestants["ours mma"] = functools.partial(pages.ours_by, "mma_sync")
+        return Work(contestants, pages.n_bytes, pages.flops)
 
     return row
 
