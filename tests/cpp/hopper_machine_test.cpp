@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "check.h"
+#include "every_order.h"
 #include "machine_hopper.h"
 #include "tile_ring.h"
 
@@ -13,28 +14,6 @@ namespace {
 
 using namespace llm_decoder;
 using namespace llm_decoder::gpu;
-
-const Order kOrders[] = {
-    {Order::Kind::ascending, 0}, {Order::Kind::descending, 0}, {Order::Kind::shuffled, 1}, {Order::Kind::shuffled, 2}};
-
-template <auto kernel, class Args, class Check>
-void in_every_order(const LaunchShape& shape, const Args& args, const Check& check) {
-  for (const Order& order : kOrders) {
-    set_host_order(order);
-    launch<kernel>(nullptr, shape, args);
-    check();
-  }
-  set_host_order({});
-}
-
-template <auto kernel, class Args>
-void expect_error(const LaunchShape& shape, const Args& args, const char* part) {
-  for (const Order& order : kOrders) {
-    set_host_order(order);
-    CHECK_THROWS(std::logic_error, part, launch<kernel>(nullptr, shape, args));
-  }
-  set_host_order({});
-}
 
 constexpr LaunchShape groups(int n, int shared_bytes) { return {{1, 1, 1}, n * kWarpgroupSize, shared_bytes}; }
 

@@ -10,9 +10,8 @@ from llm_decoder.ops.kv_scales import Scale, host_value, raw_scale, read_floats,
 from llm_decoder.ops.machines import Addresses, compiled_code, device_index, kernels_for, n_threads, stream_of
 from llm_decoder.ops.tensors import Tensor, device_of, view_tensor
 
-CPU_PAGE_DTYPES = ("float32", "bfloat16", "float16", "fp8", "int8")
+CPU_PAGE_DTYPES = (*checks.FLOATS, "fp8", "int8")
 GPU_PAGE_DTYPES = CPU_PAGE_DTYPES[1:]
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def reshape_and_cache(
@@ -131,7 +130,7 @@ def _append(
         checks.check_heads(place, q.shape[1], n_heads, head_dim)
         checks.check_writeable(place, q)
     for row in rows.values():
-        checks.check_dtype(place, row, *DTYPES)
+        checks.check_dtype(place, row, *checks.FLOATS)
         checks.check_dtype(place, row, key.dtype)
     checks.check_shape(place, caches[0], "[P, S, Hkv, D]", [None, None, n_heads, head_dim])
     checks.check_page_size(place, caches[0].shape[1])

@@ -17,9 +17,8 @@ from llm_decoder.ops.tensors import Tensor, device_of, make_like, view_tensor
 PLACE = "paged_attention"
 
 # What is computed where: dtypes of q, and of the pages with each.
-CPU_Q_DTYPES = ("float32", "bfloat16", "float16")
-CPU_KV_DTYPES = ("float32", "bfloat16", "float16", "fp8", "int8")
-GPU_Q_DTYPES = ("bfloat16", "float16")
+CPU_KV_DTYPES = (*checks.FLOATS, "fp8", "int8")
+GPU_Q_DTYPES = checks.FLOATS[1:]
 SUPPORTED = (
     "supported are, on the CPU, q in float32, bfloat16 or float16 with pages in any of float32, bfloat16, float16, "
     "fp8, int8; on a GPU, q in bfloat16 or float16 with pages in the same dtype, fp8 or int8; everywhere head_dim a "
@@ -213,7 +212,7 @@ def _read_call(
 def _check_supported(call: _Call, kernels: GpuKernels | None) -> None:
     q, kv = call.q.dtype, call.k_cache.dtype
     if kernels is None:
-        where, is_known = "the CPU", q in CPU_Q_DTYPES and kv in CPU_KV_DTYPES
+        where, is_known = "the CPU", q in checks.FLOATS and kv in CPU_KV_DTYPES
     else:
         where, is_known = "a GPU", q in GPU_Q_DTYPES and kv in (q, "fp8", "int8")
     if not is_known or call.v_cache.dtype != kv:

@@ -12,7 +12,6 @@ from llm_decoder.ops.tensors import Tensor, device_of, make_like, view_tensor
 
 PLACE = "merge_states"
 MAX_PARTS = 32
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def merge_states(
@@ -43,7 +42,7 @@ def merge_states(
     part_lses = [view_tensor(PLACE, f"lses[{i}]", value, stream=handle) for i, value in enumerate(lses)]
     first = parts[0]
     checks.check_shape(PLACE, first, "[T, Hq, D]", [None] * 3)
-    checks.check_dtype(PLACE, first, *DTYPES)
+    checks.check_dtype(PLACE, first, *checks.FLOATS)
     checks.check_heads(PLACE, first.shape[1], 1, first.shape[2])
     for part in parts:
         _check_rows(part, first)

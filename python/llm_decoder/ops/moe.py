@@ -12,8 +12,7 @@ from llm_decoder.ops.routing import MAX_EXPERTS, read_ints
 from llm_decoder.ops.tensors import Tensor, device_of, make_like, view_tensor
 
 PLACE = "fused_moe"
-CPU_DTYPES = ("float32", "bfloat16", "float16")
-GPU_DTYPES = CPU_DTYPES[1:]
+GPU_DTYPES = checks.FLOATS[1:]
 TILE_ROWS = (0, 8, 32, 64, 128)
 SUPPORTED = (
     "supported are hidden in bfloat16 or float16, on the CPU float32 too, with weights of the same dtype or int8, up "
@@ -57,7 +56,7 @@ def fused_moe(
     kernels = kernels_for(PLACE, device)
     rows = view_tensor(PLACE, "hidden", hidden, dtype, handle)
     checks.check_shape(PLACE, rows, "[T, K]", [None, None])
-    if rows.dtype not in (CPU_DTYPES if kernels is None else GPU_DTYPES):
+    if rows.dtype not in (checks.FLOATS if kernels is None else GPU_DTYPES):
         raise checks.refuse(
             PLACE, f"hidden is {rows.dtype}; {SUPPORTED} (integers stand for halves where dtype says so)"
         )
