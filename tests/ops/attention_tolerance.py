@@ -3,8 +3,8 @@
 The rule of FlashAttention's own tests: at most twice as far as plain attention at the same precision (three times
 with a softcap, whose tanh adds an error of its own), plus twice what rounding a number near 0.3 there and back costs;
 the mean at most half a time less. Plain attention is computed here with NumPy in float32: all keys at once,
-probabilities, times the scales of slots where there are such, rounded as the implementation rounds them, the result
-rounded to the queries' dtype. It shares no code with the reference or with any kernel.
+probabilities rounded as the implementation rounds them, the result rounded to the queries' dtype. It shares no code
+with the reference or with any kernel.
 
 Two things are added. FLOAT32 of the largest value: sums of a few hundred terms in another order, and an exponential
 by table (1.5e-7). And where int8 pages meet int8 queries: the queries are rounded before the reference sees them, so
@@ -88,15 +88,7 @@ def plain_attention(batch: Batch, q: npt.NDArray[np.float64], p_dtype: str) -> P
             total = p.sum(axis=1, keepdims=True) + np.exp(sink - largest)
             total[total == 0] = 1
             values = (v * v_scale)[:, kv_head].astype(np.float32)
-            if np.ndim(batch.v_scale) == 3:  # it belongs to the weights
-                scale = v_scale[:, kv_head, 0]
-                size = 2.0 ** np.frexp(scale.max())[1]  # dtypes have bits enough there
-                sums = rounded(p * (scale / size), p_dtype).astype(np.float32) @ (v[:, kv_head] * size).astype(
-                    np.float32
-                )
-            else:
-                sums = rounded(p, p_dtype).astype(np.float32) @ values
-            out[begin:end, head] = rounded(sums / total, batch.q_dtype)
+            out[begin:end, head] = rounded((rounded(p, p_dtype).astype(np.float32) @ values) / total, batch.q_dtype)
             weights = p * v_scale[:, kv_head, 0]
             for page in np.unique(keys // page_size):
                 here = keys // page_size == page
