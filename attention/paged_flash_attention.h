@@ -235,7 +235,13 @@ class FlashBlock {
     finish_scores(warp_key, stage, scores);
     if (warp_key < seen_by_all_begin_ || warp_key + Tile::kWarpKeys > seen_by_all_end_) mask(warp_key, scores);
     make_probabilities(scores);
+    if (args_.v_scale.per_slot == nullptr) return multiply_values(stage, scores);
+    weigh_slots(stage, scores);
     multiply_values(stage, scores);
+    if constexpr (!Tile::kIsNarrow) {
+      leave_rounding(scores);
+      multiply_values(stage, scores);
+    }
   }
 
   GPU_FUNCTION void multiply_keys(int stage, float (&scores)[kRowTiles][kKeyTiles][4]) const {
@@ -397,11 +403,41 @@ class FlashBlock {
     }
   }
 
+  // The scale of a slot goes with its weight.
+  GPU_FUNCTION void weigh_slots(int stage, float (&weights)[kRowTiles][kKeyTiles][4]) const {
+    GPU_UNROLL
+    for (int n = 0; n < kKeyTiles; ++n) {
+      GPU_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const int column = (Tile::kStages + stage) * Tile::kKeys + warp_n_ * Tile::kWarpKeys + column_of(n, i);
+        const float scale = scales_.load(column) * kWeightLift;
+        GPU_UNROLL
+        for (int r = 0; r < kRowTiles; ++r) {
+          GPU_UNROLL
+          for (int half = 0; half < 2; ++half) weights[r][n][half * 2 + i] *= scale;
+        }
+      }
+    }
+  }
+
+  // What the weights lost as operands of a product. The largest probability, 1, loses nothing by itself, but times a
+  // scale it does: too much for values of 16 bits.
+  static GPU_FUNCTION void leave_rounding(float (&weights)[kRowTiles][kKeyTiles][4]) {
+    GPU_UNROLL
+    for (int r = 0; r < kRowTiles; ++r) {
+      GPU_UNROLL
+      for (int n = 0; n < kKeyTiles; ++n) {
+        GPU_UNROLL
+        for (int i = 0; i < 4; ++i) weights[r][n][i] -= to_float(from_float<Q>(weights[r][n][i]));
+      }
+    }
+  }
+
   GPU_FUNCTION void multiply_values(int stage, const float (&scores)[kRowTiles][kKeyTiles][4]) {
     GPU_UNROLL
     for (int step = 0; step < kKeyTiles / 2; ++step) {  // of 16 keys
       std::uint32_t p[kRowTiles][4];
-      probability_fragments(stage, step, scores, p);
+      probability_fragments(step, scores, p);
       GPU_UNROLL
       for (int pair = 0; pair < kOutTiles / 2; ++pair) {  // of 16 channels; 32 where they are bytes
         if (Tile::kIsNarrow && pair % 2 == 1) continue;
@@ -436,20 +472,14 @@ class FlashBlock {
   }
 
   // The sums of one product are laid out as the left operand of the next.
-  GPU_FUNCTION void probability_fragments(int stage, int step, const float (&scores)[kRowTiles][kKeyTiles][4],
+  GPU_FUNCTION void probability_fragments(int step, const float (&scores)[kRowTiles][kKeyTiles][4],
                                           std::uint32_t (&p)[kRowTiles][4]) const {
     GPU_UNROLL
     for (int word = 0; word < 4; ++word) {
       const int n = step * 2 + word / 2, half = word % 2;
-      float scale[2] = {1.0f, 1.0f};
-      if (args_.v_scale.per_slot != nullptr) {
-        const int column = (Tile::kStages + stage) * Tile::kKeys + warp_n_ * Tile::kWarpKeys + n * 8 + lane() % 4 * 2;
-        scale[0] = scales_.load(column) * kWeightLift;
-        scale[1] = scales_.load(column + 1) * kWeightLift;
-      }
       GPU_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
-        p[r][word] = pack<Q>(scores[r][n][half * 2] * scale[0], scores[r][n][half * 2 + 1] * scale[1]);
+        p[r][word] = pack<Q>(scores[r][n][half * 2], scores[r][n][half * 2 + 1]);
       }
     }
   }
