@@ -188,8 +188,7 @@ class RequestHandle:
 
     def rows(self) -> npt.NDArray[np.float32]:
         """The rows of a request made for them: float32 [n_tokens, vocab_size or hidden_size]."""
-        self.result()
-        rows = self._request.collected
+        rows = self.result().rows
         assert rows is not None
         return rows
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "StreamEvent", "TokenLogprob"]
 
@@ -64,7 +68,8 @@ class RequestOutput:
     """Everything a request gave back. prompt is None when the request came as token ids.
 
     prompt_logprobs: an entry a prompt token, the first None. dropped_messages: how many of the oldest messages of a
-    chat were left out because the chat had outgrown the context.
+    chat were left out because the chat had outgrown the context. rows: of a request made for them instead of answers,
+    float32 [n_tokens, vocab_size or hidden_size].
     """
 
     prompt: str | None
@@ -74,6 +79,7 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     dropped_messages: int = 0
     request_id: str = ""
+    rows: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)

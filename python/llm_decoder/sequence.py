@@ -98,6 +98,7 @@ class Request:
             prompt_logprobs=self.prompt_logprobs,
             dropped_messages=self.dropped_messages,
             request_id=self.request_id,
+            rows=self.collected if self.rows is not None else None,
         )
 
 

@@ -1,0 +1,119 @@
+"""The model behind the routes: loading while the port is open already, serving, draining."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+from llm_decoder.engine import RequestHandle
+from llm_decoder.llm import LLM
+from llm_decoder.serving.calls import Call, Item, RunningCall
+from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.settings import ServerSettings
+
+__all__ = ["Service"]
+
+State = Literal["loading", "ready", "failed", "closing"]
+
+
+class Service:
+    """One model for all routes of a process. `open_llm` is called once, by `start`, on a thread of its own."""
+
+    def __init__(self, open_llm: Callable[[], LLM], settings: ServerSettings | None = None) -> None:
+        self.settings = settings or ServerSettings()
+        self._open_llm = open_llm
+        self._llm: LLM | None = None
+        self._failure: BaseException | None = None
+        self._is_closing = False
+        self._lock = threading.Lock()
+        self._loaded = threading.Event()
+
+    def start(self) -> None:
+        """Begins to load the model; returns at once. Again: nothing."""
+        with self._lock:
+            if self._is_closing or hasattr(self, "_thread"):
+                return
+            self._thread = threading.Thread(target=self._load, name="llm_decoder-load", daemon=True)
+        self._thread.start()
+
+    def _load(self) -> None:
+        try:
+            llm = self._open_llm()
+        except BaseException as error:  # noqa: BLE001 - `failure` has it, and who waits
+            self._failure = error
+        else:
+            with self._lock:
+                self._llm = llm
+                is_late = self._is_closing
+            if is_late:
+                llm.close()
+        self._loaded.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits until the model is there, or cannot be; whether it is there."""
+        self._loaded.wait(timeout_s)
+        return self.state == "ready"
+
+    @property
+    def state(self) -> State:
+        if self._is_closing:
+            return "closing"
+        if self._failure is not None:
+            return "failed"
+        return "loading" if self._llm is None else "ready"
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the model could not be loaded."""
+        return self._failure
+
+    @property
+    def llm(self) -> LLM:
+        """Raises HttpError 503 when it is not there, or no longer."""
+        state = self.state
+        if state == "loading":
+            raise HttpError(503, "[server] the model is being loaded; try again", code="loading", retry_after_s=2)
+        if state == "failed":
+            raise HttpError(503, "[server] the model could not be loaded; the server's log says why", code="failed")
+        if state == "closing" or self._llm is None:
+            raise HttpError(503, "[server] it is shutting down; try another one", code="closing", retry_after_s=5)
+        return self._llm
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.settings.served_model_name or self.llm.name
+
+    def run(self, call: Call) -> RunningCall:
+        """Puts a call's prompts in line. Raises what the engine refuses; then nothing of the call is left in it."""
+        llm = self.llm
+        running = RunningCall(call)
+        try:
+            for index, (prompt, params) in enumerate(zip(call.prompts, call.params, strict=True)):
+                handle: RequestHandle = llm.submit(
+                    prompt,
+                    params,
+                    stream=call.stream,
+                    rows=call.rows,
+                    sink=_sink(running, index),
+                    **call.template_options,
+                )
+                running.handles.append(handle)
+        except BaseException:
+            running.cancel()
+            raise
+        return running
+
+    def close(self, drain_s: float | None = None) -> None:
+        """Refuses new calls, lets those that run go on for drain_s (None = the settings') seconds, ends the rest with
+        "abort", and frees the model."""
+        with self._lock:
+            self._is_closing = True
+            llm = self._llm
+        if llm is not None:
+            llm.close(self.settings.drain_s if drain_s is None else drain_s)
+
+
+def _sink(running: RunningCall, index: int) -> Callable[[Item], None]:
+    return lambda item: running.put(index, item)
