@@ -189,6 +189,11 @@ class LLM:
         """Columns of the logits; may exceed len(tokenizer). Ids past the tokenizer's are legal and give no text."""
         return self._engine.limits.vocab_size
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or its engine has died."""
+        return self._engine.is_closed
+
     # -- text
 
     def generate(
