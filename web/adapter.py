@@ -1,0 +1,144 @@
+"""Endpoints on Flask: its requests as Incoming, our answers as its responses."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from llm_decoder.serving import sse
+from llm_decoder.serving.calls import Call, EventStream, RunningCall
+from llm_decoder.serving.errors import HttpError, as_http_error
+from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
+from llm_decoder.serving.service import Service
+
+__all__ = ["mount"]
+
+_LOG = logging.getLogger("llm_decoder.serving")
+_POLL_S = 0.25  # how soon a client's hanging up is noticed in silence
+
+
+def mount(app: Flask, service: Service, endpoints: Iterable[Endpoint]) -> None:
+    """Puts the endpoints on `app`."""
+    for endpoint in endpoints:
+        app.add_url_rule(
+            re.sub(r"\{(\w+)\}", r"<\1>", endpoint.path),
+            endpoint=f"{endpoint.method} {endpoint.path}",
+            view_func=_view(service, endpoint),
+            methods=[endpoint.method],
+            provide_automatic_options=False,
+        )
+    app.register_error_handler(Exception, _answer_error)
+    app.after_request(_finish)
+
+
+def _view(service: Service, endpoint: Endpoint) -> Callable[..., Response]:
+    def view(**path_parameters: str) -> Response:
+        incoming = _incoming(path_parameters)
+        answer = endpoint.handle(service, incoming)
+        if isinstance(answer, Reply):
+            return _response(answer)
+        if not isinstance(answer, Call):
+            return _stream(answer, service)
+        running = service.run(answer)
+        if answer.stream:
+            return _stream(running, service)
+        return _response(_wait(running))
+
+    return view
+
+
+def _incoming(path_parameters: dict[str, str]) -> Incoming:
+    return Incoming(
+        method=request.method,
+        path=request.path,
+        request_id=uuid.uuid4().hex,
+        headers={name.lower(): value for name, value in request.headers.items()},
+        query=request.args.to_dict(),
+        path_parameters=path_parameters,
+        body=request.get_data(),
+        client=request.remote_addr or "",
+    )
+
+
+def _wait(running: RunningCall) -> Reply:
+    """The answer of a call; the call ends when its client hangs up."""
+    is_gone = _gone()
+    woken = threading.Event()
+    running.on_items(woken.set)
+    while not running.look():
+        woken.wait(_POLL_S)
+        woken.clear()
+        if is_gone():
+            running.cancel()
+            raise HttpError(499, "[client] it has hung up")
+    return running.reply()
+
+
+def _stream(stream: EventStream, service: Service) -> Response:
+    body = _Body(stream, service.settings.ping_s, _gone())
+    return Response(body, headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS, **stream.headers})
+
+
+class _Body(Iterator[bytes]):
+    """A stream as WSGI sends it, chunk by chunk, with a comment where it is silent. `close` is called however it
+    ends."""
+
+    def __init__(self, stream: EventStream, ping_s: float, is_gone: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._ping_s = ping_s
+        self._is_gone = is_gone
+        self._woken = threading.Event()
+        self._has_begun = False
+
+    def __next__(self) -> bytes:
+        if not self._has_begun:
+            self._has_begun = True
+            self._stream.on_items(self._woken.set)
+        silent_until_s = time.monotonic() + self._ping_s
+        while True:
+            self._woken.clear()
+            data = self._stream.events()
+            if data:
+                return data
+            if self._stream.is_over or self._is_gone():
+                raise StopIteration
+            if time.monotonic() >= silent_until_s:
+                return sse.PING
+            self._woken.wait(min(_POLL_S, self._ping_s))
+
+    def close(self) -> None:
+        if not self._stream.is_over:
+            self._stream.cancel()
+
+
+def _gone() -> Callable[[], bool]:
+    """Whether the client has hung up, as far as the server tells."""
+    found: Callable[[], bool] = request.environ.get("waitress.client_disconnected", lambda: False)
+    return found
+
+
+def _response(reply: Reply) -> Response:
+    return Response(reply.body, reply.status, {"content-type": reply.media_type, **reply.headers})
+
+
+def _answer_error(error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        status = error.code or 500
+        headers = {"allow": str(error.get_response().headers["Allow"])} if status == 405 else {}
+        return _response(HttpError(status, f"[http] {error.name.lower()}", headers=headers).reply())
+    told = as_http_error(error)
+    if told.status == 500:
+        _LOG.error("%s %s failed", request.method, request.path, exc_info=error)
+    return _response(told.reply())
+
+
+def _finish(response: Response) -> Response:
+    response.headers.setdefault("x-content-type-options", "nosniff")
+    return response
