@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from llm_decoder.serving import sse
@@ -24,7 +25,7 @@ _LOG = logging.getLogger("llm_decoder.serving")
 _POLL_S = 0.25  # how soon a client's hanging up is noticed in silence
 
 
-def mount(app: Flask, service: Service, endpoints: Iterable[Endpoint]) -> None:
+def mount(app: Flask, service: Service, endpoints: Sequence[Endpoint]) -> None:
     """Puts the endpoints on `app`."""
     for endpoint in endpoints:
         app.add_url_rule(
@@ -34,13 +35,15 @@ def mount(app: Flask, service: Service, endpoints: Iterable[Endpoint]) -> None:
             methods=[endpoint.method],
             provide_automatic_options=False,
         )
+    accesses = {f"{endpoint.method} {endpoint.path}": endpoint.access for endpoint in endpoints}
+    app.before_request(lambda: _admit(service, accesses))
     app.register_error_handler(Exception, _answer_error)
-    app.after_request(_finish)
+    app.after_request(lambda response: _finish(service, response))
 
 
 def _view(service: Service, endpoint: Endpoint) -> Callable[..., Response]:
     def view(**path_parameters: str) -> Response:
-        incoming = _incoming(path_parameters)
+        incoming = _incoming(path_parameters, request.get_data())
         answer = endpoint.handle(service, incoming)
         if isinstance(answer, Reply):
             return _response(answer)
@@ -54,15 +57,32 @@ def _view(service: Service, endpoint: Endpoint) -> Callable[..., Response]:
     return view
 
 
-def _incoming(path_parameters: dict[str, str]) -> Incoming:
+def _admit(service: Service, accesses: Mapping[str, Literal["key", "open"]]) -> Response | None:
+    """Asks the guard before anything else of a request is looked at."""
+    g.request_id = _request_id()
+    incoming = _incoming({}, b"")
+    preflight = service.guard.preflight(incoming)
+    if preflight is not None:
+        return _response(preflight)
+    service.guard.check(incoming, accesses.get(request.endpoint or "", "key"))
+    return None
+
+
+def _request_id() -> str:
+    """The client's own name for the request, where it is a plain one."""
+    given = request.headers.get("x-request-id", "")
+    return given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else secrets.token_hex(8)
+
+
+def _incoming(path_parameters: Mapping[str, str], body: bytes) -> Incoming:
     return Incoming(
         method=request.method,
         path=request.path,
-        request_id=uuid.uuid4().hex,
+        request_id=g.request_id,
         headers={name.lower(): value for name, value in request.headers.items()},
         query=request.args.to_dict(),
         path_parameters=path_parameters,
-        body=request.get_data(),
+        body=body,
         client=request.remote_addr or "",
     )
 
@@ -139,6 +159,9 @@ def _answer_error(error: Exception) -> Response:
     return _response(told.reply())
 
 
-def _finish(response: Response) -> Response:
+def _finish(service: Service, response: Response) -> Response:
     response.headers.setdefault("x-content-type-options", "nosniff")
+    response.headers["x-request-id"] = g.request_id
+    for name, value in service.guard.cors_headers(_incoming({}, b"")).items():
+        response.headers[name] = value
     return response

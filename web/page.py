@@ -8,7 +8,7 @@ import json
 from importlib import resources
 from typing import Any
 
-from llm_decoder.sampling import BUILT_IN_DEFAULTS, SamplingParams
+from llm_decoder.sampling import SamplingParams
 from llm_decoder.serving.calls import EventStream
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
@@ -62,7 +62,7 @@ def endpoints() -> tuple[Endpoint, ...]:
         Endpoint("GET", "/", show_page, "The chat page", access="open"),
         Endpoint("GET", "/static/{name}", show_file, "A file of the chat page", access="open"),
         Endpoint("POST", "/login", log_in, "Opens a session of the page with a key", access="open"),
-        Endpoint("POST", "/logout", log_out, "Ends a session of the page", access="open"),
+        Endpoint("POST", "/logout", log_out, "Ends a session of the page"),
         Endpoint("GET", "/page/session", show_session, "What the page has to know", access="open"),
         Endpoint("POST", "/page/stream", functools.partial(start_stream, streams), "An answer for the page"),
         Endpoint("GET", "/page/stream/{id}", functools.partial(resume_stream, streams), "The rest of an answer"),
@@ -110,26 +110,47 @@ def _file(incoming: Incoming, body: bytes, media_type: str, headers: dict[str, s
 
 
 def show_session(service: Service, incoming: Incoming) -> Reply:
-    """{needs_key, csrf, model, max_model_len, defaults}; model: null while it is being loaded, and for who has no
-    key."""
-    return Reply.of_json(
+    """{needs_key, csrf, model, max_model_len, defaults}. Who has to log in first is told no more than that; the last
+    three are null while the model is being loaded."""
+    session = service.guard.sessions.find(incoming.headers)
+    needs_key = service.guard.needs_key and session is None
+    is_shown = not needs_key and service.state == "ready"
+    return _private(
         {
-            "needs_key": False,
-            "csrf": "",
-            "model": service.model_name,
-            "max_model_len": service.llm.max_model_len,
-            "defaults": dict(BUILT_IN_DEFAULTS),
-        },
-        headers={"cache-control": "no-store"},
+            "needs_key": needs_key,
+            "csrf": session.csrf if session is not None else None,
+            "state": service.state,
+            "model": service.model_name if is_shown else None,
+            "max_model_len": service.llm.max_model_len if is_shown else None,
+            "defaults": service.llm.sampling_defaults if is_shown else None,
+        }
     )
 
 
 def log_in(service: Service, incoming: Incoming) -> Reply:
-    raise HttpError(404, "[login] this server has no key")
+    """{key} -> a cookie that scripts cannot read, and the token that goes with it."""
+    key = _json_object(incoming.body).get("key")
+    session = service.guard.sessions.open(key) if isinstance(key, str) else None
+    if session is None:
+        raise HttpError(401, "[key] it is none of this server's", param="key", code="invalid_api_key")
+    cookie = service.guard.sessions.cookie(session, secure=_is_over_tls(incoming))
+    return _private({"csrf": session.csrf}, {"set-cookie": cookie})
 
 
 def log_out(service: Service, incoming: Incoming) -> Reply:
-    return Reply.of_json({"logged_out": True})
+    session = service.guard.sessions.find(incoming.headers)
+    if session is not None:
+        service.guard.sessions.close(session)
+    return _private({}, {"set-cookie": service.guard.sessions.no_cookie(secure=_is_over_tls(incoming))})
+
+
+def _is_over_tls(incoming: Incoming) -> bool:
+    """Whether the browser has spoken TLS, with us or with a proxy before us: it says so in the page's origin."""
+    return incoming.headers.get("origin", "").startswith("https://")
+
+
+def _private(value: dict[str, Any], headers: dict[str, str] | None = None) -> Reply:
+    return Reply.of_json(value, headers={"cache-control": "no-store"} | (headers or {}))
 
 
 # -- answers
