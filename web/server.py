@@ -48,7 +48,6 @@ class Server:
             # waitress refuses what reaches a limit
             max_request_body_size=settings.max_body_bytes + 1,
             max_request_header_size=settings.max_header_bytes + 1,
-            inbuf_overflow=settings.max_body_bytes + 1,  # bodies never touch a disk
             channel_request_lookahead=1,  # so that a client that hangs up is noticed while it is answered
             cleanup_interval=1,
         )

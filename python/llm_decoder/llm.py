@@ -195,6 +195,11 @@ class LLM:
         resolved = resolve_params(SamplingParams(), *self._engine.options.sampling_defaults)
         return {name: getattr(resolved, name) for name in BUILT_IN_DEFAULTS}
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or its engine has died."""
+        return self._engine.is_closed
+
     # -- text
 
     def generate(

@@ -133,6 +133,11 @@ class RunningCall:
         """What ended it, when it did not end well."""
         return self._error
 
+    @property
+    def outputs(self) -> list[RequestOutput]:
+        """What is over of it, in the order in which it ended."""
+        return list(self._outputs.values())
+
     def events(self) -> bytes:
         """The server-sent events that have become ready since the last time; b"" when there are none."""
         parts: list[bytes] = []
