@@ -29,7 +29,7 @@ def mount(app: Flask, service: Service, endpoints: Sequence[Endpoint]) -> None:
     """Puts the endpoints on `app`, all behind the same guard and limits."""
     for endpoint in endpoints:
         app.add_url_rule(
-            re.sub(r"\{(\w+):path\}", r"<path:\1>", re.sub(r"\{(\w+)\}", r"<\1>", endpoint.path)),
+            _pattern(endpoint.path),
             endpoint=f"{endpoint.method} {endpoint.path}",
             view_func=_view(service, endpoint),
             methods=[endpoint.method],
@@ -40,6 +40,11 @@ def mount(app: Flask, service: Service, endpoints: Sequence[Endpoint]) -> None:
     app.before_request(lambda: _admit(service, admission, accesses))
     app.register_error_handler(Exception, _answer_error)
     app.after_request(lambda response: _finish(service, response))
+
+
+def _pattern(path: str) -> str:
+    """A name at the end of a path may have slashes: hub ids do."""
+    return re.sub(r"\{(\w+)\}", r"<\1>", re.sub(r"\{(\w+)\}$", r"<path:\1>", path))
 
 
 class _Visit:

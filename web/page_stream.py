@@ -54,10 +54,10 @@ class PageStream:
         """The answer ends where it is."""
         self._request.cancel()
 
-    def read(self, after: int = 0) -> Reader:
-        """A reader of the events with an id above `after`. Who read before reads no more."""
+    def read(self, after: int = 0, headers: Mapping[str, str] | None = None) -> Reader:
+        """A reader of the events with an id above `after`. Who read before reads no more. headers: of the answer."""
         with self._lock:
-            before, self._reader = self._reader, Reader(self, min(max(after, 0), len(self._log)))
+            before, self._reader = self._reader, Reader(self, min(max(after, 0), len(self._log)), headers or {})
             reader = self._reader
         if before is not None:
             before.wake()
@@ -139,9 +139,8 @@ class PageStream:
 class Reader:
     """One connection that reads a PageStream: serving.calls.EventStream."""
 
-    headers: Mapping[str, str] = {}
-
-    def __init__(self, stream: PageStream, position: int) -> None:
+    def __init__(self, stream: PageStream, position: int, headers: Mapping[str, str]) -> None:
+        self.headers = headers
         self._stream = stream
         self._position = position
         self._is_over = False
