@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any, cast
 
 from llm_decoder.prompts import Prompt
-from llm_decoder.serving.calls import EventStream
+from llm_decoder.serving.calls import Call, EventStream
 from llm_decoder.serving.chat_answers import ChatReading
 from llm_decoder.serving.chat_prompt import chat_messages, template_options
 from llm_decoder.serving.errors import HttpError
@@ -20,7 +20,7 @@ from llm_decoder.web import highlight
 from llm_decoder.web.page_events import PageEvents
 from llm_decoder.web.page_stream import PageStream, PageStreams
 from llm_decoder.web.rendering import render_blocks
-from llm_decoder.web.schemas import AnswerRequest, LoginRequest, RenderRequest, EmptyRequest
+from llm_decoder.web.schemas import AnswerRequest, EmptyRequest, LoginRequest, RenderRequest
 
 __all__ = ["endpoints"]
 
@@ -178,9 +178,8 @@ def start_stream(streams: PageStreams, service: Service, incoming: Incoming) -> 
     before = _text_to_go_on_with(messages) if request.continue_final_message else ""
     stream_id = streams.new_id()
     events = PageEvents(stream_id, service.model_name, service.llm.max_model_len, reading, before)
-    stream = PageStream(events, service.settings.resume_s, stream_id)
-    options = template_options(request)
-    stream.start(service.llm.submit(cast(Prompt, messages), params, stream=True, sink=stream.put, **options))
+    call = Call([cast(Prompt, messages)], [params], events, stream=True, template_options=template_options(request))
+    stream = PageStream(stream_id, service.run(call), events, service.settings.resume_s)
     streams.add(stream)
     return stream.read(headers=headers)
 

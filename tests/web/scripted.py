@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llm_decoder.chat_template import ChatTemplate
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.outputs import Completion, RequestMetrics, RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams
@@ -25,7 +26,7 @@ class ScriptedRequest:
         self.is_cancelled = threading.Event()
         self._sink = sink
         self._texts: list[str] = []
-        self._is_over = False
+        self.over = threading.Event()
         self._lock = threading.Lock()
 
     def say(self, *texts: str) -> None:
@@ -35,9 +36,9 @@ class ScriptedRequest:
 
     def end(self, finish_reason: Any = "stop") -> None:
         with self._lock:
-            if self._is_over:
+            if self.over.is_set():
                 return
-            self._is_over = True
+            self.over.set()
         n_tokens = len(self._texts)
         completion = Completion(0, "".join(self._texts), [1] * n_tokens, 0.0, finish_reason=finish_reason)
         metrics = RequestMetrics(7, 3, n_tokens, tokens_per_s=12.5, time_to_first_token_s=0.25)
@@ -45,12 +46,28 @@ class ScriptedRequest:
         self._sink(StreamEvent(0, "", [], finish_reason, output=output))
 
     def fail(self, error: Exception) -> None:
-        self._is_over = True
+        self.over.set()
         self._sink(error)
 
     def cancel(self) -> None:
         self.is_cancelled.set()
         self.end("abort")
+
+
+class ScriptedTokenizer:
+    """No special tokens, and a template whose source is all that is looked at."""
+
+    def __init__(self, source: str) -> None:
+        self.chat_template = ChatTemplate(source)
+
+    def token_id(self, text: str) -> None:
+        return None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return bytes(ids).decode("utf-8", "replace")
 
 
 class ScriptedLLM:
@@ -59,11 +76,13 @@ class ScriptedLLM:
     name = "scripted"
     max_model_len = 100
     is_closed = False
-    sampling_defaults = {"temperature": 0.7}
 
-    def __init__(self, script: Iterable[str] | None = None) -> None:
+    def __init__(self, script: Iterable[str] | None = None, template: str = "") -> None:
+        self.sampling_defaults = {"temperature": 0.7}
+        self.tokenizer = ScriptedTokenizer(template)
         self.requests: list[ScriptedRequest] = []
         self._script = None if script is None else list(script)
+        self.closing = threading.Event()
         self._came = threading.Semaphore(0)
 
     def submit(
@@ -84,10 +103,12 @@ class ScriptedLLM:
         return self.requests[-1]
 
     def close(self, drain_s: float = 0.0) -> None:
+        """Waits until nothing runs, as the engine does."""
         self.is_closed = True
+        self.closing.set()
         for request in self.requests:
-            if drain_s == 0:
-                request.cancel()
+            request.over.wait(drain_s)
+            request.cancel()
 
 
 def service_of(llm: ScriptedLLM, **settings: Any) -> Service:

@@ -66,9 +66,9 @@ ATTACKS = [
     "<x style='position:fixed;inset:0' class='overlay'>",
 ]
 
-MAY_STAND = {
-    **dict.fromkeys(["p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "strong", "em", "s", "code"], set[str]()),
-    **dict.fromkeys(["blockquote", "ul", "table", "thead", "tbody", "tr"], set[str]()),
+MAY_STAND: dict[str, set[str]] = {
+    **{tag: set() for tag in ("p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "strong", "em", "s", "code")},
+    **{tag: set() for tag in ("blockquote", "ul", "table", "thead", "tbody", "tr")},
     "pre": {"class", "data-language"},
     "span": {"class"},
     "a": {"href", "title", "target", "rel"},
