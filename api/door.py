@@ -3,12 +3,12 @@ error becomes an answer."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_decoder.api.body import Disconnected, discard_body
@@ -32,7 +32,7 @@ class Door:
         self._app = app
         self._service = service
         self._open = [
-            (_methods(endpoint.method), re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(endpoint.path))))
+            (_methods(endpoint.method), compile_path(endpoint.path)[0])
             for endpoint in endpoints
             if endpoint.access == "open"
         ]
