@@ -13,7 +13,7 @@ from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import LogprobColumns, TokenTexts, prompt_logprobs
 from llm_decoder.serving.parse import parse_body
-from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params
+from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params, token_prompts
 from llm_decoder.serving.schemas_completions import CompletionReply, CompletionRequest
 from llm_decoder.serving.service import Service
 from llm_decoder.serving.sse import Chunk
@@ -43,12 +43,9 @@ def complete(service: Service, incoming: Incoming) -> Call:
     if scores_prompt:
         more["prompt_logprobs"] = max(request.logprobs or 0, request.prompt_logprobs or 0)
     params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs, **more)
-    put: Sequence[Prompt] = prompts
-    if request.add_special_tokens is False:
-        put = [llm.tokenizer.encode(p, add_special_tokens=False) if isinstance(p, str) else p for p in prompts]
     return Call(
-        prompts=put,
-        params=[params] * len(put),
+        prompts=token_prompts(service, prompts, request.add_special_tokens),
+        params=[params] * len(prompts),
         format=_Answer(
             head=AnswerHead.make("cmpl-", "text_completion", service, request.request_id),
             request=request,

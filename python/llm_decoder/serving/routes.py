@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from llm_decoder.serving import chat_completions, completions, models, own_routes
+from llm_decoder.serving import chat_completions, completions, embeddings, models, own_routes, tokens
 from llm_decoder.serving.exchange import Endpoint
 
 __all__ = ["all_endpoints"]
 
 
 def all_endpoints() -> tuple[Endpoint, ...]:
-    return (*completions.ENDPOINTS, *chat_completions.ENDPOINTS, *models.ENDPOINTS, *own_routes.ENDPOINTS)
+    return (
+        *completions.ENDPOINTS,
+        *chat_completions.ENDPOINTS,
+        *embeddings.ENDPOINTS,
+        *models.ENDPOINTS,
+        *tokens.ENDPOINTS,
+        *own_routes.ENDPOINTS,
+    )
