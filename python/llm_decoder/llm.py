@@ -15,12 +15,14 @@ from llm_decoder.backends import BackendOptions, StepTimes, create_backend
 from llm_decoder.chat import Message
 from llm_decoder.engine import Engine, EngineOptions, RequestHandle
 from llm_decoder.errors import ConfigError, InvalidRequestError
+from llm_decoder.grammars import Grammar, GrammarCompiler
 from llm_decoder.no_tokenizer import NoTokenizer
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
 from llm_decoder.sampling import SamplingParams, checked_params
 from llm_decoder.sequence import Rows, Sink
 from llm_decoder.speculation import SpeculationOptions
+from llm_decoder.structured import as_structured_outputs
 
 if TYPE_CHECKING:
     from llm_decoder.model_config import ModelConfig
@@ -147,6 +149,9 @@ class LLM:
         self._name = name
         self._config = config
         self._chat_stop = chat_stop
+        self._grammars: GrammarCompiler | None = None
+        if not isinstance(tokenizer, NoTokenizer):
+            self._grammars = GrammarCompiler(tokenizer, engine.limits.vocab_size, engine.options.eos_token_ids)
 
     @classmethod
     def over(
@@ -305,8 +310,15 @@ class LLM:
             stream=stream,
             rows=rows,
             dropped_messages=tokenized.dropped_messages,
+            grammar=self._grammar(params),
             sink=sink,
         )
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        asked = params.structured_outputs
+        if self._grammars is None or asked is None or params.max_tokens == 0:
+            return None
+        return self._grammars.compile(as_structured_outputs(asked))
 
     def _rows(self, token_ids: Sequence[int], kind: Rows) -> npt.NDArray[np.float32]:
         return self.submit(token_ids, SCORE_PARAMS, rows=kind).rows()
