@@ -39,7 +39,7 @@ def test_a_header_says_what_the_vectors_are(server):
     ("field", "param"),
     [
         ({"input": []}, "input"),
-        ({"input": ""}, "prompt"),
+        ({"input": ""}, "input"),
         ({"input": None}, "input"),
         ({"input": ["a"] * 257}, "input"),
         ({"dimensions": 4}, "dimensions"),
