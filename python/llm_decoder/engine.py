@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_decoder.backends import Backend, check_integer
+from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.engine_core import EngineCore
 from llm_decoder.errors import EngineClosedError, QueueFullError
 from llm_decoder.outputs import RequestOutput, StreamEvent
@@ -253,10 +254,12 @@ class Engine:
         stream: bool = False,
         rows: Rows | None = None,
         dropped_messages: int = 0,
+        text_decoder: TextDecoder | None = None,
         sink: Sink | None = None,
     ) -> RequestHandle:
         """Checks a request and puts it in line. With a `sink`, events go there (called on the engine thread, must not
-        block) and not to the handle. rows: collect these for every prompt token instead of generating.
+        block) and not to the handle. rows: collect these for every prompt token instead of generating. text_decoder:
+        makes the text of its answers, None = the tokenizer.
 
         Raises InvalidRequestError, ContextLengthExceededError, NotEnoughMemoryError, QueueFullError, EngineClosedError.
         """
@@ -275,6 +278,7 @@ class Engine:
             stream=stream,
             rows=rows,
             dropped_messages=dropped_messages,
+            text_decoder=text_decoder,
         )
         worker = self._worker
 
