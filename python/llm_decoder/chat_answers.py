@@ -59,9 +59,10 @@ class ChatAnswers:
     @functools.cached_property
     def begins_in_reasoning(self) -> bool:
         """Whether the prompt ends where the model reasons, as some templates leave it."""
-        template = self._tokenizer.chat_template
-        if template is None or self.style.reasoning is None:
+        if self.style.reasoning is None:
             return False
+        template = self._tokenizer.chat_template
+        assert template is not None, "the style was read off it"
         begin, end = self.style.reasoning
         if self.template_options.get("continue_final_message"):
             content = self._messages[-1].get("content") if self._messages else None
@@ -97,6 +98,13 @@ class ChatAnswers:
     def must_call(self) -> bool:
         """Whether the form of the answers is that of calls."""
         return self.use.choice == "required"
+
+    def explained(self, error: InvalidRequestError) -> InvalidRequestError:
+        """`error` of the grammar, whose fault is that of the tools where it was made of them."""
+        if not self.must_call:
+            return error
+        text = str(error).removeprefix("[structured_outputs] ")
+        return InvalidRequestError(f"[tools] their parameters cannot be made a form of answers: {text}", param="tools")
 
     def text_decoder(self) -> TextDecoder | None:
         """What shows the marks by which an answer is taken apart, also where they are special tokens. None = the

@@ -19,12 +19,14 @@ from llm_decoder.chat_answers import ChatAnswers, StreamParts
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.engine import Engine, EngineOptions, RequestHandle
 from llm_decoder.errors import ConfigError, InvalidRequestError
+from llm_decoder.grammars import Grammar, GrammarCompiler
 from llm_decoder.no_tokenizer import NoTokenizer
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
 from llm_decoder.sampling import SamplingParams, checked_params
 from llm_decoder.sequence import Rows, Sink
 from llm_decoder.speculation import SpeculationOptions
+from llm_decoder.structured import as_structured_outputs
 
 if TYPE_CHECKING:
     from llm_decoder.model_config import ModelConfig
@@ -151,6 +153,9 @@ class LLM:
         self._name = name
         self._config = config
         self._chat_stop = chat_stop
+        self._grammars: GrammarCompiler | None = None
+        if not isinstance(tokenizer, NoTokenizer):
+            self._grammars = GrammarCompiler(tokenizer, engine.limits.vocab_size, engine.options.eos_token_ids)
 
     @classmethod
     def over(
@@ -319,6 +324,7 @@ class LLM:
         if params is None:
             params = SamplingParams(max_tokens=None) if is_chat(prompt) else SamplingParams()
         checked_params(params)
+        chat: ChatAnswers | None = None
         text_decoder: TextDecoder | None = None
         if is_chat(prompt):
             chat = self.chat_answers(cast(Sequence[Message], prompt), **template_options)
@@ -330,6 +336,7 @@ class LLM:
             self._tokenizer.check(params)
         if self._chat_stop and is_chat(prompt):
             params = replace(params, stop=(*(params.stop or ()), *self._chat_stop))
+        grammar = self._grammar(params, chat)
         return self._engine.submit(
             tokenized.token_ids,
             params,
@@ -337,6 +344,7 @@ class LLM:
             stream=stream,
             rows=rows,
             dropped_messages=tokenized.dropped_messages,
+            grammar=grammar,
             text_decoder=text_decoder,
             sink=sink,
         )
@@ -346,6 +354,15 @@ class LLM:
         if not is_chat(prompt):
             return None
         return StreamParts(self.chat_answers(cast(Sequence[Message], prompt), **template_options))
+
+    def _grammar(self, params: SamplingParams, chat: ChatAnswers | None) -> Grammar | None:
+        asked = params.structured_outputs
+        if self._grammars is None or asked is None or params.max_tokens == 0:
+            return None
+        try:
+            return self._grammars.compile(as_structured_outputs(asked))
+        except InvalidRequestError as error:
+            raise error if chat is None else chat.explained(error) from None
 
     def _rows(self, token_ids: Sequence[int], kind: Rows) -> npt.NDArray[np.float32]:
         return self.submit(token_ids, SCORE_PARAMS, rows=kind).rows()
