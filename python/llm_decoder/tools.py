@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,17 +37,19 @@ _TEXTS = frozenset({"title", "description", "format", "$ref", "$id", "$schema", 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """parameters: the JSON Schema of its arguments. definition: all that the request said, for the template."""
+    """parameters: the JSON Schema of its arguments. is_strict: a schema that the model cannot be held to in all is an
+    error. definition: all that the request said, for the template."""
 
     name: str
     parameters: Mapping[str, Any]
+    is_strict: bool
     definition: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """choice: "none" = the answer has no calls, "auto" = it may have, "required" = it has. name: of the one tool that is
-    called. parallel: whether there may be more calls than one."""
+    """choice: "none" = the answer has no calls, "auto" = it may have, "required" = it has. name: of the one tool
+    that is called. parallel: whether there may be more calls than one."""
 
     tools: tuple[Tool, ...]
     choice: ToolChoice = "auto"
@@ -110,7 +113,7 @@ def _tool(place: str, tool: Any, budget: list[int]) -> Tool:
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         _refuse(f"{place}.function.parameters", 'a JSON Schema of type "object"', parameters)
     _check_schema(f"{place}.function.parameters", parameters, budget, 0)
-    return Tool(name, parameters, tool)
+    return Tool(name, parameters, bool(function.get("strict")), tool)
 
 
 def _check_schema(place: str, schema: Any, budget: list[int], depth: int) -> None:
@@ -222,6 +225,6 @@ def _choice(choice: Any, tools: tuple[Tool, ...]) -> tuple[ToolChoice, str | Non
 
 
 def _refuse(place: str, need: str, got: object) -> NoReturn:
-    shown = got if isinstance(got, str) else repr(got)
+    shown = got if isinstance(got, str) else reprlib.repr(got)  # which does not follow what is nested deeply
     param = place.partition("[")[0].partition(".")[0]
-    raise InvalidRequestError(f"[{place}] need {need}, got {shown[:77] + '...' if len(shown) > 80 else shown}", param=param)
+    raise InvalidRequestError(f"[{place}] need {need}, got {shown[:100]}", param=param)

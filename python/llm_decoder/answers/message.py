@@ -13,7 +13,7 @@ __all__ = ["AnswerMessage", "ToolCall", "message_of"]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """arguments: JSON text, as the model wrote it; an answer that was cut off, or a model that errs, leaves it broken."""
+    """arguments: JSON text, as the model wrote it: where it erred, or was cut off, it is none."""
 
     id: str
     name: str
