@@ -315,11 +315,13 @@ class LLM:
         stream: bool = False,
         rows: Rows | None = None,
         sink: Sink | None = None,
+        drop_turns: bool = True,
         **template_options: Any,
     ) -> RequestHandle:
         """Puts a request in line and returns at once; see Engine.submit. Everything else here is made of this.
 
-        params: None = SamplingParams(), in a chat with max_tokens=None.
+        params: None = SamplingParams(), in a chat with max_tokens=None. drop_turns: a chat that has outgrown the
+        context loses its oldest turns; false = it is refused.
         """
         if params is None:
             params = SamplingParams(max_tokens=None) if is_chat(prompt) else SamplingParams()
@@ -331,7 +333,9 @@ class LLM:
             template_options = chat.template_options
             params = chat.constrained(params)
             text_decoder = chat.text_decoder()
-        tokenized = tokenize_prompt(prompt, self._tokenizer, self.max_model_len, params, **template_options)
+        tokenized = tokenize_prompt(
+            prompt, self._tokenizer, self.max_model_len, params, drop_turns=drop_turns, **template_options
+        )
         if isinstance(self._tokenizer, NoTokenizer):
             self._tokenizer.check(params)
         if self._chat_stop and is_chat(prompt):
