@@ -1,0 +1,60 @@
+// The finished blocks of an answer: HTML that the server has rendered and made safe (markdown-it-py, Pygments, nh3).
+// This is the only file that takes HTML; the page's Content-Security-Policy stands behind it.
+import { copyText, element, icon } from "./dom.js";
+
+/** One block's HTML -> its nodes, with what a page adds: a head over code, a frame around wide tables. */
+export function blockNodes(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  const content = template.content;
+  for (const pre of [...content.querySelectorAll("pre")]) frameCode(pre);
+  for (const table of [...content.querySelectorAll("table")]) {
+    const frame = element("div", { class: "table-frame", tabindex: "0", role: "region", "aria-label": "Table" });
+    table.replaceWith(frame);
+    frame.append(table);
+  }
+  for (const link of content.querySelectorAll("a[href]")) {
+    link.target = "_blank";
+    link.rel = "noopener noreferrer nofollow";
+  }
+  return [...content.childNodes];
+}
+
+function frameCode(pre) {
+  const holder = pre.parentElement?.matches("div, figure") && pre.parentElement.children.length === 1 ? pre.parentElement : pre;
+  const frame = codeFrame(languageOf(pre));
+  holder.replaceWith(frame);
+  frame.append(pre);
+  pre.tabIndex = 0;
+}
+
+function languageOf(pre) {
+  const named = [pre, pre.parentElement, pre.querySelector("code")];
+  for (const node of named) {
+    const language = node?.dataset?.language || /(?:^|\s)language-([\w+#.-]+)/.exec(node?.className ?? "")?.[1];
+    if (language) return language;
+  }
+  return "";
+}
+
+/** What stands around code, finished or not: its language and a button that copies it. */
+export function codeFrame(language) {
+  const label = element("span", { class: "code-language" }, language || "text");
+  const button = element(
+    "button",
+    { type: "button", class: "code-copy", on: { click: () => copyCode(frame, button) } },
+    icon("copy"),
+    element("span", {}, "Copy"),
+  );
+  const frame = element("figure", { class: "code" }, element("figcaption", {}, label, button));
+  return frame;
+}
+
+async function copyCode(frame, button) {
+  const isCopied = await copyText(frame.querySelector("pre").textContent);
+  const label = button.lastElementChild;
+  label.textContent = isCopied ? "Copied" : "Not copied";
+  setTimeout(() => {
+    label.textContent = "Copy";
+  }, 1600);
+}
