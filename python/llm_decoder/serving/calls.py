@@ -18,7 +18,7 @@ from llm_decoder.serving.errors import as_http_error
 from llm_decoder.serving.exchange import Reply
 from llm_decoder.serving.sse import Chunk
 
-__all__ = ["AnswerFormat", "Call", "RunningCall"]
+__all__ = ["AnswerFormat", "Call", "EventStream", "RunningCall"]
 
 Item = StreamEvent | RequestOutput | Exception
 
@@ -57,6 +57,32 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class EventStream(Protocol):
+    """What a server streams, read by one consumer: a RunningCall, or what a handler has made itself."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Of the answer, beside those of every stream."""
+        ...
+
+    def on_items(self, wake: Callable[[], None]) -> None:
+        """`wake` is called, on any thread, when `events` has more; it must not block."""
+        ...
+
+    def events(self) -> bytes:
+        """The server-sent events that have become ready since the last time; b"" when there are none."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come; what has come is to be read with `events`."""
+        ...
+
+    def cancel(self) -> None:
+        """The consumer is gone."""
+        ...
+
+
 class RunningCall:
     """A Call in the engine, and what has come of it. `put` is the engine thread's, the rest one consumer's."""
 
@@ -83,6 +109,10 @@ class RunningCall:
 
     # -- the consumer's side
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.call.headers
+
     def on_items(self, wake: Callable[[], None]) -> None:
         """`wake` is called, on the engine thread or on this one, once for all items that come before the next look;
         it must not block."""
@@ -102,6 +132,11 @@ class RunningCall:
     def error(self) -> Exception | None:
         """What ended it, when it did not end well."""
         return self._error
+
+    @property
+    def outputs(self) -> list[RequestOutput]:
+        """What is over of it, in the order in which it ended."""
+        return list(self._outputs.values())
 
     def events(self) -> bytes:
         """The server-sent events that have become ready since the last time; b"" when there are none."""

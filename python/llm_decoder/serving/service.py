@@ -10,6 +10,7 @@ from llm_decoder.engine import RequestHandle
 from llm_decoder.llm import LLM
 from llm_decoder.serving.calls import Call, Item, RunningCall
 from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.guard import Guard
 from llm_decoder.serving.settings import ServerSettings
 
 __all__ = ["Service"]
@@ -18,10 +19,12 @@ State = Literal["loading", "ready", "failed", "closing"]
 
 
 class Service:
-    """One model for all routes of a process. `open_llm` is called once, by `start`, on a thread of its own."""
+    """One model for all routes of a process. `open_llm` is called once, by `start`, on a thread of its own. `guard`:
+    who may come in."""
 
     def __init__(self, open_llm: Callable[[], LLM], settings: ServerSettings | None = None) -> None:
         self.settings = settings or ServerSettings()
+        self.guard = Guard(self.settings)
         self._open_llm = open_llm
         self._llm: LLM | None = None
         self._failure: BaseException | None = None

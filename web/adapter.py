@@ -1,0 +1,220 @@
+"""Endpoints on Flask: its requests as Incoming, our answers as its responses."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from llm_decoder.serving import sse
+from llm_decoder.serving.calls import Call, EventStream, RunningCall
+from llm_decoder.serving.errors import HttpError, as_http_error
+from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
+from llm_decoder.serving.limits import Admission, check_headers, declared_length
+from llm_decoder.serving.logs import LOGGER, RequestLine, request_id_of
+from llm_decoder.serving.service import Service
+
+__all__ = ["mount"]
+
+_POLL_S = 0.25  # how soon a client's hanging up is noticed in silence
+
+
+def mount(app: Flask, service: Service, endpoints: Sequence[Endpoint]) -> None:
+    """Puts the endpoints on `app`, all behind the same guard and limits."""
+    for endpoint in endpoints:
+        app.add_url_rule(
+            re.sub(r"\{(\w+):path\}", r"<path:\1>", re.sub(r"\{(\w+)\}", r"<\1>", endpoint.path)),
+            endpoint=f"{endpoint.method} {endpoint.path}",
+            view_func=_view(service, endpoint),
+            methods=[endpoint.method],
+            provide_automatic_options=False,
+        )
+    accesses = {f"{endpoint.method} {endpoint.path}": endpoint.access for endpoint in endpoints}
+    admission = Admission(service.settings)
+    app.before_request(lambda: _admit(service, admission, accesses))
+    app.register_error_handler(Exception, _answer_error)
+    app.after_request(lambda response: _finish(service, response))
+
+
+class _Visit:
+    """One request from its first look to its last byte: its place, and its line in the log."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._admission: Admission | None = None
+        self._n_bytes = 0
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.incoming = Incoming(
+            method=request.method,
+            path=request.path,
+            request_id=request_id_of(headers),
+            headers=headers,
+            query=request.args.to_dict(),
+            client=request.remote_addr or "",
+        )
+        self.line = RequestLine(self.incoming.request_id, request.method, request.path, self.incoming.client)
+        self.stream: EventStream | None = None
+
+    def enter(self, admission: Admission, n_bytes: int) -> None:
+        """Raises HttpError 429 where there is no room for it."""
+        admission.enter()
+        self._admission = admission
+        admission.hold(n_bytes)
+        self._n_bytes = n_bytes
+
+    def end(self) -> None:
+        if self._admission is not None:
+            self._admission.leave(self._n_bytes)
+            self._admission = None
+        if isinstance(self.stream, RunningCall):
+            self.line.note_outputs(self.stream.outputs)
+            if self.stream.error is not None:
+                self.line.end = "failed"
+        self.line.duration_s = time.monotonic() - self._began_s
+        self.line.write()
+
+
+def _visit() -> _Visit:
+    visit: _Visit = g.visit
+    return visit
+
+
+def _admit(service: Service, admission: Admission, accesses: Mapping[str, Literal["key", "open"]]) -> Response | None:
+    """Asks the guard before anything else of a request is looked at."""
+    g.visit = visit = _Visit()
+    settings = service.settings
+    check_headers([(name.encode(), value.encode()) for name, value in visit.incoming.headers.items()], settings)
+    preflight = service.guard.preflight(visit.incoming)
+    if preflight is not None:
+        return _response(preflight)
+    service.guard.check(visit.incoming, accesses.get(request.endpoint or "", "key"))
+    n_bytes = declared_length(visit.incoming.headers, settings) or 0
+    if request.url_rule is not None and request.path != "/health":
+        visit.enter(admission, n_bytes)
+    return None
+
+
+def _view(service: Service, endpoint: Endpoint) -> Callable[..., Response]:
+    def view(**path_parameters: str) -> Response:
+        visit = _visit()
+        body = request.get_data()
+        if service.settings.log_prompts:
+            visit.line.body = body.decode("utf-8", "replace")
+        answer = endpoint.handle(service, _whole(visit.incoming, path_parameters, body))
+        if isinstance(answer, Reply):
+            return _response(answer)
+        if not isinstance(answer, Call):
+            return _stream(answer, service)
+        running = service.run(answer)
+        return _stream(running, service) if answer.stream else _response(_wait(running))
+
+    return view
+
+
+def _whole(incoming: Incoming, path_parameters: Mapping[str, str], body: bytes) -> Incoming:
+    return replace(incoming, path_parameters=path_parameters, body=body)
+
+
+def _wait(running: RunningCall) -> Reply:
+    """The answer of a call; the call ends when its client hangs up."""
+    visit, is_gone = _visit(), _gone()
+    visit.stream = running
+    woken = threading.Event()
+    running.on_items(woken.set)
+    while not running.look():
+        woken.wait(_POLL_S)
+        woken.clear()
+        if is_gone():
+            running.cancel()
+            visit.line.end = "cancelled"
+            return Reply(b"", 499)
+    return running.reply()
+
+
+def _stream(stream: EventStream, service: Service) -> Response:
+    visit = _visit()
+    visit.stream = stream
+    body = _Body(stream, service.settings.ping_s, _gone(), visit.line)
+    return Response(body, headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS, **stream.headers})
+
+
+class _Body(Iterator[bytes]):
+    """A stream as WSGI sends it, chunk by chunk, with a comment where it is silent. `close` is called however it
+    ends."""
+
+    def __init__(self, stream: EventStream, ping_s: float, is_gone: Callable[[], bool], line: RequestLine) -> None:
+        self._stream = stream
+        self._ping_s = ping_s
+        self._is_gone = is_gone
+        self._line = line
+        self._woken = threading.Event()
+        self._has_begun = False
+
+    def __next__(self) -> bytes:
+        if not self._has_begun:
+            self._has_begun = True
+            self._stream.on_items(self._woken.set)
+        silent_until_s = time.monotonic() + self._ping_s
+        while True:
+            self._woken.clear()
+            data = self._stream.events()
+            if data:
+                self._line.n_sent_bytes += len(data)
+                return data
+            if self._stream.is_over or self._is_gone():
+                raise StopIteration
+            if time.monotonic() >= silent_until_s:
+                return sse.PING
+            self._woken.wait(min(_POLL_S, self._ping_s))
+
+    def close(self) -> None:
+        if not self._stream.is_over:
+            self._line.end = "cancelled"
+            self._stream.cancel()
+
+
+def _gone() -> Callable[[], bool]:
+    """Whether the client has hung up, as far as the server tells."""
+    found: Callable[[], bool] = request.environ.get("waitress.client_disconnected", lambda: False)
+    return found
+
+
+def _response(reply: Reply) -> Response:
+    return Response(reply.body, reply.status, {"content-type": reply.media_type, **reply.headers})
+
+
+def _answer_error(error: Exception) -> Response:
+    told = _http_error(error)
+    visit = _visit()
+    visit.line.code = told.code
+    if told.status == 500:
+        LOGGER.error("failed", exc_info=error, extra={"fields": {"request_id": visit.incoming.request_id}})
+    return _response(told.reply())
+
+
+def _http_error(error: Exception) -> HttpError:
+    if not isinstance(error, HTTPException):
+        return as_http_error(error)
+    status = error.code or 500
+    headers = {"allow": str(error.get_response().headers["Allow"])} if status == 405 else {}
+    return HttpError(status, f"[http] {error.name.lower()}: {request.method} {request.path[:100]}", headers=headers)
+
+
+def _finish(service: Service, response: Response) -> Response:
+    visit = _visit()
+    response.headers.setdefault("x-content-type-options", "nosniff")
+    response.headers["x-request-id"] = visit.incoming.request_id
+    for name, value in service.guard.cors_headers(visit.incoming).items():
+        response.headers[name] = value
+    visit.line.status = response.status_code
+    visit.line.ignored_fields = response.headers.get("x-ignored-fields")
+    if not response.is_streamed:
+        visit.line.n_sent_bytes = response.calculate_content_length() or 0
+    response.call_on_close(visit.end)
+    return response

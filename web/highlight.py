@@ -1,0 +1,81 @@
+"""Source code in colours: text in, <span class="..."> out."""
+
+from __future__ import annotations
+
+import functools
+import html
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pygments.lexer import Lexer
+
+__all__ = ["LANGUAGES", "classes", "highlight", "style_sheet"]
+
+# A lexer is a set of regular expressions that run on what a model has written. These are the languages that people ask
+# models for; the rest, and what is unusually long, is shown without colours.
+LANGUAGES = frozenset(
+    [
+        *("bash", "c", "cpp", "csharp", "css", "cuda", "dart", "diff", "docker", "elixir", "go", "graphql", "haskell"),
+        *("html", "ini", "java", "javascript", "json", "jsx", "julia", "kotlin", "latex", "lua", "make", "matlab"),
+        *("nginx", "objective-c", "perl", "php", "powershell", "protobuf", "python", "pytb", "r", "ruby", "rust"),
+        *("scala", "scss", "sql", "swift", "toml", "typescript", "tsx", "vim", "xml", "yaml", "zig"),
+    ]
+)
+MAX_CODE_CHARS = 1 << 15
+MAX_LINE_CHARS = 1 << 10
+
+
+def highlight(code: str, language: str) -> str:
+    """HTML of `code`: its text escaped, with spans whose classes style_sheet colours."""
+    if len(code) > MAX_CODE_CHARS or any(len(line) > MAX_LINE_CHARS for line in code.split("\n")):
+        return html.escape(code)
+    lexer = _lexer(language)
+    if lexer is None:
+        return html.escape(code)
+    parts: list[str] = []
+    for kind, text in lexer.get_tokens(code):
+        name = _class_of(kind)
+        escaped = html.escape(text)
+        parts.append(f'<span class="{name}">{escaped}</span>' if name else escaped)
+    return "".join(parts)
+
+
+def _class_of(kind: object) -> str:
+    from pygments.token import STANDARD_TYPES
+
+    while kind not in STANDARD_TYPES:
+        kind = kind.parent  # type: ignore[attr-defined]
+    return STANDARD_TYPES[kind]
+
+
+@functools.lru_cache(maxsize=256)
+def _lexer(language: str) -> Lexer | None:
+    """The lexer of one of LANGUAGES, by any of its names."""
+    from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    if not language:
+        return None
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return None
+    return lexer if LANGUAGES.intersection(lexer.aliases) else None
+
+
+@functools.cache
+def classes() -> frozenset[str]:
+    """Every class that `highlight` may give."""
+    from pygments.token import STANDARD_TYPES
+
+    return frozenset(STANDARD_TYPES.values()) - {""}
+
+
+@functools.cache
+def style_sheet() -> str:
+    """CSS for light pages, and for dark ones: <html data-theme="dark">."""
+    from pygments.formatters import HtmlFormatter
+
+    light = HtmlFormatter(style="default").get_style_defs(".code")
+    dark = HtmlFormatter(style="github-dark").get_style_defs('[data-theme="dark"] .code')
+    return "\n".join(line for line in f"{light}\n{dark}".split("\n") if " .code" in f" {line}" and " ." in line)

@@ -1,0 +1,188 @@
+"""waitress as this project needs it: a thread for each open answer, slow senders cut off, and an end that lets answers
+end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flask import Flask
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher
+from waitress.utilities import Error
+
+from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.service import Service
+
+__all__ = ["Server", "serve"]
+
+_N_SPARE_THREADS = 16  # for what is answered at once, when every other thread writes an answer
+_MAX_STREAM_THREADS = 512
+_LAST_BYTES_S = 5.0
+
+
+class Server:
+    """A bound server over an app of `service`; `run` serves until `stop`. host, port: the settings'; port 0 = any that
+    is free, `port` says which."""
+
+    def __init__(self, app: Flask, service: Service) -> None:
+        settings = service.settings
+        n_threads = min(settings.max_requests, _MAX_STREAM_THREADS) + _N_SPARE_THREADS
+        self._service = service
+        self._adjustments = Adjustments(
+            host=settings.host,
+            port=settings.port,
+            threads=n_threads,
+            connection_limit=2 * n_threads,
+            backlog=1024,
+            ident="",
+            asyncore_use_poll=True,
+            # waitress refuses what reaches a limit
+            max_request_body_size=settings.max_body_bytes + 1,
+            max_request_header_size=settings.max_header_bytes + 1,
+            channel_request_lookahead=1,  # so that a client that hangs up is noticed while it is answered
+            cleanup_interval=1,
+        )
+        self._map: dict[int, Any] = {}
+        self._threads = _Threads(n_threads)
+        self._is_stopping = False
+        self._stop_now = threading.Event()
+        self._listeners = [
+            _Listener(app, self._map, dispatcher=self._threads, adj=self._adjustments, sockinfo=sockinfo)
+            for sockinfo in self._adjustments.listen
+        ]
+        for listener in self._listeners:
+            listener.read_timeout_s = settings.read_timeout_s
+
+    @property
+    def port(self) -> int:
+        return int(self._listeners[0].effective_port)
+
+    def run(self) -> None:
+        """Serves. Returns after `stop`, when answers have ended and been sent, or drain_s is over."""
+        try:
+            while not self._stop_now.is_set():
+                wasyncore.loop(timeout=1.0, use_poll=True, map=self._map, count=1)
+        finally:
+            self._threads.shutdown()
+            wasyncore.close_all(self._map)
+
+    def stop(self, drain_s: float | None = None) -> None:
+        """Returns at once. New requests are refused, those that run go on for drain_s (None = the settings') seconds.
+        Again: they end now."""
+        if self._is_stopping:
+            drain_s = 0.0
+        self._is_stopping = True
+        threading.Thread(target=self._stop, args=(drain_s,), name="llm_decoder-stop", daemon=True).start()
+
+    def _stop(self, drain_s: float | None) -> None:
+        try:
+            self._service.close(drain_s)
+            end_s = time.monotonic() + _LAST_BYTES_S
+            while self._is_busy() and time.monotonic() < end_s:
+                time.sleep(0.05)
+        finally:
+            self._stop_now.set()
+            for listener in self._listeners:
+                listener.pull_trigger()
+
+    def _is_busy(self) -> bool:
+        channels = [channel for listener in self._listeners for channel in list(listener.active_channels.values())]
+        return any(channel.requests or channel.total_outbufs_len for channel in channels)
+
+    @contextlib.contextmanager
+    def stopping_on_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C stop the server; the second one at once. For the main thread."""
+        before = {number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Threads(ThreadedTaskDispatcher):
+    """Starts a thread when every other one is busy, up to n_max; waitress would start them all at once."""
+
+    def __init__(self, n_max: int) -> None:
+        super().__init__()
+        self._n_max = n_max
+        self.queue_logger = logging.getLogger("llm_decoder.serving.queue")
+        self.queue_logger.addHandler(logging.NullHandler())
+        self.queue_logger.propagate = False
+
+    def add_task(self, task: Any) -> None:
+        super().add_task(task)
+        with self.lock:
+            n_threads = len(self.threads) - self.stop_count
+            n_wanted = min(self._n_max, n_threads + len(self.queue) - (n_threads - self.active_count))
+        if n_wanted > n_threads:
+            self.set_thread_count(n_wanted)
+
+
+class _ErrorTask(ErrorTask):
+    """waitress' own refusals (no HTTP, too long, too late) in our words."""
+
+    def execute(self) -> None:
+        error: Error = self.request.error
+        reply = HttpError(error.code, f"[http] {error.reason.lower()}: {error.body}"[:300]).reply()
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers += [("Content-Type", reply.media_type), ("X-Content-Type-Options", "nosniff")]
+        self.set_close_on_finish()
+        self.content_length = len(reply.body)
+        self.write(reply.body)
+
+
+class _Late(Error):
+    code = 408
+    reason = "Request Timeout"
+
+
+class _Channel(HTTPChannel):
+    error_task_class = _ErrorTask
+    began_s = 0.0  # when the first byte of the request came that is being read
+
+    def received(self, data: bytes) -> bool:
+        if self.request is None:
+            self.began_s = time.monotonic()
+        return bool(super().received(data))
+
+    def refuse_if_late(self, timeout_s: float) -> None:
+        """Ends a request that has not come whole in time, however busily its bytes drip."""
+        with self.requests_lock:
+            if self.request is None or self.requests or time.monotonic() - self.began_s < timeout_s:
+                return
+            late, self.request = self.request, None
+            late.error = _Late(f"the request did not come whole within {timeout_s:g} s")
+            late.completed = True
+            if not late.headers_finished:
+                late.parse_header(b"GET / HTTP/1.0\r\n")
+            self.requests.append(late)
+            self.server.add_task(self)
+
+
+class _Listener(TcpWSGIServer):
+    channel_class = _Channel
+    read_timeout_s = 30.0
+
+    def maintenance(self, now: float) -> None:
+        super().maintenance(now)
+        for channel in list(self.active_channels.values()):
+            channel.refuse_if_late(self.read_timeout_s)
+
+
+def serve(app: Flask, service: Service, on_ready: Callable[[Server], None] = lambda server: None) -> None:
+    """Binds, loads the model, and serves until a signal ends it. on_ready: once the port is open."""
+    server = Server(app, service)
+    with server.stopping_on_signals():
+        service.start()
+        on_ready(server)
+        server.run()
