@@ -21,6 +21,7 @@ from llm_decoder.cli.devices import devices
 from llm_decoder.cli.generate import generate
 from llm_decoder.cli.models_list import list_models, show_model
 from llm_decoder.cli.stream import stream
+from llm_decoder.cli.web import web
 
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 
@@ -50,6 +51,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "show": show_model,
     "devices": devices,
     "bench": bench,
+    "web": web,
 }
 for name, function in VERBS.items():
     app.command(name)(verb(function))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,18 +13,30 @@ if TYPE_CHECKING:
 
     from llm_decoder.serving.service import Service
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "serve"]
 
 
 def create_app(service: Service) -> Flask:
     """A WSGI application over a service, whose model may still be loading."""
     from flask import Flask
 
+    from llm_decoder.serving import operations
     from llm_decoder.web import adapter, page
 
     app = Flask("llm_decoder.web", static_folder=None)
-    adapter.mount(app, service, page.endpoints())
+    adapter.mount(app, service, (*operations.ENDPOINTS, *page.endpoints()))
     return app
+
+
+def serve(service: Service, on_ready: Callable[[str], None]) -> None:
+    """Serves under waitress until a signal ends it. on_ready: called with the page's address once the port is open."""
+    from llm_decoder.web.server import Server
+
+    server = Server(create_app(service), service)
+    with server.stopping_on_signals():
+        service.start()
+        on_ready(server.address)
+        server.run()
 
 
 if __name__ == "__main__":

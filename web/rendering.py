@@ -67,7 +67,12 @@ def _cleaner() -> nh3.Cleaner:
     return nh3.Cleaner(
         tags=set(_TAGS),
         clean_content_tags={"script", "style"},
-        attributes={"a": {"href", "title"}, "ol": {"start"}, "pre": {"data-language"}, "input": {"checked", "disabled"}},
+        attributes={
+            "a": {"href", "title"},
+            "ol": {"start"},
+            "pre": {"data-language"},
+            "input": {"checked", "disabled"},
+        },
         tag_attribute_values={"input": {"type": {"checkbox"}}},
         set_tag_attribute_values={"a": {"target": "_blank"}},
         allowed_classes={

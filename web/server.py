@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from flask import Flask
@@ -22,7 +22,7 @@ from waitress.utilities import Error
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.service import Service
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server"]
 
 _N_SPARE_THREADS = 16  # for what is answered at once, when every other thread writes an answer
 _MAX_STREAM_THREADS = 512
@@ -65,6 +65,13 @@ class Server:
     @property
     def port(self) -> int:
         return int(self._listeners[0].effective_port)
+
+    @property
+    def address(self) -> str:
+        """The page's, as a browser of this machine takes it."""
+        host = self._service.settings.host
+        host = "localhost" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+        return f"http://{host}:{self.port}"
 
     def run(self) -> None:
         """Serves. Returns after `stop`, when answers have ended and been sent, or drain_s is over."""
@@ -177,12 +184,3 @@ class _Listener(TcpWSGIServer):
         super().maintenance(now)
         for channel in list(self.active_channels.values()):
             channel.refuse_if_late(self.read_timeout_s)
-
-
-def serve(app: Flask, service: Service, on_ready: Callable[[Server], None] = lambda server: None) -> None:
-    """Binds, loads the model, and serves until a signal ends it. on_ready: once the port is open."""
-    server = Server(app, service)
-    with server.stopping_on_signals():
-        service.start()
-        on_ready(server)
-        server.run()
