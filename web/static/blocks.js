@@ -13,28 +13,14 @@ export function blockNodes(html) {
     table.replaceWith(frame);
     frame.append(table);
   }
-  for (const link of content.querySelectorAll("a[href]")) {
-    link.target = "_blank";
-    link.rel = "noopener noreferrer nofollow";
-  }
   return [...content.childNodes];
 }
 
 function frameCode(pre) {
-  const holder = pre.parentElement?.matches("div, figure") && pre.parentElement.children.length === 1 ? pre.parentElement : pre;
-  const frame = codeFrame(languageOf(pre));
-  holder.replaceWith(frame);
+  const frame = codeFrame(pre.dataset.language ?? "");
+  pre.replaceWith(frame);
   frame.append(pre);
-  pre.tabIndex = 0;
-}
-
-function languageOf(pre) {
-  const named = [pre, pre.parentElement, pre.querySelector("code")];
-  for (const node of named) {
-    const language = node?.dataset?.language || /(?:^|\s)language-([\w+#.-]+)/.exec(node?.className ?? "")?.[1];
-    if (language) return language;
-  }
-  return "";
+  pre.tabIndex = 0; // it scrolls sideways, with the keyboard too
 }
 
 /** What stands around code, finished or not: its language and a button that copies it. */
@@ -42,11 +28,11 @@ export function codeFrame(language) {
   const label = element("span", { class: "code-language" }, language || "text");
   const button = element(
     "button",
-    { type: "button", class: "code-copy", on: { click: () => copyCode(frame, button) } },
+    { type: "button", class: "code-copy", "aria-label": "Copy code", on: { click: () => copyCode(frame, button) } },
     icon("copy"),
     element("span", {}, "Copy"),
   );
-  const frame = element("figure", { class: "code" }, element("figcaption", {}, label, button));
+  const frame = element("figure", { class: "code-frame" }, element("figcaption", {}, label, button));
   return frame;
 }
 

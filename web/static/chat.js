@@ -11,6 +11,12 @@ import { Tree } from "./tree.js";
 const SAVE_MS = 500;
 const RENDER_WAIT_MS = 400; // a conversation that opens waits so long for its blocks, rather than to jump
 
+/** The first line, cut after a word. */
+function titleOf(text) {
+  const line = text.trim().split("\n")[0];
+  return line.length <= 60 ? line : `${line.slice(0, 60).replace(/\s+\S*$/, "")} …`;
+}
+
 export class Chat extends EventTarget {
   constructor(store) {
     super();
@@ -124,7 +130,8 @@ export class Chat extends EventTarget {
     if (this.run) return;
     const message = this.tree.get(id);
     const messages = this.#asked(id);
-    return this.#start({ message, isMore: true, request: { messages, continue_final_message: true } });
+    message.base = message.content.length;
+    return this.#start({ message, request: { messages, continue_final_message: true } });
   }
 
   stop() {
@@ -133,7 +140,7 @@ export class Chat extends EventTarget {
 
   #create(text) {
     const time = now();
-    const title = text.trim().split("\n")[0].slice(0, 60) || "New conversation";
+    const title = titleOf(text);
     this.conversation = { id: newId(), title, created: time, updated: time, leaf: null, settings: this.settings };
     this.tree = new Tree();
     this.#tell("open");
@@ -172,7 +179,8 @@ export class Chat extends EventTarget {
     return this.#start({ message: this.#add("assistant", parent, ""), request: { messages } });
   }
 
-  async #start({ message, request, streamId, isMore }) {
+  async #start({ message, request, streamId }) {
+    message.base ??= 0;
     const { conversation, tree } = this;
     let saved = 0;
     const save = () => this.store.save(conversation, [message]).catch((error) => this.#tell("trouble", { error }));
@@ -181,7 +189,6 @@ export class Chat extends EventTarget {
       rendering: this.rendering(message.id),
       request: request && { ...request, ...this.settings.sampling },
       streamId,
-      isMore,
       onChange: () => {
         this.#tell("message", message.id);
         if (performance.now() - saved < SAVE_MS) return;

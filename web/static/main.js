@@ -68,6 +68,10 @@ async function meet() {
       }
       showSession(session);
       if (session.model) return;
+      if (session.state === "failed") {
+        byId("model").textContent = "No model";
+        return complain(new Error("The model could not be loaded; the server's log says why."));
+      }
     } catch (error) {
       if (!(error instanceof ServerError) || error.status !== 503) return complain(error);
     }

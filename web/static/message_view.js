@@ -1,11 +1,11 @@
 // One message on the page.
 import { blockNodes } from "./blocks.js";
 import { copyText, element, icon, iconButton } from "./dom.js";
-import { OpenBlock } from "./open_block.js";
+import { OpenText } from "./open_text.js";
 
 const number = new Intl.NumberFormat("en");
 const rate = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
-const seconds = (value) => `${rate.format(value)} s`;
+const seconds = (value) => (value < 1 ? `${Math.max(1, Math.round(value * 1000))} ms` : `${rate.format(value)} s`);
 
 export class MessageView {
   /** chat: what the buttons act on. onRemoved(bringBack): a message was taken away. */
@@ -23,7 +23,7 @@ export class MessageView {
     const { message, chat, isAnswer } = this;
     this.content = element("div", { class: isAnswer ? "content prose" : "content bubble" });
     this.note = element("p", { class: "note", hidden: true });
-    this.tools = element("div", { class: "tools", role: "toolbar", "aria-label": "Message" });
+    this.tools = element("div", { class: "tools", role: "toolbar", "aria-label": "What to do with it" });
     this.stats = element("div", { class: "stats" });
     this.versions = element("div", { class: "versions", role: "group", "aria-label": "Versions of this message" });
     this.previous = iconButton("left", "Previous version", () => chat.walk(message.id, -1));
@@ -43,9 +43,9 @@ export class MessageView {
     this.root.append(heading);
     if (isAnswer) {
       this.#buildReasoning();
-      this.openBlock = new OpenBlock();
+      this.openText = new OpenText();
       this.waiting = element("span", { class: "waiting", "aria-hidden": "true" });
-      this.content.append(this.openBlock.root, this.waiting);
+      this.content.append(this.openText.root, this.waiting);
     }
     this.root.append(this.content, this.note, element("footer", {}, this.tools, this.stats));
   }
@@ -89,16 +89,16 @@ export class MessageView {
   }
 
   #updateBlocks() {
-    const { message, openBlock } = this;
+    const { message, openText } = this;
     const rendering = this.chat.rendering(message.id);
     if (rendering.version !== this.version) {
       this.version = rendering.version;
       this.nShown = 0;
-      this.content.replaceChildren(openBlock.root, this.waiting);
+      this.content.replaceChildren(openText.root, this.waiting);
     }
-    for (const { html } of rendering.blocks.slice(this.nShown)) openBlock.root.before(...blockNodes(html));
+    for (const { html } of rendering.blocks.slice(this.nShown)) openText.root.before(...blockNodes(html));
     this.nShown = rendering.blocks.length;
-    openBlock.show(message.content.slice(rendering.until));
+    openText.show(message.content.slice(rendering.until));
     const isThinking = message.reasoning !== "" && message.content === "";
     this.waiting.hidden = message.state !== "streaming" || isThinking;
     this.content.classList.toggle("is-empty", message.content === "");
@@ -125,6 +125,8 @@ export class MessageView {
       stopped: message.error ?? "Stopped.",
     };
     let text = notes[message.state] ?? "";
+    const { dropped } = message.stats;
+    if (message.state === "done" && dropped) text = `The conversation has outgrown the context: its ${dropped} oldest messages were left out.`;
     if (message.state === "done" && message.stats.finishReason === "length") text = "It ends here for its length; Continue goes on.";
     if (message.state === "streaming" && run?.connection === "lost") text = "The connection was lost. Reconnecting …";
     this.note.hidden = text === "";
@@ -148,7 +150,7 @@ export class MessageView {
       if (stats.tokensPerS) parts.push(element("span", { class: "speed" }, `${rate.format(stats.tokensPerS)} tokens/s`));
       if (stats.tokens) parts.push(element("span", {}, `${number.format(stats.tokens)} tokens`));
       if (stats.firstTokenS !== undefined) {
-        parts.push(element("span", { title: "Time to the first token" }, `first after ${seconds(stats.firstTokenS)}`));
+        parts.push(element("span", { title: "Time to the first token" }, `${seconds(stats.firstTokenS)} to the first`));
       }
       if (stats.contextMax && stats.contextUsed) parts.push(gauge(stats.contextUsed, stats.contextMax));
     }

@@ -29,13 +29,6 @@ export class Rendering {
     this.isWhole = true;
   }
 
-  /** From here on the last block is open again. */
-  reopen() {
-    this.blocks.pop();
-    this.version++;
-    this.isWhole = false;
-  }
-
   clear() {
     this.blocks = [];
     this.points = 0;

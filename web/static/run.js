@@ -3,16 +3,14 @@ import { AnswerStream, LostError } from "./answer_stream.js";
 import { renderBlocks } from "./server.js";
 
 export class Run {
-  /** message: the one that is written; rendering: its blocks. request or streamId: see AnswerStream. isMore: what comes
-   * goes on where the message ends. onChange(): something is to be shown. onSave(): something is to be kept. */
-  constructor({ message, rendering, request, streamId, isMore = false, onChange, onSave }) {
+  /** message: the one that is written; what comes follows its first `message.base` characters. rendering: its blocks.
+   * request or streamId: see AnswerStream. onChange(): something is to be shown. onSave(): something is to be kept. */
+  constructor({ message, rendering, request, streamId, onChange, onSave }) {
     this.message = message;
     this.rendering = rendering;
-    this.isMore = isMore;
     this.onChange = onChange;
     this.onSave = onSave;
     this.connection = "open";
-    this.before = isMore ? message.content : "";
     this.thinksSince = null;
     this.stream = new AnswerStream({
       request,
@@ -30,12 +28,8 @@ export class Run {
     const { message } = this;
     message.state = "streaming";
     message.error = null;
-    if (this.isMore) this.rendering.reopen();
-    else {
-      message.content = "";
-      message.reasoning = "";
-      this.rendering.clear();
-    }
+    message.content = message.content.slice(0, message.base);
+    if (message.base === 0) message.reasoning = "";
     let failure = null;
     try {
       await this.stream.run();
@@ -49,6 +43,7 @@ export class Run {
     message.error = failure ? failure.message : null;
     if (failure instanceof LostError && message.content) message.state = "stopped";
     delete message.stream;
+    delete message.base;
     await this.#renderRest();
     this.onChange();
     this.onSave();
@@ -64,6 +59,7 @@ export class Run {
     if (name === "start") {
       message.stream = data.stream;
       message.stats = { model: data.model, contextMax: data.max_model_len };
+      this.rendering.clear(); // blocks come for the whole message, also for what it said before
       this.onSave();
     } else if (name === "message") {
       this.#endThought();
@@ -72,7 +68,7 @@ export class Run {
       this.thinksSince ??= performance.now();
       message.reasoning += data.text;
     } else if (name === "block") {
-      if (!this.isMore) this.rendering.add(data.index, data.html, data.until, message.content);
+      this.rendering.add(data.index, data.html, data.until, message.content);
     } else if (name === "end") {
       Object.assign(message.stats, {
         finishReason: data.finish_reason,
@@ -81,6 +77,7 @@ export class Run {
         firstTokenS: data.time_to_first_token_s,
         contextUsed: data.context?.used,
         contextMax: data.context?.max,
+        dropped: data.dropped_messages,
       });
     } else if (name === "error") {
       message.error = data.error?.message ?? "The answer failed.";

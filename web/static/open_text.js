@@ -1,5 +1,5 @@
-// The block that is being written: plain text, in the shape that it will have, so that little moves when the server's
-// rendering takes its place.
+// What is being written and not rendered yet: plain text, in the shape that it will have, so that little moves when
+// the server's rendering takes its place.
 import { codeFrame } from "./blocks.js";
 import { element } from "./dom.js";
 
@@ -16,21 +16,55 @@ function kindOf(text) {
   return { kind: LIST.test(text) ? "list" : "text" };
 }
 
-export class OpenBlock {
+/** The paragraphs, lists, ... of a text: what blank lines and fences part. */
+function parts(text) {
+  const found = [];
+  let rest = text.replace(/^\s*\n/, "");
+  while (rest.trim() !== "") {
+    const fence = FENCE.exec(rest);
+    let end;
+    if (fence) {
+      const closing = new RegExp(`\\n {0,3}${fence[1][0]}{${fence[1].length},}[^\\S\\n]*(?:\\n|$)`);
+      const found = closing.exec(rest.slice(fence[0].length - 1));
+      end = found ? fence[0].length - 1 + found.index + found[0].length : rest.length;
+    } else {
+      const gap = /\n[^\S\n]*\n|\n(?= {0,3}(?:`{3}|~{3}))/.exec(rest);
+      end = gap ? gap.index + gap[0].length : rest.length;
+    }
+    found.push(rest.slice(0, end));
+    rest = rest.slice(end).replace(/^(?:[^\S\n]*\n)+/, "");
+  }
+  return found;
+}
+
+export class OpenText {
+  constructor() {
+    this.root = element("div", { class: "open-text" });
+    this.blocks = [];
+  }
+
+  /** Shows `text`, all that is open; "" shows nothing. */
+  show(text) {
+    const found = parts(text);
+    this.root.hidden = found.length === 0;
+    while (this.blocks.length > found.length) this.blocks.pop().root.remove();
+    found.forEach((part, at) => {
+      if (!this.blocks[at]) {
+        this.blocks.push(new OpenBlock());
+        this.root.append(this.blocks[at].root);
+      }
+      this.blocks[at].show(part);
+    });
+  }
+}
+
+class OpenBlock {
   constructor() {
     this.root = element("div", { class: "open-block" });
     this.kind = null;
   }
 
-  /** Shows `text`, all of the open block; "" shows nothing. */
-  show(text) {
-    const begun = text.replace(/^\n+/, "");
-    this.root.hidden = begun.trim() === "";
-    if (this.root.hidden) {
-      this.root.replaceChildren();
-      this.kind = null;
-      return;
-    }
+  show(begun) {
     const found = kindOf(begun);
     if (found.kind !== this.kind) {
       this.kind = found.kind;
@@ -47,7 +81,7 @@ export class OpenBlock {
     this.text = document.createTextNode("");
     if (fence) {
       const frame = codeFrame(fence[3] ? fence[2] : "");
-      frame.append(element("pre", {}, element("code", {}, this.text)));
+      frame.append(element("pre", { class: "code" }, element("code", {}, this.text)));
       this.root.replaceChildren(frame);
     } else if (heading) {
       this.root.replaceChildren(element(`h${heading[1].length}`, {}, this.text));
@@ -56,7 +90,7 @@ export class OpenBlock {
       this.list = element("div", { class: "open-list" });
       this.root.replaceChildren(this.list);
     } else {
-      this.root.replaceChildren(element("p", { class: "open-text" }, this.text));
+      this.root.replaceChildren(element("p", { class: "open-lines" }, this.text));
     }
   }
 
