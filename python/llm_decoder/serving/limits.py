@@ -43,7 +43,7 @@ class Admission:
             self._n_bytes -= n_bytes
 
     def hold(self, n_bytes: int) -> None:
-        """So many bytes of a body have come; `release` or `leave` must follow. Raises HttpError 429 where there is no room."""
+        """So many bytes of a body have come; `release` or `leave` must follow. Raises HttpError 429."""
         with self._lock:
             if self._n_bytes + n_bytes > self._max_bytes:
                 raise _full("too many large requests are inside")
