@@ -37,6 +37,7 @@ def _site() -> Iterator[Site]:
     from scripted import Site
 
     site = Site()
+    assert site.service.wait(30), site.service.failure
     yield site
     site.close()
 

@@ -90,8 +90,8 @@ class Reader:
 
     def wait(self) -> Reader:
         """Until nothing is being written."""
-        expect(self.page.locator("[data-state=streaming]")).to_have_count(0)
-        expect(self.answer).to_have_attribute("data-state", "done")
+        self.answer.and_(self.page.locator(":not([data-state=streaming])")).wait_for()
+        assert self.answer.get_attribute("data-state") == "done", self.note.inner_text()
         return self
 
     def press(self, keys: str) -> Reader:

@@ -48,9 +48,13 @@ export class Chat extends EventTarget {
     return this.renderings.get(id);
   }
 
-  async open(id) {
-    if (id === (this.conversation?.id ?? null) && this.isOpen) return;
-    this.isOpen = true;
+  open(id) {
+    if (this.opening && id === (this.conversation?.id ?? null)) return this.opening;
+    this.opening = this.#open(id);
+    return this.opening;
+  }
+
+  async #open(id) {
     const conversation = id ? await this.store.conversation(id) : null;
     if (!conversation) {
       this.conversation = null;
@@ -100,6 +104,7 @@ export class Chat extends EventTarget {
   // -- writing and answers
 
   async send(text) {
+    await this.opening; // who writes while a conversation opens writes to that one
     if (this.run) return;
     if (!this.conversation) this.#create(text);
     const message = this.#add("user", this.conversation.leaf, text);
