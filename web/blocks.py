@@ -45,6 +45,8 @@ class BlockSplitter:
         self._item = ""  # kind of the marker of the list that is open
         self._offset = 0  # columns that lines of its last item are indented by
         self._inner_fence = ""
+        self._is_paragraph = False  # whether the line before is one's, outside of lists, quotes and tables
+        self._in_other = False  # whether a quote or a table is open
 
     def push(self, text: str) -> list[Block]:
         """The blocks that are finished now, in order."""
@@ -90,6 +92,7 @@ class BlockSplitter:
         if not text.strip(" \t"):
             self._add(line)
             self._after_blank = True
+            self._is_paragraph = self._in_other = False
             return
         if self._lines and self._begins_block(text):
             self._cut(blocks)
@@ -143,13 +146,17 @@ class BlockSplitter:
             self._fence = fence[1]
             return
         marker = _MARKER.match(text)
+        was_paragraph = self._is_paragraph
+        if _QUOTE.match(text) or _is_table(text):
+            self._in_other = True
+        is_code = not was_paragraph and _indent(text) >= 4
+        self._is_paragraph = not (self._in_other or is_code or _is_rule(text) or _is_underline(text))
         if not marker or _is_rule(text):
             return
         has_text = bool(marker[4])
         if has_text and not marker[3] and text[marker.end(2) : marker.end(2) + 1] != "\t":
             return  # "*bold*", "1.5"
-        is_first = not self._lines or self._after_blank
-        if not is_first and not self._item and (not has_text or marker[2] not in ("-", "+", "*", "1.", "1)")):
+        if was_paragraph and not self._item and (not has_text or marker[2] not in ("-", "+", "*", "1.", "1)")):
             return  # it cannot interrupt a paragraph
         self._item = _kind(marker)
         n_spaces = len(marker[3])
@@ -175,6 +182,16 @@ def _is_rule(text: str) -> bool:
     """Whether it is a thematic break."""
     signs = text.replace(" ", "").replace("\t", "")
     return _indent(text) < 4 and len(signs) >= 3 and signs[0] in "-*_" and signs == signs[0] * len(signs)
+
+
+def _is_table(text: str) -> bool:
+    """Whether it is the row below a table's head."""
+    return "|" in text and "-" in text and not text.strip("|-: \t")
+
+
+def _is_underline(text: str) -> bool:
+    """Whether it makes a heading of the paragraph above it."""
+    return not text.strip("= \t")
 
 
 def _closes(text: str, fence: str) -> bool:

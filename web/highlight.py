@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,28 +22,28 @@ LANGUAGES = frozenset(
         *("scala", "scss", "sql", "swift", "toml", "typescript", "tsx", "vim", "xml", "yaml", "zig"),
     ]
 )
-MAX_CODE_CHARS = 1 << 15
 MAX_LINE_CHARS = 1 << 10
 
 
 def highlight(code: str, language: str) -> str:
     """HTML of `code`: its text escaped, with spans whose classes style_sheet colours."""
-    if len(code) > MAX_CODE_CHARS or any(len(line) > MAX_LINE_CHARS for line in code.split("\n")):
-        return html.escape(code)
     lexer = _lexer(language)
-    if lexer is None:
+    if lexer is None or any(len(line) > MAX_LINE_CHARS for line in code.split("\n")):
         return html.escape(code)
+    tokens = ((_class_of(kind), text) for _, kind, text in lexer.get_tokens_unprocessed(code))
     parts: list[str] = []
-    for kind, text in lexer.get_tokens(code):
-        name = _class_of(kind)
-        escaped = html.escape(text)
+    for name, run in itertools.groupby(tokens, key=lambda token: token[0]):
+        escaped = html.escape("".join(text for _, text in run))
         parts.append(f'<span class="{name}">{escaped}</span>' if name else escaped)
     return "".join(parts)
 
 
 def _class_of(kind: object) -> str:
-    from pygments.token import STANDARD_TYPES
+    """ "" for what has no colour."""
+    from pygments.token import STANDARD_TYPES, Whitespace
 
+    if kind is Whitespace:
+        return ""
     while kind not in STANDARD_TYPES:
         kind = kind.parent  # type: ignore[attr-defined]
     return STANDARD_TYPES[kind]

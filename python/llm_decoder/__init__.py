@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from llm_decoder.llm import LLM
     from llm_decoder.outputs import Completion, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
     from llm_decoder.sampling import SamplingParams
+    from llm_decoder.structured import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StreamEvent",
+    "StructuredOutputs",
     "TokenLogprob",
     "UnsupportedModelError",
     "__version__",
@@ -77,6 +79,7 @@ _HOMES = {
     "RequestOutput": "outputs",
     "SamplingParams": "sampling",
     "StreamEvent": "outputs",
+    "StructuredOutputs": "structured",
     "TokenLogprob": "outputs",
     "devices": "backends",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -85,8 +86,8 @@ class RequestOutput:
 @dataclass(slots=True)
 class StreamEvent:
     """What one answer gained since its last event. text is complete UTF-8; the texts of an index, joined, are the
-    text of its Completion. The last event of an answer has finish_reason; the last of the request has `output` as
-    well."""
+    text of its Completion. The last event of an answer has finish_reason and stop_reason; the last of the request has
+    `output` as well. prompt_token_ids: the request's own list, not to be changed."""
 
     index: int
     text: str
@@ -95,3 +96,5 @@ class StreamEvent:
     logprobs: list[TokenLogprob] | None = None
     output: RequestOutput | None = None
     dropped_messages: int = 0
+    stop_reason: str | int | None = None
+    prompt_token_ids: Sequence[int] = ()

@@ -61,6 +61,16 @@ class Tokenizer:
         """How many tokens it knows, added ones included; a model may have more rows than that."""
         return self._size
 
+    @property
+    def n_ids(self) -> int:
+        """One more than its largest id."""
+        return max(self._size, *(id_ + 1 for id_ in self._added), 0)
+
+    def to_json(self) -> str:
+        """The whole of it as the text of a tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def encode(self, text: str, add_special_tokens: bool = True, *, allow_special_tokens: bool = False) -> list[int]:
         """Token ids of a text; `add_special_tokens` puts what the model expects around it (a begin token, say).
 

@@ -1,0 +1,8 @@
+"""What a chat model writes, taken apart: content, reasoning, calls of tools. Text in, parts out."""
+
+from __future__ import annotations
+
+from llm_decoder.answers.parser import AnswerParser, Part, PartKind
+from llm_decoder.answers.style import PLAIN, CallForm, ChatStyle, find_style
+
+__all__ = ["PLAIN", "AnswerParser", "CallForm", "ChatStyle", "Part", "PartKind", "find_style"]

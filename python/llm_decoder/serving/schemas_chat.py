@@ -1,0 +1,51 @@
+"""/v1/chat/completions: its request and its answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from llm_decoder.sampling import MAX_INT, MAX_LOGPROBS
+from llm_decoder.serving.schemas_base import Int, Name, Reply, SamplingFields
+from llm_decoder.serving.schemas_messages import Messages
+
+__all__ = ["ChatReply", "ChatRequest"]
+
+
+class ChatRequest(SamplingFields):
+    text_fields: ClassVar[frozenset[str]] = frozenset()
+
+    messages: Messages
+    max_completion_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: Annotated[dict[Name, Any], Field(max_length=32)] | None = None
+    documents: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = None
+
+    # Not in this version.
+    echo: Literal[False] | None = None
+    add_special_tokens: Literal[False] | None = None
+    chat_template: None = None
+    functions: None = None
+    function_call: None = None
+    audio: None = None
+    modalities: list[Literal["text"]] | None = None
+    web_search_options: None = None
+
+    # Changes nothing.
+    prediction: dict[str, Any] | None = Field(default=None, description="no-op: a hint for speed")
+    verbosity: str | None = Field(default=None, description="no-op")
+
+
+class ChatReply(Reply):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    usage: dict[str, Any]
