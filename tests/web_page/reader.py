@@ -80,8 +80,17 @@ class Reader:
 
     def say(self, text: str) -> Reader:
         """Sends a message; does not wait for the answer."""
+        n_before = self.questions.count()
         self.field.fill(text)
         self.field.press("Enter")
+        expect(self.questions).to_have_count(n_before + 1)
+        expect(self.page.locator(".message.assistant.last")).to_be_visible()
+        return self
+
+    def begin(self) -> Reader:
+        """A new conversation."""
+        self.button("New conversation").first.click()
+        expect(self.questions).to_have_count(0)
         return self
 
     def ask(self, text: str) -> Reader:

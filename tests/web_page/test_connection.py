@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from reader import Reader, expect
-from scripted import Site, open_llm
+from scripted_site import Site, open_llm
 
 WORDS = " ".join(str(i) for i in range(300))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from reader import Reader, expect
-from scripted import Site
+from scripted_site import Site
 
 
 def test_a_conversation_is_still_there_after_a_reload(reader: Reader, site: Site) -> None:
@@ -21,7 +21,7 @@ def test_a_conversation_is_still_there_after_a_reload(reader: Reader, site: Site
 
 def test_a_new_one_begins_empty_and_the_old_one_can_be_opened_again(reader: Reader) -> None:
     reader.ask("First topic")
-    reader.click("New conversation")
+    reader.begin()
     expect(reader.answers).to_have_count(0)
     expect(reader.page.get_by_text("What is on your mind?")).to_be_visible()
     expect(reader.field).to_be_focused()
@@ -36,7 +36,7 @@ def test_a_new_one_begins_empty_and_the_old_one_can_be_opened_again(reader: Read
 
 def test_an_answer_goes_on_while_another_conversation_is_read(reader: Reader, site: Site) -> None:
     reader.ask("Quiet")
-    reader.click("New conversation")
+    reader.begin()
     site.script.answer = lambda prompt: "word " * 300
     site.script.step_s = 0.002
     reader.say("Loud")
@@ -84,7 +84,7 @@ def test_escape_keeps_the_old_name(reader: Reader) -> None:
 def test_search_finds_titles_and_what_was_said(reader: Reader, site: Site) -> None:
     site.script.answers("Bananas are berries.", "Yes.")
     reader.ask("Fruit")
-    reader.click("New conversation").ask("Stones")
+    reader.begin().ask("Stones")
     search = reader.page.get_by_label("Search conversations")
     search.fill("BERRIES")
     expect(reader.titles).to_have_text(["Fruit"])
@@ -149,7 +149,7 @@ def test_an_export_comes_in_again_with_all_its_versions(reader: Reader, site: Si
 
 
 def test_all_conversations_go_into_one_file(reader: Reader, tmp_path: Path) -> None:
-    reader.ask("One").click("New conversation").ask("Two")
+    reader.ask("One").begin().ask("Two")
     value = json.loads(export(reader, "Export all conversations", tmp_path).read_text())
     assert [conversation["title"] for conversation in value["conversations"]] == ["Two", "One"]
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from reader import Reader, expect
-from scripted import Site
+from scripted_site import Site
 
 
 def asked(reader: Reader, text: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_the_system_prompt_goes_first_and_stays_with_its_conversation(reader: Re
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     reader.page.reload()
     expect(system).to_have_value("Be brief.")
-    reader.click("New conversation")
+    reader.begin()
     system.fill("Be long.")
     reader.ask("Other")
     reader.titles.last.click()
@@ -102,5 +102,5 @@ def test_a_new_conversation_begins_with_what_was_set_last(reader: Reader) -> Non
     reader.page.get_by_label("Seed").fill("7")
     reader.page.get_by_label("Seed").press("Enter")
     assert asked(reader, "Q")["seed"] == 7
-    reader.click("New conversation")
+    reader.begin()
     assert asked(reader, "Q")["seed"] == 7

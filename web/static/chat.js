@@ -108,8 +108,7 @@ export class Chat extends EventTarget {
     if (this.run) return;
     if (!this.conversation) this.#create(text);
     const message = this.#add("user", this.conversation.leaf, text);
-    await this.#save([message]);
-    await this.#answer(message.id);
+    await Promise.all([this.#save([message]), this.#answer(message.id)]);
   }
 
   /** A changed copy of a message beside it; one of the reader's own is answered anew. */
@@ -117,10 +116,9 @@ export class Chat extends EventTarget {
     if (this.run) return;
     const old = this.tree.get(id);
     const message = this.#add(old.role, old.parent, text);
-    await this.#save([message]);
-    if (old.role === "user") await this.#answer(message.id);
+    if (old.role === "user") await Promise.all([this.#save([message]), this.#answer(message.id)]);
     else {
-      await this.#render(message);
+      await Promise.all([this.#save([message]), this.#render(message)]);
       this.#tell("path");
     }
   }

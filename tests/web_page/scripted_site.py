@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from fakes import ByteTokenizer, FakeBackend
 
+from llm_decoder.chat_template import ChatTemplate
 from llm_decoder.engine import Engine, EngineOptions
 from llm_decoder.llm import LLM
 from llm_decoder.serving.service import Service
@@ -26,7 +27,12 @@ _ANSWER = "<assistant>"
 
 
 class ChatBytes(ByteTokenizer):
-    """Chats as text with their roles in angle brackets."""
+    """Chats as text with their roles in angle brackets, and reasoning as Qwen's models mark it."""
+
+    chat_template = ChatTemplate("{{ '<think>' }}{{ '</think>' }}")
+
+    def token_id(self, text: str) -> int | None:
+        return None
 
     def apply_chat_template(
         self, messages: Sequence[dict[str, str]], continue_final_message: bool = False, **_: Any
