@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
     from reader import Reader
-    from scripted import Site
+    from scripted_site import Site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -34,9 +34,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def _site() -> Iterator[Site]:
-    from scripted import Site
+    from scripted_site import Site
 
     site = Site()
+    assert site.service.wait(30), site.service.failure
     yield site
     site.close()
 
@@ -74,3 +75,23 @@ def new_reader(browser: Browser) -> Iterator[Callable[..., Reader]]:
 @pytest.fixture
 def reader(new_reader: Callable[..., Reader], site: Site) -> Reader:
     return new_reader(site).open()
+
+
+@pytest.fixture(scope="module")
+def _page_of_blocks(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def reader_of_blocks(_page_of_blocks: Page, site: Site) -> Iterator[Reader]:
+    """One reader for many small tests of a file."""
+    from reader import Reader
+
+    reader = Reader(_page_of_blocks, site.url)
+    if not _page_of_blocks.url.startswith(site.url):
+        reader.open()
+    yield reader
+    assert reader.troubles == []
+    assert reader.foreign == []

@@ -80,8 +80,17 @@ class Reader:
 
     def say(self, text: str) -> Reader:
         """Sends a message; does not wait for the answer."""
+        n_before = self.questions.count()
         self.field.fill(text)
         self.field.press("Enter")
+        expect(self.questions).to_have_count(n_before + 1)
+        expect(self.page.locator(".message.assistant.last")).to_be_visible()
+        return self
+
+    def begin(self) -> Reader:
+        """A new conversation."""
+        self.button("New conversation").first.click()
+        expect(self.questions).to_have_count(0)
         return self
 
     def ask(self, text: str) -> Reader:
@@ -90,8 +99,8 @@ class Reader:
 
     def wait(self) -> Reader:
         """Until nothing is being written."""
-        expect(self.page.locator("[data-state=streaming]")).to_have_count(0)
-        expect(self.answer).to_have_attribute("data-state", "done")
+        self.answer.and_(self.page.locator(":not([data-state=streaming])")).wait_for()
+        assert self.answer.get_attribute("data-state") == "done", self.note.inner_text()
         return self
 
     def press(self, keys: str) -> Reader:

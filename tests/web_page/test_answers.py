@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from reader import Reader, expect
-from scripted import Site
+from scripted_site import Site
 
 POEM = "First paragraph.\n\n## A heading\n\n- one\n- two\n\n```python\nprint('hi')\n```\n\nLast *words*."
 LONG = "word " * 600
@@ -186,27 +184,17 @@ def test_copying_works_where_the_browser_keeps_its_clipboard_from_plain_http(rea
 
 
 def test_reasoning_is_folded_away_and_can_be_opened(reader: Reader, site: Site) -> None:
-    events = [
-        ("start", {"stream": "s", "model": "thinker", "max_model_len": 4096}),
-        ("reasoning", {"text": "Let me see: "}),
-        ("reasoning", {"text": "2 + 2 <b>is</b> 4."}),
-        (None, {"text": "Four."}),
-        ("block", {"index": 0, "html": "<p>Four.</p>", "until": 5}),
-        ("end", {"finish_reason": "stop", "usage": {"completion_tokens": 9}, "context": {"used": 20, "max": 4096}}),
-    ]
-    lines = [
-        f"id: {i}\n" + (f"event: {name}\n" if name else "") + f"data: {json.dumps(data)}\n\n"
-        for i, (name, data) in enumerate(events, 1)
-    ]
-    body = "".join(lines) + "data: [DONE]\n\n"
-    reader.page.route("**/page/stream", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    site.script.answer = lambda prompt: "<think>Let me see: 2 + 2 <b>is</b> 4.</think>Four."
     reader.ask("2 + 2?")
     expect(reader.text).to_have_text("Four.")
     thought = reader.answer.locator(".thought")
     expect(thought).to_be_hidden()
+    expect(reader.answer.locator("summary")).to_contain_text("Thought for")
     reader.answer.locator("summary").click()
     expect(thought).to_have_text("Let me see: 2 + 2 <b>is</b> 4.")
-    expect(reader.answer.locator("summary")).to_contain_text("Thought for")
+    site.script.answer = lambda prompt: "Five."
+    reader.ask("Sure?")
+    assert "Let me see" not in site.script.asked[-1]
 
 
 def test_the_end_of_an_answer_is_told_to_those_who_hear_the_page(reader: Reader) -> None:

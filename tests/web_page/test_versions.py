@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reader import Reader, expect
-from scripted import Site
+from scripted_site import Site
 
 
 def test_regenerating_adds_a_version_and_arrows_walk_between_them(reader: Reader, site: Site) -> None:

@@ -48,9 +48,13 @@ export class Chat extends EventTarget {
     return this.renderings.get(id);
   }
 
-  async open(id) {
-    if (id === (this.conversation?.id ?? null) && this.isOpen) return;
-    this.isOpen = true;
+  open(id) {
+    if (this.opening && id === (this.conversation?.id ?? null)) return this.opening;
+    this.opening = this.#open(id);
+    return this.opening;
+  }
+
+  async #open(id) {
     const conversation = id ? await this.store.conversation(id) : null;
     if (!conversation) {
       this.conversation = null;
@@ -100,11 +104,11 @@ export class Chat extends EventTarget {
   // -- writing and answers
 
   async send(text) {
+    await this.opening; // who writes while a conversation opens writes to that one
     if (this.run) return;
     if (!this.conversation) this.#create(text);
     const message = this.#add("user", this.conversation.leaf, text);
-    await this.#save([message]);
-    await this.#answer(message.id);
+    await Promise.all([this.#save([message]), this.#answer(message.id)]);
   }
 
   /** A changed copy of a message beside it; one of the reader's own is answered anew. */
@@ -112,10 +116,9 @@ export class Chat extends EventTarget {
     if (this.run) return;
     const old = this.tree.get(id);
     const message = this.#add(old.role, old.parent, text);
-    await this.#save([message]);
-    if (old.role === "user") await this.#answer(message.id);
+    if (old.role === "user") await Promise.all([this.#save([message]), this.#answer(message.id)]);
     else {
-      await this.#render(message);
+      await Promise.all([this.#save([message]), this.#render(message)]);
       this.#tell("path");
     }
   }

@@ -51,18 +51,15 @@ function showSession(session) {
   byId("welcome-context").textContent = session.max_model_len
     ? `It reads up to ${number.format(session.max_model_len)} tokens at once.`
     : "";
-  byId("sign-out").hidden = !isKeyed;
+  byId("sign-out").hidden = !session.csrf;
   settings.setDefaults(session.defaults);
 }
-
-let isKeyed = false;
 
 async function meet() {
   for (;;) {
     try {
       const session = await readSession();
       if (session.needs_key) {
-        isKeyed = true;
         await login.ask();
         continue;
       }

@@ -2,6 +2,7 @@
 import { blockNodes } from "./blocks.js";
 import { copyText, element, icon, iconButton } from "./dom.js";
 import { OpenText } from "./open_text.js";
+import { plain } from "./toasts.js";
 
 const number = new Intl.NumberFormat("en");
 const rate = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
@@ -121,8 +122,8 @@ export class MessageView {
   #updateNote(run) {
     const { message } = this;
     const notes = {
-      failed: message.error ?? "The answer failed.",
-      stopped: message.error ?? "Stopped.",
+      failed: plain(message.error ?? "The answer failed."),
+      stopped: plain(message.error ?? "Stopped."),
     };
     let text = notes[message.state] ?? "";
     const { dropped } = message.stats;

@@ -28,8 +28,6 @@ export class Run {
     const { message } = this;
     message.state = "streaming";
     message.error = null;
-    message.content = message.content.slice(0, message.base);
-    if (message.base === 0) message.reasoning = "";
     let failure = null;
     try {
       await this.stream.run();
@@ -58,6 +56,8 @@ export class Run {
     const { message } = this;
     if (name === "start") {
       message.stream = data.stream;
+      message.content = message.content.slice(0, message.base); // what was read before the page was loaded again
+      if (message.base === 0) message.reasoning = "";
       message.stats = { model: data.model, contextMax: data.max_model_len };
       this.rendering.clear(); // blocks come for the whole message, also for what it said before
       this.onSave();

@@ -92,8 +92,10 @@ export class Sidebar {
   #rename(row, { id, title }) {
     const field = element("input", { type: "text", class: "rename", "aria-label": "Title", maxlength: "200" });
     field.value = title;
+    let isFinished = false;
     const finish = (isKept) => {
-      if (!field.isConnected) return;
+      if (isFinished) return; // taking the field away blurs it
+      isFinished = true;
       const text = field.value;
       field.remove();
       if (isKept && text.trim() && text !== title) this.chat.rename(id, text);

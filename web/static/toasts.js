@@ -42,12 +42,12 @@ function show(text, { isError = false, action = null }) {
 export const tell = (text, action = null) => show(text, { action });
 
 export function complain(error) {
-  const again = error.retryAfterS ? ` Try again in ${error.retryAfterS} s.` : "";
-  show(`${plain(error.message ?? String(error))}${again}`, { isError: true });
+  const again = error.retryAfterS ? `. Try again in ${error.retryAfterS} s.` : "";
+  show(`${plain(error.message ?? String(error)).replace(/\.$/, again ? "" : ".")}${again}`, { isError: true });
 }
 
 /** "[server] the model is ..." -> "The model is ..." */
-function plain(message) {
+export function plain(message) {
   const text = message.replace(/^\[[\w ./-]+\]\s*/, "");
   return text.charAt(0).toUpperCase() + text.slice(1);
 }

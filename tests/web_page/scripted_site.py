@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from fakes import ByteTokenizer, FakeBackend
 
+from llm_decoder.chat_template import ChatTemplate
 from llm_decoder.engine import Engine, EngineOptions
 from llm_decoder.llm import LLM
 from llm_decoder.serving.service import Service
@@ -26,7 +27,12 @@ _ANSWER = "<assistant>"
 
 
 class ChatBytes(ByteTokenizer):
-    """Chats as text with their roles in angle brackets."""
+    """Chats as text with their roles in angle brackets, and reasoning as Qwen's models mark it."""
+
+    chat_template = ChatTemplate("{{ '<think>' }}{{ '</think>' }}")
+
+    def token_id(self, text: str) -> int | None:
+        return None
 
     def apply_chat_template(
         self, messages: Sequence[dict[str, str]], continue_final_message: bool = False, **_: Any
@@ -37,10 +43,12 @@ class ChatBytes(ByteTokenizer):
 
 @dataclass
 class Script:
-    """What the model says. answer(prompt): to a chat as text, all roles in it. step_s: how long a byte takes."""
+    """What the model says. answer(prompt): to a chat as text, all roles in it. step_s: how long a byte takes.
+    is_broken: it gives numbers that are none."""
 
     answer: Callable[[str], str] = lambda prompt: "Yes."
     step_s: float = 0.0
+    is_broken: bool = False
     asked: list[str] = field(default_factory=list)  # the prompts
     _begin: Callable[[], None] = lambda: None
 
@@ -70,6 +78,7 @@ class Script:
         self.answer = lambda prompt: "Yes."
         self._begin = lambda: None
         self.step_s = 0.0
+        self.is_broken = False
         self.asked.clear()
 
 
@@ -78,7 +87,7 @@ def open_llm(script: Script, max_model_len: int = 4096) -> LLM:
 
     def write(history: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> None:
         byte = script.next_byte(bytes(token for token in history.tolist() if token < 256))
-        logits[:] = -30.0
+        logits[:] = np.nan if script.is_broken else -30.0
         logits[ByteTokenizer.eos_token_id if byte is None else byte] = 30.0
 
     backend.spoil = write
@@ -89,9 +98,9 @@ def open_llm(script: Script, max_model_len: int = 4096) -> LLM:
 
 
 class Site:
-    """A server of the page on a free port."""
+    """A server of the page on a free port, over a model that follows `script`."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, open_llm: Callable[[Script], LLM] = open_llm, **settings: Any) -> None:
         self.script = Script()
         self.service = Service(lambda: open_llm(self.script), ServerSettings(port=0, **settings))
         self._server = Server(create_app(self.service), self.service)
@@ -99,7 +108,6 @@ class Site:
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         self.service.start()
-        assert self.service.wait(30), self.service.failure
 
     def close(self) -> None:
         self._server.stop(0.0)
