@@ -54,7 +54,7 @@ def texts_of(answer):
     """Every content in an answer, or in the events of a stream."""
     for part in answer if isinstance(answer, list) else [answer]:
         for choice in part["choices"]:
-            yield (choice.get("delta") or choice.get("message")).get("content") or ""
+            yield choice["delta" if "delta" in choice else "message"].get("content") or ""
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llm_decoder.sampling import MAX_INT, MAX_LOGPROBS
-from llm_decoder.serving.schemas_base import Int, Name, Reply, SamplingFields, Schema
+from llm_decoder.serving.schemas_base import WHOLE, Name, Reply, SamplingFields, Schema
 from llm_decoder.serving.schemas_messages import Messages
 from llm_decoder.tools import MAX_TOOLS
 
@@ -39,9 +39,9 @@ class ToolChoice(Schema):
 
 class ChatRequest(SamplingFields):
     messages: Messages
-    max_completion_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_INT), WHOLE] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from llm_decoder.sampling import MAX_INT
-from llm_decoder.serving.schemas_base import Int, Name, Reply, Schema
+from llm_decoder.serving.schemas_base import WHOLE, Name, Reply, Schema
 from llm_decoder.serving.schemas_messages import Messages
 
 __all__ = ["DetokenizeReply", "DetokenizeRequest", "TokenizeReply", "TokenizeRequest"]
@@ -39,7 +39,7 @@ class TokenizeReply(Reply):
 
 class DetokenizeRequest(Schema):
     model: str | None = Field(default=None, max_length=1024)
-    tokens: Annotated[list[Annotated[Int, Field(ge=0, le=MAX_INT)]], Field(max_length=1 << 20)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT), WHOLE]], Field(max_length=1 << 20)]
 
 
 class DetokenizeReply(Reply):
