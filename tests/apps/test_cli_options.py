@@ -61,6 +61,7 @@ def test_sampling_flags_reach_the_request(cli: Program) -> None:
         "--logprobs": "2",
         "--prompt-logprobs": "1",
         "--cache-salt": "mine",
+        "--structured-outputs": '{"regex": "[0-9]+"}',
     }
     arguments = [word for pair in flags.items() for word in pair]
     arguments += ["--logit-bias", "6=-5", "--logit-bias", "7=2.5", "--bad-words", "no", "--stop", "a", "--stop", "b"]
@@ -89,6 +90,7 @@ def test_sampling_flags_reach_the_request(cli: Program) -> None:
         logprobs=2,
         prompt_logprobs=1,
         cache_salt="mine",
+        structured_outputs={"regex": "[0-9]+"},
     )
 
 
