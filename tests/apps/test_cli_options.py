@@ -18,6 +18,7 @@ from llm_decoder.cli._options import DEFAULT_MAX_TOKENS, ModelOptions, SamplingO
 from llm_decoder.cli.main import main
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.sampling import SamplingParams
+from llm_decoder.structured import StructuredOutputs
 
 
 def names_of(group: type) -> set[str]:
@@ -94,6 +95,13 @@ def test_sampling_flags_reach_the_request(cli: Program) -> None:
     )
 
 
+def test_a_file_may_hold_the_form_of_the_answer(cli: Program, tmp_path: Path) -> None:
+    file = tmp_path / "form.json"
+    file.write_text('{"choice": ["yes", "nö"]}', encoding="utf-8")
+    assert cli("generate", "Hello", "--structured-outputs", f"@{file}").code == 0
+    assert cli.llm.asked[0][1].structured_outputs == StructuredOutputs(choice=["yes", "nö"])
+
+
 def test_what_is_not_given_is_left_to_the_model(cli: Program) -> None:
     cli("generate", "Hello")
     assert cli.llm.asked[0][1] == SamplingParams(max_tokens=DEFAULT_MAX_TOKENS)
@@ -151,6 +159,10 @@ def test_the_environment_stands_in_for_a_flag_and_the_flag_wins(cli: Program, mo
         ("--allowed-token-ids", "100"),
         ("--bad-token-ids", "1,100"),
         ("--logit-bias", "100=1"),
+        ("--structured-outputs", "[0-9]+"),
+        ("--structured-outputs", "[1]"),
+        ("--structured-outputs", "{}"),
+        ("--structured-outputs", "@no/such/file.json"),
         ("--no-such-flag", "1"),
     ],
 )
