@@ -101,4 +101,4 @@ class StreamEvent:
     logprobs: list[TokenLogprob] | None = None
     output: RequestOutput | None = None
     dropped_messages: int = 0
-    parts: Sequence[Part] = ()
+    parts: Sequence[Part] | None = None
