@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -31,6 +32,7 @@ _T = TypeVar("_T")
 Masks = npt.NDArray[np.uint32]
 
 COMPILE_S = 10.0  # a request waits for its grammar, those before it included
+LOOK_AHEAD_S = 2e-3  # masks of guesses shall not cost more than guesses save
 MAX_DEFINITIONS = 2000  # rules of a grammar, references of a schema: how deep they can lead into each other
 MAX_CACHED = 64
 MAX_CACHED_CHARS = 1 << 20
@@ -47,7 +49,7 @@ _LIMITS: dict[str, Any] = {
 }
 # Between the parts of JSON: a space, or a new line with its indentation. A model that were let write more of it often
 # writes nothing else, to the end of its tokens.
-_WHITESPACE = r"(\x20|\r?\n[\x20\t]{0,32})"
+_WHITESPACE = r"(\x20|\n[\x20\t]{0,32})"
 
 
 class Grammar:
@@ -95,7 +97,8 @@ class Follower:
 
     def look_ahead(self, tokens: Sequence[int]) -> Masks:
         """uint32 [n, n_words]: what may come behind tokens[0], behind tokens[1] and so on, as far as they may come and
-        leave something to come. It stays where it is."""
+        leave something to come, and as long as that is quick. It stays where it is."""
+        started_s = time.perf_counter()
         ahead = _guarded(self._matcher.deep_copy)
         masks = np.empty((len(tokens), self.n_words), np.uint32)
         for n, token in enumerate(tokens):
@@ -104,6 +107,8 @@ class Follower:
             _guarded(ahead.unsafe_compute_mask_ptr, masks[n].ctypes.data, masks[n].nbytes)
             if ahead.is_stopped():  # with an error, or because only the end is left
                 return masks[:n]
+            if time.perf_counter() - started_s > LOOK_AHEAD_S:
+                return masks[: n + 1]
         return masks
 
     def _check(self) -> None:
