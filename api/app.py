@@ -58,17 +58,10 @@ def create_app(
     )
     app.state.service = service
     for endpoint in table:
-        app.router.routes.append(
-            Route(_pattern(endpoint.path), EndpointApp(transport, endpoint), methods=[endpoint.method])
-        )
+        app.router.routes.append(Route(endpoint.path, EndpointApp(transport, endpoint), methods=[endpoint.method]))
     app.add_exception_handler(HTTPException, _no_route)
     app.add_middleware(Door, service=service, endpoints=table)
     return app
-
-
-def _pattern(path: str) -> str:
-    """A name at the end of a path may have slashes: hub ids do."""
-    return f"{path[:-1]}:path}}" if path.endswith("}") else path
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -3,12 +3,12 @@ error becomes an answer."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_decoder.api.body import Disconnected, discard_body
@@ -32,7 +32,7 @@ class Door:
         self._app = app
         self._service = service
         self._open = [
-            (_methods(endpoint.method), re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(endpoint.path))))
+            (_methods(endpoint.method), compile_path(endpoint.path)[0])
             for endpoint in endpoints
             if endpoint.access == "open"
         ]
@@ -44,13 +44,13 @@ class Door:
         started_s = time.monotonic()
         headers = _headers(scope)
         line = RequestLine(request_id_of(headers), scope["method"], scope["path"], (scope.get("client") or ("",))[0])
-        sender = _Sender(send, line)
+        sender = _Sender(scope, receive, send, headers, line)
         try:
             await self._let_in(scope, receive, sender, headers)
         except Disconnected:
             line.end = "cancelled"
         except Exception as error:  # noqa: BLE001 - the door answers for whatever is raised behind it
-            await self._answer(error, scope, receive, sender, headers)
+            await _answer(error, sender)
         except BaseException:
             line.end = "cancelled"
             raise
@@ -79,26 +79,28 @@ class Door:
         is_open = any(method in methods and pattern.fullmatch(path) for methods, pattern in self._open)
         return "open" if is_open else "key"
 
-    async def _answer(
-        self, error: Exception, scope: Scope, receive: Receive, sender: _Sender, headers: dict[str, str]
-    ) -> None:
-        told = as_http_error(error)
-        sender.line.code = told.code
-        if told is not error and told.status >= 500:
-            LOGGER.error("request failed", exc_info=error, extra={"fields": {"request_id": sender.line.request_id}})
-        if sender.has_begun:
-            sender.line.end = "failed"
-            return
-        if not scope.get("state", {}).get("is_read") and not await discard_body(receive, headers):
-            sender.headers["connection"] = "close"
+
+async def _answer(error: Exception, sender: _Sender) -> None:
+    told = as_http_error(error)
+    sender.line.code = told.code
+    if told is not error and told.status >= 500:
+        LOGGER.error("request failed", exc_info=error, extra={"fields": {"request_id": sender.line.request_id}})
+    if sender.has_begun:
+        sender.line.end = "failed"
+    else:
         await send_reply(told.reply(), sender)
 
 
 class _Sender:
     """`send`, with what every answer has, and what the log wants to know of it."""
 
-    def __init__(self, send: Send, line: RequestLine) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, request_headers: dict[str, str], line: RequestLine
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
         self._send = send
+        self._request_headers = request_headers
         self.line = line
         self.has_begun = False
         self.headers = {"x-request-id": line.request_id, "x-content-type-options": "nosniff"}
@@ -107,10 +109,16 @@ class _Sender:
         if message["type"] == "http.response.start":
             self.has_begun = True
             self.line.status = message["status"]
+            if message["status"] >= 400 and not await self._is_read():
+                self.headers["connection"] = "close"
             self._note(message)
         else:
             self.line.n_sent_bytes += len(message.get("body", b""))
         await self._send(message)
+
+    async def _is_read(self) -> bool:
+        is_read: bool = self._scope.get("state", {}).get("is_read", False)
+        return is_read or await discard_body(self._receive, self._request_headers)
 
     def _note(self, message: Message) -> None:
         given: dict[bytes, bytes] = dict(message.get("headers", ()))

@@ -191,38 +191,47 @@ class _Stream:
         self._transport = transport
 
     async def send_all(self, send: Send) -> None:
-        """Nothing is sent before there is something to say, so that what fails early has a status of its own: then
-        raises what the engine raised. Raises Disconnected."""
-        answer, bell, wakeups = self._answer, self.bell, self._transport.wakeups
-        has_begun = False
-        self._transport.watch(self)
+        """Raises Disconnected; and what the engine raised before anything was sent: that has a status of its own."""
+        answer, wakeups = self._answer, self._transport.wakeups
         start = _start(200, sse.MEDIA_TYPE, {**sse.HEADERS, **answer.headers})
+        self._transport.watch(self)
         try:
-            answer.on_items(lambda: wakeups.wake(bell))
-            while True:
-                data = answer.events()
-                if not data:
-                    if answer.is_over:
-                        break
-                    await bell.wait()
-                    if self._client.done():
-                        raise Disconnected
-                    if not self.is_silent:
-                        continue
-                    data = answer.events() or sse.PING
-                if not has_begun:
-                    has_begun = True
-                    if isinstance(answer, RunningCall) and answer.error is not None:
-                        raise answer.error
-                    await send(start)
+            answer.on_items(lambda: wakeups.wake(self.bell))
+            data = await self._first()
+            await send(start)
+            while data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 self.is_silent = False
                 self.last_sent_s = time.monotonic()
+                data = answer.events() or await self._next()
         finally:
             self._transport.forget(self)
-        if not has_begun:
-            await send(start)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _first(self) -> bytes:
+        """A call's greeting waits for its first token, or for a silence that is too long."""
+        answer = self._answer
+        if isinstance(answer, RunningCall):
+            await self._wait()
+            data = answer.events()
+            if answer.error is not None:
+                raise answer.error
+            return data
+        return answer.events() or await self._next()
+
+    async def _next(self) -> bytes:
+        """What comes next, or a comment in a silence; b"" at the end."""
+        while not self._answer.is_over:
+            await self._wait()
+            data = self._answer.events()
+            if data or self.is_silent:
+                return data or sse.PING
+        return self._answer.events()
+
+    async def _wait(self) -> None:
+        await self.bell.wait()
+        if self._client.done():
+            raise Disconnected
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from llm_decoder.prompts import Prompt
 from llm_decoder.serving.calls import Call, EventStream
-from llm_decoder.serving.chat_answers import ChatReading
 from llm_decoder.serving.chat_prompt import chat_messages, template_options
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
@@ -166,19 +165,15 @@ def start_stream(streams: PageStreams, service: Service, incoming: Incoming) -> 
     request, headers = parse_body(incoming, AnswerRequest)
     max_tokens = max_tokens_of(request, None)
     check_amount(service, 1, 1, max_tokens)
-    reading = ChatReading.of(service.llm)
-    keeps_marks = request.skip_special_tokens is None and reading.marks_are_special
-    params = sampling_params(
-        request,
-        incoming.request_id,
-        max_tokens=max_tokens,
-        **({"skip_special_tokens": False} if keeps_marks else {}),
-    )
+    params = sampling_params(request, incoming.request_id, max_tokens=max_tokens)
     messages = chat_messages(service, request.messages)
+    options = template_options(request)
     before = _text_to_go_on_with(messages) if request.continue_final_message else ""
     stream_id = streams.new_id()
-    events = PageEvents(stream_id, service.model_name, service.llm.max_model_len, reading, before)
-    call = Call([cast(Prompt, messages)], [params], events, stream=True, template_options=template_options(request))
+    llm = service.llm
+    parser = llm.answer_parser(messages, **options)
+    events = PageEvents(stream_id, service.model_name, llm.max_model_len, parser, before)
+    call = Call([cast(Prompt, messages)], [params], events, stream=True, template_options=options)
     stream = PageStream(stream_id, service.run(call), events, service.settings.resume_s)
     streams.add(stream)
     return stream.read(headers=headers)

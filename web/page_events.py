@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from llm_decoder.answers import AnswerParser, Part
 from llm_decoder.outputs import RequestOutput, StreamEvent
-from llm_decoder.serving.chat_answers import AnswerReader, ChatReading
 from llm_decoder.serving.errors import as_http_error
 from llm_decoder.serving.sse import Chunk
 from llm_decoder.web.blocks import Block, BlockSplitter
@@ -16,15 +16,14 @@ __all__ = ["PageEvents"]
 
 
 class PageEvents:
-    """calls.AnswerFormat. reading: how reasoning is told from content. before: what the message says already when the
-    answer goes on with it; the blocks are those of the whole."""
+    """calls.AnswerFormat. parser: tells reasoning from content. before: what the message says already when the answer
+    goes on with it; the blocks are those of the whole."""
 
-    def __init__(self, stream_id: str, model: str, max_model_len: int, reading: ChatReading, before: str = "") -> None:
+    def __init__(self, stream_id: str, model: str, max_model_len: int, parser: AnswerParser, before: str = "") -> None:
         self._stream_id = stream_id
         self._model = model
         self._max_model_len = max_model_len
-        self._reading = reading
-        self._reader: AnswerReader | None = None
+        self._parser = parser
         self._before = before
         self._splitter = BlockSplitter()
         self._renderer = BlockRenderer()
@@ -39,9 +38,7 @@ class PageEvents:
         return [Chunk(data, "start"), *self._blocks(self._splitter.push(self._before))]
 
     def chunks(self, prompt_index: int, event: StreamEvent) -> list[Chunk]:
-        if self._reader is None:
-            self._reader = self._reading.reader(event.prompt_token_ids)
-        return self._texts(self._reader.push(event.text))
+        return self._texts(self._parser.push(event.text))
 
     def end(self, outputs: Sequence[RequestOutput]) -> list[Chunk]:
         return [*self._rest(), Chunk(self._summary(outputs[0]), "end")]
@@ -51,17 +48,16 @@ class PageEvents:
         return [*self._rest(), Chunk(as_http_error(error).body(), "error")]
 
     def _rest(self) -> list[Chunk]:
-        deltas = self._reader.finish() if self._reader is not None else []
-        return [*self._texts(deltas), *self._blocks(self._splitter.finish())]
+        return [*self._texts(self._parser.finish()), *self._blocks(self._splitter.finish())]
 
-    def _texts(self, deltas: Sequence[Mapping[str, Any]]) -> list[Chunk]:
+    def _texts(self, parts: Sequence[Part]) -> list[Chunk]:
         chunks = []
-        for delta in deltas:
-            if "reasoning_content" in delta:
-                chunks.append(Chunk({"text": delta["reasoning_content"]}, "reasoning"))
-            elif "content" in delta:
-                text = delta["content"]
-                chunks += [Chunk({"text": text}), *self._blocks(self._splitter.push(text))]
+        for part in parts:
+            data = {"text": part.text}
+            if part.kind == "reasoning":
+                chunks.append(Chunk(data, "reasoning"))
+            else:
+                chunks += [Chunk(data), *self._blocks(self._splitter.push(part.text))]
         return chunks
 
     def _blocks(self, blocks: list[Block]) -> list[Chunk]:

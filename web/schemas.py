@@ -12,7 +12,7 @@ from llm_decoder.serving.schemas_messages import Messages
 __all__ = ["AnswerRequest", "EmptyRequest", "LoginRequest", "RenderRequest"]
 
 MAX_KEY_CHARS = 512
-MAX_TEXT_CHARS = 1 << 19
+MAX_TEXT_CHARS = 1 << 18
 
 
 class AnswerRequest(SamplingFields):

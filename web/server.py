@@ -153,6 +153,7 @@ class _Late(Error):
 
 class _Channel(HTTPChannel):
     error_task_class = _ErrorTask
+    request: Any = None  # that is being read
     began_s = 0.0  # when the first byte of the request came that is being read
 
     def received(self, data: bytes) -> bool:

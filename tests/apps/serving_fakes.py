@@ -63,7 +63,7 @@ def fail(service: Service, incoming: Incoming) -> Reply:
 ENDPOINTS = (
     Endpoint("POST", "/complete", complete, "Completes"),
     Endpoint("POST", "/echo", echo, "Tells what was asked"),
-    Endpoint("GET", "/echo/{name}", echo, "Tells what was asked"),
+    Endpoint("GET", "/echo/{name:path}", echo, "Tells what was asked"),
     Endpoint("GET", "/open", echo, "Tells it to everybody", access="open"),
     Endpoint("GET", "/open/{name}/part", echo, "Tells it to everybody", access="open"),
     Endpoint("POST", "/fail", fail, "Fails"),
@@ -75,9 +75,10 @@ def make_llm(backend: FakeBackend | None = None, **options: Any) -> LLM:
     return LLM.over(engine, ByteTokenizer(), "fake")
 
 
-def make_service(backend: FakeBackend | None = None, max_requests: int | None = None, **settings: Any) -> Service:
-    """A service whose model is there."""
-    service = Service(lambda: make_llm(backend, max_requests=max_requests), ServerSettings(**settings))
+def make_service(backend: FakeBackend | None = None, **fields: Any) -> Service:
+    """A service whose model is there. fields: of ServerSettings."""
+    settings = ServerSettings(**fields)
+    service = Service(lambda: make_llm(backend, max_requests=settings.max_requests), settings)
     service.start()
     assert service.wait(60)
     return service

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from llm_decoder.answers import AnswerParser, find_style
+from llm_decoder.chat_answers import ChatAnswers
 from llm_decoder.chat_template import ChatTemplate
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.outputs import Completion, RequestMetrics, RequestOutput, StreamEvent
@@ -55,19 +57,10 @@ class ScriptedRequest:
 
 
 class ScriptedTokenizer:
-    """No special tokens, and a template whose source is all that is looked at."""
+    """A template whose source is all that is looked at."""
 
     def __init__(self, source: str) -> None:
         self.chat_template = ChatTemplate(source)
-
-    def token_id(self, text: str) -> None:
-        return None
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return bytes(ids).decode("utf-8", "replace")
 
 
 class ScriptedLLM:
@@ -97,6 +90,13 @@ class ScriptedLLM:
             request.say(*self._script)
             request.end()
         return request
+
+    def answer_parser(self, messages: Any = (), **options: Any) -> AnswerParser:
+        return self.chat_answers(messages, **options).parser()
+
+    def chat_answers(self, messages: Any = (), **options: Any) -> ChatAnswers:
+        style = find_style(self.tokenizer.chat_template)
+        return ChatAnswers(self.tokenizer, style, messages, options)  # type: ignore[arg-type]
 
     def next_request(self) -> ScriptedRequest:
         assert self._came.acquire(timeout=10)

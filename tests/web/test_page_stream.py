@@ -10,7 +10,6 @@ from scripted import ScriptedLLM, ScriptedRequest, events_of, service_of, text_o
 from llm_decoder.errors import RequestFailedError
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.serving.calls import Call
-from llm_decoder.serving.chat_answers import ChatReading
 from llm_decoder.serving.service import Service
 from llm_decoder.web import page_stream
 from llm_decoder.web.page_events import PageEvents
@@ -25,7 +24,7 @@ def begin(resume_s: float = 60.0, before: str = "", template: str = "") -> tuple
 
 
 def begin_on(service: Service, resume_s: float = 60.0, before: str = "") -> PageStream:
-    events = PageEvents("s-1", "m", 100, ChatReading.of(service.llm), before)
+    events = PageEvents("s-1", "m", 100, service.llm.answer_parser(), before)
     call = service.run(Call([MESSAGES], [SamplingParams()], events, stream=True))
     return PageStream("s-1", call, events, resume_s)
 

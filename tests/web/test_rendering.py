@@ -193,6 +193,13 @@ def test_code_with_lines_of_unusual_length_is_plain() -> None:
     assert "<span" not in html_of(f"```python\nx = 1\n{'x = 1; ' * 200}\n```")
 
 
+def test_code_that_takes_too_long_has_its_rest_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(highlight.time, "thread_time", lambda: next(clock) / 10)
+    html = highlight.highlight("a = 1\nb = 2\nc = 3 < 4", "python")
+    assert html == '<span class="n">a</span> = 1\nb = 2\nc = 3 &lt; 4'
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(highlight.LANGUAGES)), st.text(max_size=80))
 def test_colours_change_no_character_of_code(language: str, code: str) -> None:

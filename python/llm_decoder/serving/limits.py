@@ -36,12 +36,14 @@ class Admission:
                 raise _full(f"{self._n_requests} requests wait or run, as many as it takes")
             self._n_requests += 1
 
-    def leave(self) -> None:
+    def leave(self, n_bytes: int = 0) -> None:
+        """n_bytes: what it still holds."""
         with self._lock:
             self._n_requests -= 1
+            self._n_bytes -= n_bytes
 
     def hold(self, n_bytes: int) -> None:
-        """So many bytes of a body have come; `release` must follow. Raises HttpError 429 where there is no room."""
+        """So many bytes of a body have come; `release` or `leave` must follow. Raises HttpError 429."""
         with self._lock:
             if self._n_bytes + n_bytes > self._max_bytes:
                 raise _full("too many large requests are inside")

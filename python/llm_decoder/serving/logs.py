@@ -19,6 +19,8 @@ __all__ = ["LOGGER", "RequestLine", "request_id_of", "set_up"]
 
 LOGGER = logging.getLogger("llm_decoder.server")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:+/=-]{1,128}")
+# Machines ask for these every few seconds; that all is well is no news.
+_PROBED = frozenset({"/health", "/ready", "/metrics"})
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/+@%~-]+")
 
 
@@ -72,7 +74,12 @@ class RequestLine:
             "ignored_fields": self.ignored_fields,
             "body": self.body,
         }
-        LOGGER.info("request", extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+        is_probe = self.path in _PROBED and self.status == 200
+        LOGGER.log(
+            logging.DEBUG if is_probe else logging.INFO,
+            "request",
+            extra={"fields": {name: value for name, value in fields.items() if value is not None}},
+        )
 
 
 def set_up(settings: ServerSettings) -> None:

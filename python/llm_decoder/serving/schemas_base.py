@@ -94,15 +94,17 @@ def _real(name: str) -> Any:
 
 def _prompt(value: Any) -> Any:
     """One form of four; what is in the lists is looked at where it becomes token ids."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return value
     if not isinstance(value, list) or not value:
-        raise ValueError("need a text, a list of texts, a list of token ids, or a list of such lists")
+        raise ValueError("need a text, a list of texts, a list of token ids, or a list of such lists; none is empty")
     if len(value) > MAX_PROMPT_ITEMS:
         raise ValueError(f"need at most {MAX_PROMPT_ITEMS} entries")
     kind = type(value[0])
     if kind not in (str, int, list) or any(type(item) is not kind for item in value):
         raise ValueError("need texts, token ids, or lists of token ids, all of one kind")
+    if kind is not int and not all(value):
+        raise ValueError("need texts or lists of token ids that are not empty")
     if kind is list and any(type(token) is not int for item in value for token in item):
         raise ValueError("need lists of token ids")
     return value
