@@ -1,4 +1,4 @@
-"""`python web/app.py` as people start it, over the embedded model."""
+"""The page's server as people start it, over the embedded model: Flask by path, FastAPI by its verb."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ QUESTION = {
 }
 
 
+FLASK = ["web/app.py"]
+FASTAPI = ["-m", "llm_decoder", "serve"]
+
+
 class Program:
-    def __init__(self, *flags: str, log: Path) -> None:
+    def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "web/app.py", "--port", "0", *flags], cwd=ROOT, stderr=stderr, env=dict(os.environ)
+                [sys.executable, *command, "--port", "0"], cwd=ROOT, stderr=stderr, env=dict(os.environ)
             )
         self.url = self._address()
 
@@ -65,9 +69,9 @@ class Program:
         raise AssertionError("the model does not load")
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    program = Program(log=tmp_path_factory.mktemp("web") / "log")
+@pytest.fixture(scope="module", params=[FLASK, FASTAPI], ids=["flask", "fastapi"])
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    program = Program(request.param, tmp_path_factory.mktemp("web") / "log")
     try:
         program.wait_until_ready()
         yield program
@@ -96,7 +100,21 @@ def test_the_page_and_its_session_are_there(program: Program) -> None:
     assert session["defaults"]["temperature"] > 0
 
 
-def test_openai_s_client_is_served_by_flask_too(program: Program) -> None:
+def test_a_stream_whose_connection_broke_is_read_on(program: Program) -> None:
+    body = json.dumps(QUESTION).encode()
+    request = urllib.request.Request(program.url + "/page/stream", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        seen = b"".join(answer.readline() for _ in range(4 * 5))  # the first events: four lines, or three
+    last_id = int(re.findall(rb"id: (\d+)\n", seen)[-1]) - 1  # the last one may have been cut
+    seen = seen.partition(b"id: %d\n" % (last_id + 1))[0]
+    stream_id = json.loads(seen.split(b"data: ")[1].split(b"\n")[0])["stream"]
+    again = urllib.request.Request(f"{program.url}/page/stream/{stream_id}", headers={"last-event-id": str(last_id)})
+    with urllib.request.urlopen(again, timeout=60) as answer:
+        rest = answer.read()
+    assert texts(seen) + texts(rest) == texts(program.ask("/page/stream", QUESTION))
+
+
+def test_openai_s_client_is_served(program: Program) -> None:
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=program.url + "/v1", api_key="none", max_retries=0) as client:
         asked = {"model": "storyteller", "messages": QUESTION["messages"], "max_tokens": 12, "temperature": 0}
@@ -108,7 +126,7 @@ def test_openai_s_client_is_served_by_flask_too(program: Program) -> None:
 
 
 def test_sigterm_lets_the_answer_end(tmp_path: Path) -> None:
-    program = Program(log=tmp_path / "log")
+    program = Program(FLASK, tmp_path / "log")
     program.wait_until_ready()
     body = json.dumps(QUESTION | {"max_tokens": 200}).encode()
     request = urllib.request.Request(program.url + "/page/stream", body, {"content-type": "application/json"})
