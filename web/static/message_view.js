@@ -6,7 +6,7 @@ import { plain } from "./toasts.js";
 
 const number = new Intl.NumberFormat("en");
 const rate = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
-const seconds = (value) => (value < 1 ? `${Math.max(1, Math.round(value * 1000))} ms` : `${rate.format(value)} s`);
+const shortly = (value) => (value < 1 ? `${Math.max(1, Math.round(value * 1000))} ms` : `${rate.format(value)} s`);
 
 export class MessageView {
   /** chat: what the buttons act on. onRemoved(bringBack): a message was taken away. */
@@ -73,7 +73,7 @@ export class MessageView {
     this.updateText(run);
     for (const button of [this.editButton, this.remove, this.regenerate, this.goOn]) if (button) button.disabled = isBusy;
     if (this.goOn) this.goOn.hidden = !isLast || message.content === "";
-    this.copy.hidden = message.content === "";
+    this.copy.hidden = this.editButton.hidden = message.content === "";
     this.#updateStats();
   }
 
@@ -112,7 +112,7 @@ export class MessageView {
     const isThinking = message.state === "streaming" && message.content === "";
     const took = message.stats.thoughtS;
     this.reasoning.classList.toggle("is-thinking", isThinking);
-    this.thoughtLabel.textContent = isThinking ? "Thinking" : took ? `Thought for ${seconds(took)}` : "Thought";
+    this.thoughtLabel.textContent = isThinking ? "Thinking" : took >= 1 ? `Thought for ${Math.round(took)} s` : "Thought for a moment";
     const shown = this.thought.textContent;
     const text = message.reasoning.trim();
     if (text.startsWith(shown)) this.thought.append(text.slice(shown.length));
@@ -151,7 +151,7 @@ export class MessageView {
       if (stats.tokensPerS) parts.push(element("span", { class: "speed" }, `${rate.format(stats.tokensPerS)} tokens/s`));
       if (stats.tokens) parts.push(element("span", {}, `${number.format(stats.tokens)} tokens`));
       if (stats.firstTokenS !== undefined) {
-        parts.push(element("span", { title: "Time to the first token" }, `${seconds(stats.firstTokenS)} to the first`));
+        parts.push(element("span", { title: "Time to the first token" }, `${shortly(stats.firstTokenS)} to the first`));
       }
       if (stats.contextMax && stats.contextUsed) parts.push(gauge(stats.contextUsed, stats.contextMax));
     }
@@ -171,7 +171,7 @@ export class MessageView {
 
   edit() {
     if (this.editor || this.chat.run) return;
-    const field = element("textarea", { class: "edit-field", rows: "3", "aria-label": "Edit message" });
+    const field = element("textarea", { class: "edit-field", rows: "1", "aria-label": "Edit message" });
     field.value = this.message.content;
     const close = () => {
       this.editor?.replaceWith(this.content);
