@@ -183,7 +183,8 @@ class _Chunks:
     def take(self, data: bytes) -> tuple[bytes, bool]:
         """(what of the body is there now, whether that was the last of it). Raises ValueError."""
         data = self._rest + data
-        parts, at = [], 0
+        parts: list[bytes] = []
+        at = 0
         while (line_end := data.find(b"\r\n", at)) >= 0:
             n_bytes = int(data[at:line_end].partition(b";")[0], 16)
             if n_bytes == 0:
