@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +27,12 @@ def create_app(service: Service) -> Flask:
     return app
 
 
-def serve(service: Service, on_ready: Callable[[str], None]) -> None:
-    """Serves under waitress until a signal ends it. on_ready: called with the page's address once the port is open."""
+def serve(service: Service) -> int:
+    """Serves under waitress until a signal, or until it turns out that the model cannot be loaded; returns the exit
+    code. Raises ConfigError when the port is not to be had."""
     from llm_decoder.web.server import Server
 
-    server = Server(create_app(service), service)
-    with server.stopping_on_signals():
-        service.start()
-        on_ready(server.address)
-        server.run()
+    return Server(create_app(service), service).run_as_program()
 
 
 if __name__ == "__main__":

@@ -247,6 +247,16 @@ def test_more_requests_than_there_are_places_are_told_to_come_again() -> None:
     assert client.post("/page/render", json={"text": "x"}).status_code == 200
 
 
+def test_a_stream_that_is_read_again_needs_a_place_too() -> None:
+    client, llm = client_of(max_requests=1)
+    first = client.post("/page/stream", json={"messages": MESSAGES}, buffered=False)
+    path = f"/page/stream/{events_of(next(iter(first.response)))[0].data['stream']}"
+    assert client.get(path).status_code == 429
+    first.close()
+    llm.next_request().end()
+    assert events_of(client.get(path).data)[-1].data == "[DONE]"
+
+
 def test_every_answer_has_the_name_of_its_request(client: FlaskClient) -> None:
     assert client.get("/", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert client.get("/nothing", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
