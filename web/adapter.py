@@ -149,6 +149,7 @@ def _wait(running: RunningCall) -> Reply:
 
 def _stream(stream: EventStream, service: Service) -> Response:
     body = _Body(stream, service.settings.ping_s, _gone(), _visit().line)
+    body.begin()
     return Response(body, headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS, **stream.headers})
 
 
@@ -162,24 +163,41 @@ class _Body(Iterator[bytes]):
         self._is_gone = is_gone
         self._line = line
         self._woken = threading.Event()
-        self._has_begun = False
+        self._first = b""
+
+    def begin(self) -> None:
+        """A call's greeting waits for its first token, or for a silence that is too long: what the engine raises before
+        has a status of its own, and is raised here."""
+        self._stream.on_items(self._woken.set)
+        if isinstance(self._stream, RunningCall):
+            end_s = time.monotonic() + self._ping_s
+            while not self._woken.wait(self._poll_s) and time.monotonic() < end_s and not self._is_gone():
+                pass
+            self._first = self._stream.events()
+            if self._stream.error is not None:
+                raise self._stream.error
 
     def __next__(self) -> bytes:
-        if not self._has_begun:
-            self._has_begun = True
-            self._stream.on_items(self._woken.set)
+        data, self._first = self._first or self._next(), b""
+        self._line.n_sent_bytes += len(data)
+        return data
+
+    def _next(self) -> bytes:
         silent_until_s = time.monotonic() + self._ping_s
         while True:
             self._woken.clear()
             data = self._stream.events()
             if data:
-                self._line.n_sent_bytes += len(data)
                 return data
             if self._stream.is_over or self._is_gone():
                 raise StopIteration
             if time.monotonic() >= silent_until_s:
                 return sse.PING
-            self._woken.wait(min(_POLL_S, self._ping_s))
+            self._woken.wait(self._poll_s)
+
+    @property
+    def _poll_s(self) -> float:
+        return min(_POLL_S, self._ping_s)
 
     def close(self) -> None:
         if not self._stream.is_over:
@@ -201,8 +219,8 @@ def _answer_error(error: Exception) -> Response:
     told = _http_error(error)
     visit = _visit()
     visit.line.code = told.code
-    if told.status == 500:
-        LOGGER.error("failed", exc_info=error, extra={"fields": {"request_id": visit.incoming.request_id}})
+    if told is not error and told.status >= 500:
+        LOGGER.error("request failed", exc_info=error, extra={"fields": {"request_id": visit.incoming.request_id}})
     return _response(told.reply())
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llm_decoder.serving.schemas_base import Int, Name, SamplingFields, Schema
+from llm_decoder.serving.schemas_base import Name, SamplingFields, Schema
 from llm_decoder.serving.schemas_messages import Messages
 
 __all__ = ["AnswerRequest", "EmptyRequest", "LoginRequest", "RenderRequest"]
@@ -25,7 +25,7 @@ class AnswerRequest(SamplingFields):
     n: Literal[1] | None = None
     stream: Literal[True] | None = None
     logprobs: Literal[False] | None = None
-    top_logprobs: Annotated[Int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Literal[0] | None = None
     prompt_logprobs: None = None
 
 

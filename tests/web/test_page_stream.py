@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from scripted import ScriptedLLM, ScriptedRequest, events_of, service_of, text_of
+from scripted_llm import ScriptedLLM, ScriptedRequest, events_of, service_of, text_of
 
 from llm_decoder.errors import RequestFailedError
 from llm_decoder.sampling import SamplingParams

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from scripted import Event, ScriptedLLM, events_of, service_of, text_of
+from scripted_llm import Event, ScriptedLLM, events_of, service_of, text_of
 
+from llm_decoder.errors import NotEnoughMemoryError
 from llm_decoder.web.app import create_app
 from llm_decoder.web.server import Server
 
@@ -136,6 +137,16 @@ def test_elsewhere_a_client_that_hangs_up_ends_its_answer(start: Start, stream: 
         request = running.llm.next_request()
         assert not request.is_cancelled.is_set()
     assert request.is_cancelled.wait(20)
+
+
+def test_an_answer_that_fails_before_its_first_token_has_a_status(start: Start) -> None:
+    running = start()
+    failing = threading.Thread(target=lambda: running.llm.next_request().fail(NotEnoughMemoryError("[rows] too many")))
+    failing.start()
+    answer = running.post("/v1/chat/completions", {"messages": MESSAGES, "stream": True})
+    failing.join()
+    assert answer.status == 400
+    assert json.loads(answer.read())["error"]["code"] == "not_enough_memory"
 
 
 def test_a_silent_stream_says_that_it_lives(start: Start) -> None:

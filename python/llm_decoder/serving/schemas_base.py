@@ -20,13 +20,14 @@ from llm_decoder.sampling import (
 
 __all__ = [
     "NOT_IN_THIS_VERSION",
-    "Int",
+    "WHOLE",
     "PromptField",
     "Reply",
     "SamplingFields",
     "Schema",
     "StopField",
     "StreamOptions",
+    "TokenId",
     "TokenIds",
 ]
 
@@ -64,7 +65,8 @@ NOT_IN_THIS_VERSION: Mapping[str, str] = {
 
 class Schema(BaseModel):
     """A request. Types are JSON's own, nothing is converted; null is as good as absent. Names that are not known stay
-    in `model_extra`. text_fields: those that a URL gives as they are."""
+    in `model_extra`. text_fields: those that a URL gives as they are. Every list fails at its first bad item, so that
+    a bad request costs no more than a good one."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
     text_fields: ClassVar[frozenset[str]] = frozenset()
@@ -81,15 +83,24 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Int = Annotated[int, BeforeValidator(_whole)]
-TokenId = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_INT)]
-TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST_TOKEN_IDS)]
+# Behind a field's limits, which are of the integer.
+WHOLE = BeforeValidator(_whole)
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT), WHOLE]
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST_TOKEN_IDS, fail_fast=True)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
+Choices = Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 def _real(name: str) -> Any:
     low, high = REAL_LIMITS[name]
     return Field(default=None, ge=low, le=high)
+
+
+def _few(value: Any) -> Any:
+    """What has too many entries is refused before each of them is."""
+    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIAS:
+        raise ValueError(f"need at most {MAX_LOGIT_BIAS} entries")
+    return value
 
 
 def _prompt(value: Any) -> Any:
@@ -168,7 +179,7 @@ class StructuredFields(Schema):
     json_: dict[str, Any] | str | bool | None = Field(default=None, alias="json")
     json_object: bool | None = None
     regex: str | None = Field(default=None, max_length=1 << 16)
-    choice: list[str] | None = Field(default=None, min_length=1, max_length=4096)
+    choice: Choices | None = None
     grammar: str | None = Field(default=None, max_length=1 << 20)
 
 
@@ -193,11 +204,11 @@ class SamplingFields(Schema):
     this version, and what changes nothing."""
 
     model: str | None = Field(default=None, max_length=1024)
-    n: Annotated[Int, Field(ge=1, le=MAX_N)] | None = None
-    max_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
-    min_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT), WHOLE] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_INT), WHOLE] | None = None
     temperature: float | None = _real("temperature")
-    top_k: Annotated[Int, Field(ge=-1, le=MAX_INT)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT), WHOLE] | None = None
     top_p: float | None = _real("top_p")
     min_p: float | None = _real("min_p")
     repetition_penalty: float | None = _real("repetition_penalty")
@@ -207,21 +218,25 @@ class SamplingFields(Schema):
         Annotated[
             dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]],
             Field(max_length=MAX_LOGIT_BIAS),
+            BeforeValidator(_few),
         ]
         | None
     ) = None
     allowed_token_ids: TokenIds | None = None
     bad_words: (
-        Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]], Field(max_length=MAX_BAD_WORDS)]
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]],
+            Field(max_length=MAX_BAD_WORDS, fail_fast=True),
+        ]
         | None
     ) = None
-    seed: Annotated[Int, Field(ge=-(1 << 63), le=(1 << 64) - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 64) - 1), WHOLE] | None = None
     stop: StopField = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     cache_salt: Name | None = None
     structured_outputs: StructuredFields | None = None
     response_format: ResponseFormat | None = None
@@ -232,11 +247,11 @@ class SamplingFields(Schema):
     return_tokens_as_token_ids: bool | None = None
 
     # The same by other names.
-    n_predict: Annotated[Int, Field(ge=-2, le=MAX_INT)] | None = Field(default=None, description="max_tokens")
+    n_predict: Annotated[int, Field(ge=-2, le=MAX_INT), WHOLE] | None = Field(default=None, description="max_tokens")
     repeat_penalty: float | None = _real("repetition_penalty")
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = Field(default=None, max_length=1 << 16)
-    guided_choice: Annotated[list[str], Field(min_length=1, max_length=4096)] | None = None
+    guided_choice: Choices | None = None
     guided_grammar: str | None = Field(default=None, max_length=1 << 20)
     json_schema: dict[str, Any] | str | None = Field(default=None, description="structured_outputs.json")
     grammar: str | None = Field(default=None, max_length=1 << 20, description="structured_outputs.grammar")

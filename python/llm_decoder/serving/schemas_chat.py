@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llm_decoder.sampling import MAX_INT, MAX_LOGPROBS
-from llm_decoder.serving.schemas_base import Int, Name, Reply, SamplingFields, Schema
+from llm_decoder.serving.schemas_base import WHOLE, Name, Reply, SamplingFields, Schema
 from llm_decoder.serving.schemas_messages import Messages
 from llm_decoder.tools import MAX_TOOLS
 
@@ -39,10 +39,10 @@ class ToolChoice(Schema):
 
 class ChatRequest(SamplingFields):
     messages: Messages
-    max_completion_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_INT), WHOLE] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -50,7 +50,7 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: Annotated[dict[Name, Any], Field(max_length=32)] | None = None
-    documents: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = None
+    documents: Annotated[list[dict[str, Any]], Field(max_length=1024, fail_fast=True)] | None = None
 
     # Not in this version.
     echo: Literal[False] | None = None
@@ -59,7 +59,7 @@ class ChatRequest(SamplingFields):
     functions: None = None
     function_call: None = None
     audio: None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=8, fail_fast=True)] | None = None
     web_search_options: None = None
 
     # Changes nothing.
