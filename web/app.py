@@ -15,13 +15,22 @@ if TYPE_CHECKING:
 __all__ = ["create_app", "serve"]
 
 
-def create_app(service: Service) -> Flask:
-    """A WSGI application over a service, whose model may still be loading."""
+def create_app(service: Service | None = None) -> Flask:
+    """A WSGI application over a service, whose model may still be loading.
+
+    None: over what LLM_DECODER_* and the settings files ask for, which begins to load. So a WSGI server with threads,
+    in one process, can be given `llm_decoder.web.app:create_app`.
+    """
     from flask import Flask
 
     from llm_decoder.serving.routes import all_endpoints
     from llm_decoder.web import adapter, page
 
+    if service is None:
+        from llm_decoder.serving.opening import service_from_environment
+
+        service = service_from_environment()
+        service.start()
     app = Flask("llm_decoder.web", static_folder=None)
     adapter.mount(app, service, (*all_endpoints(), *page.endpoints()))
     return app
