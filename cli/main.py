@@ -61,7 +61,7 @@ cache_app = _make_app("Quantised weights kept on disk.")
 cache_app.command("ls")(verb(list_cache))
 cache_app.command("clear")(verb(clear_cache))
 bench_app = _make_app(no_args_is_help=False)
-bench_app.callback(invoke_without_command=True)(verb(bench))
+bench_app.callback(invoke_without_command=True, help=bench.__doc__)(verb(bench))
 bench_app.command("serve")(verb(bench_serve))
 GROUPS = {"bench": bench_app, "cache": cache_app}
 for name, group in GROUPS.items():
