@@ -114,7 +114,7 @@ class RemoteLLM:
     def _events(
         self, path: str, body: dict[str, Any], prompt: Prompt, params: SamplingParams, n_dropped: int
     ) -> Iterator[StreamEvent]:
-        answer = _Gathered(prompt, n_dropped)
+        answer = _Gathered(prompt, params, n_dropped)
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
         with self._ask(path, body, params) as response:
             for chunk in _chunks(response):
@@ -126,7 +126,7 @@ class RemoteLLM:
         yield StreamEvent(0, "", [], output=answer.output(), dropped_messages=n_dropped)
 
     def _whole(self, prompt: str, params: SamplingParams) -> RequestOutput:
-        answer = _Gathered(prompt, 0)
+        answer = _Gathered(prompt, params)
         with self._ask("/v1/completions", {"prompt": prompt}, params) as response:
             try:
                 list(answer.add(response.json()))
@@ -239,7 +239,8 @@ class _Gathered:
     """An answer, or several to one prompt, from their chunks."""
 
     prompt: Prompt
-    dropped_messages: int
+    params: SamplingParams
+    dropped_messages: int = 0
     started_s: float = field(default_factory=time.monotonic)
     first_s: float | None = None
     usage: dict[str, Any] = field(default_factory=dict)
@@ -269,11 +270,13 @@ class _Gathered:
             self.first_s = time.monotonic()
         answer.text += text
         answer.token_ids += ids
-        logprobs = _logprobs(choice.get("logprobs"))
+        logprobs = _logprobs(choice.get("logprobs"), self.params.logprobs or 0)
         if logprobs:
             answer.logprobs = (answer.logprobs or []) + logprobs
         if choice.get("prompt_logprobs"):
-            self.prompt_logprobs = _prompt_logprobs(choice["prompt_logprobs"], self.prompt_token_ids)
+            self.prompt_logprobs = _prompt_logprobs(
+                choice["prompt_logprobs"], self.prompt_token_ids, self.params.prompt_logprobs or 0
+            )
         if choice.get("finish_reason") is not None:
             answer.finish_reason = cast(FinishReason, choice["finish_reason"])
             answer.stop_reason = choice.get("stop_reason")
@@ -325,25 +328,24 @@ def _parts(delta: dict[str, Any]) -> list[Part]:
     return [Part(cast(Any, kind), text) for kind, text in pairs if text]
 
 
-def _logprobs(given: dict[str, Any] | None) -> list[TokenLogprob] | None:
+def _logprobs(given: dict[str, Any] | None, n_top: int) -> list[TokenLogprob] | None:
     """Of an answer, in the form of /v1/completions or of a chat. Raises ServerError where tokens have no ids."""
     if not given:
         return None
     if "content" in given:
-        return [
-            _entry(
-                one["token"], one["logprob"], {top["token"]: top["logprob"] for top in one.get("top_logprobs") or ()}
-            )
-            for one in given["content"] or ()
-        ]
-    tops = given.get("top_logprobs") or [None] * len(given["tokens"])
-    columns = zip(given["tokens"], given["token_logprobs"], tops, strict=True)
-    return [_entry(token, logprob, top or {}) for token, logprob, top in columns]
+        entries = given["content"] or ()
+        tokens = [entry["token"] for entry in entries]
+        values = [entry["logprob"] for entry in entries]
+        tops = [{top["token"]: top["logprob"] for top in entry.get("top_logprobs") or ()} for entry in entries]
+    else:
+        tokens, values = given["tokens"], given["token_logprobs"]
+        tops = given.get("top_logprobs") or [{}] * len(tokens)
+    return [_entry(token, value, top or {}, n_top) for token, value, top in zip(tokens, values, tops, strict=True)]
 
 
-def _entry(token: str, logprob: float, top: dict[str, float]) -> TokenLogprob:
-    """rank: 0 where the server does not say it."""
-    best = sorted(((_token_id(name), value) for name, value in top.items()), key=lambda pair: -pair[1])
+def _entry(token: str, logprob: float, top: dict[str, float], n_top: int) -> TokenLogprob:
+    """rank: 0 where the server does not say it. top: may have the token itself beyond the n_top best."""
+    best = sorted(((_token_id(name), value) for name, value in top.items()), key=lambda pair: -pair[1])[:n_top]
     ranks = {name: rank for rank, (name, _) in enumerate(best, 1)}
     token_id = _token_id(token)
     return TokenLogprob(token_id, logprob, ranks.get(token_id, 0), tuple(best))
@@ -355,13 +357,13 @@ def _token_id(name: str) -> int:
     return int(name.removeprefix("token_id:"))
 
 
-def _prompt_logprobs(given: list[Any], token_ids: Sequence[int]) -> list[TokenLogprob | None]:
+def _prompt_logprobs(given: list[Any], token_ids: Sequence[int], n_top: int) -> list[TokenLogprob | None]:
     entries: list[TokenLogprob | None] = []
     for token_id, one in zip(token_ids, given, strict=True):
         if one is None:
             entries.append(None)
             continue
-        best = sorted((entry["rank"], int(name), entry["logprob"]) for name, entry in one.items())
+        best = sorted((entry["rank"], int(name), entry["logprob"]) for name, entry in one.items())[:n_top]
         own = one[str(token_id)]
         entries.append(TokenLogprob(token_id, own["logprob"], own["rank"], tuple((i, p) for _, i, p in best)))
     return entries
