@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import llm_decoder
 from llm_decoder.cli._options import ModelOptions, flag
 
 __all__ = ["OwnServer", "own_server"]
@@ -44,6 +45,9 @@ def own_server(model: ModelOptions) -> Iterator[OwnServer]:
     port = _free_port()
     command = [sys.executable, "-m", "llm_decoder", "serve", "--port", str(port), *_flags(model)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLM_DECODER_API_KEY")}
+    # The package that runs here: from a checkout the program finds it by itself, and its child would not.
+    places = [str(Path(llm_decoder.__file__).parents[1]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(place for place in places if place)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
