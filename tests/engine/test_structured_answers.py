@@ -74,8 +74,9 @@ def test_answers_are_what_their_schema_says(name: str) -> None:
 
 def test_answers_are_json_objects() -> None:
     n_whole = 0
+    ends = {ord("}"): 3.0, ord('"'): 3.0}
     for seed in range(10):
-        completion = answer(structured_outputs={"json_object": True}, seed=seed)
+        completion = answer(structured_outputs={"json_object": True}, seed=seed, logit_bias=ends)
         if completion.finish_reason == "stop":  # an object of random keys may go on for ever
             assert isinstance(json.loads(completion.text), dict)
             n_whole += 1
@@ -238,7 +239,7 @@ def test_an_answer_that_has_nothing_left_to_draw_fails_and_others_go_on() -> Non
 
 def test_a_grammar_that_becomes_too_much_work_fails_its_own_request_only() -> None:
     together = desk()
-    bad = together.add("Hello", structured_outputs={"regex": "((a{1000}){1000}){1000}"}, max_tokens=100)
+    bad = together.add("Hello", structured_outputs={"regex": "b[0-9]{2}((a{1000}){1000}){1000}"}, max_tokens=100)
     good = together.add("Hello", structured_outputs={"choice": ["fine"]})
     plain = together.add("Hello", max_tokens=20, seed=3)
     together.run()
