@@ -195,6 +195,11 @@ def test_a_stop_string_ends_an_answer_inside_its_grammar() -> None:
     assert (completion.text, completion.finish_reason, completion.stop_reason) == ("one ", "stop", "two")
 
 
+def test_text_held_back_for_a_stop_string_comes_out_when_the_grammar_is_complete() -> None:
+    completion = answer(structured_outputs={"choice": ["hello"]}, stop=["lox"])
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == ("hello", "stop", None)
+
+
 def test_a_stop_token_ends_an_answer_inside_its_grammar() -> None:
     completion = answer(structured_outputs={"regex": "xyz"}, stop_token_ids=[ord("y")])
     assert (completion.text, completion.finish_reason, completion.stop_reason) == ("x", "stop", ord("y"))
