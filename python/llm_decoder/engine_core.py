@@ -75,7 +75,7 @@ class EngineCore:
         self.scheduler.add(root)
 
     def _sequence(self, request: Request, index: int) -> Sequence:
-        return Sequence(request, index, self._tokenizer, self._start_speculation())
+        return Sequence(request, index, request.text_decoder or self._tokenizer, self._start_speculation())
 
     def cancel(self, request_id: str) -> None:
         """Its pages are let go at once; its answers end with "abort". Nothing happens to a request that is over."""

@@ -62,6 +62,7 @@ class Request:
     stream: bool = False  # events as they come, or only the RequestOutput
     rows: Rows | None = None
     dropped_messages: int = 0
+    text_decoder: TextDecoder | None = None  # makes its text; None = the engine's tokenizer
     eos_token_ids: frozenset[int] = frozenset()
     # As the sampler takes them.
     stop_ids: frozenset[int] = frozenset()  # end an answer: the model's own and stop_token_ids
@@ -270,6 +271,7 @@ def build_request(
     rows: Rows | None = None,
     dropped_messages: int = 0,
     grammar: Grammar | None = None,
+    text_decoder: TextDecoder | None = None,
 ) -> Request:
     """The request; `params` must be resolved. Raises InvalidRequestError for an empty prompt, an id that is no token of
     the model, params that leave no token to draw, ContextLengthExceededError for what cannot fit, NotEnoughMemoryError
@@ -303,6 +305,7 @@ def build_request(
         stream=stream,
         rows=rows,
         dropped_messages=dropped_messages,
+        text_decoder=text_decoder,
         eos_token_ids=own_ends,
         stop_ids=own_ends.union(stop_token_ids),
         end_ids=np.array(sorted(end_ids), np.int32),
