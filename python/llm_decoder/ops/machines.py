@@ -100,7 +100,7 @@ def n_threads() -> int:
 def stream_of(place: str, value: Any, device: str, stream: int | None) -> int:
     """The handle of the CUDA stream to work on: the one given, else that of the framework of `value`."""
     if stream is not None:
-        if isinstance(stream, bool) or not isinstance(stream, int) or stream < 0:
+        if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < 1 << 64:
             raise checks.refuse(place, f"stream must be the handle of a CUDA stream, got {stream!r}")
         return stream
     return 0 if device == "cpu" else current_stream(value, device_index(device))
