@@ -79,11 +79,16 @@ def compiled_code(place: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise NotEnoughMemoryError(f"[{place}] {error}") from error
+        raise NotEnoughMemoryError(_said_at(place, error)) from error
     except ValueError as error:
-        raise InvalidArgumentError(f"[{place}] {error}") from error
+        raise InvalidArgumentError(_said_at(place, error)) from error
     except RuntimeError as error:
-        raise BackendError(f"[{place}] {error}") from error
+        raise BackendError(_said_at(place, error)) from error
+
+
+def _said_at(place: str, error: Exception) -> str:
+    """Compiled code names its own place, which is mostly the same."""
+    return f"[{place}] {str(error).removeprefix(f'[{place}] ').removeprefix(f'[ops.{place}] ')}"
 
 
 def device_index(device: str) -> int:
