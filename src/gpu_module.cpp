@@ -12,7 +12,9 @@
 
 #include "device_guard.h"
 #include "device_memory.h"
+#if defined(LLM_DECODER_HOST_MACHINE)
 #include "machine.h"
+#endif
 
 namespace py = pybind11;
 
@@ -42,8 +44,9 @@ py::dict describe_device(int device) {
 }
 
 #if defined(LLM_DECODER_HOST_MACHINE)
-constexpr std::pair<const char*, Order::Kind> kOrders[] = {
-    {"ascending", Order::Kind::ascending}, {"descending", Order::Kind::descending}, {"shuffled", Order::Kind::shuffled}};
+constexpr std::pair<const char*, Order::Kind> kOrders[] = {{"ascending", Order::Kind::ascending},
+                                                           {"descending", Order::Kind::descending},
+                                                           {"shuffled", Order::Kind::shuffled}};
 
 void set_order_of_threads(const std::string& kind, std::uint64_t seed) {
   const auto* const found =
