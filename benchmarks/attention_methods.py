@@ -28,7 +28,7 @@ from typing import Any
 
 import table
 from gpu_clock import GpuClock, NoDevice, device_state, load_torch
-from resumed import DONE, RowsFile, measure_rows
+from resumed import DONE, RowsFile, id_of, measure_rows
 
 ROOT = Path(__file__).parents[1]
 FUSED = "fused"
@@ -160,7 +160,10 @@ def measure(study: Any, reason: str, out: Path | None, limit_s: float) -> tuple[
     clock = GpuClock(torch)
     limits = clock.limits()
     device = torch.cuda.get_device_properties(0)
-    file = RowsFile(out or RESULTS, {"device": device.name})
+    from llm_decoder.backends import load_cuda
+
+    build = id_of(*(Path(str(module.__file__)) for module in (study, load_cuda())))
+    file = RowsFile(out or RESULTS, {"build": build, "device": device.name})
     makers = {
         shape.name: functools.partial(time_shape, torch, study, shape, clock, limits, device.multi_processor_count)
         for shape in SHAPES
