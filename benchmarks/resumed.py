@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -57,7 +58,7 @@ def measure_rows(
     *,
     can_go_on: Callable[[], bool] = lambda: True,
     clock: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = functools.partial(print, flush=True),
 ) -> int:
     """The exit status: DONE, FAILED where a row raised, LEFT where the time was over before all were there.
 
