@@ -59,8 +59,9 @@ class Outcome:
 Run = Callable[[Step, float, Path], Outcome]
 
 
-def steps_of(build: Path, sanitizer: str | None) -> list[Step]:
-    """sanitizer: path of compute-sanitizer. The first of its steps tells whether it runs here."""
+def steps_of(build: Path, sanitizer: str | None, is_thorough: bool = False) -> list[Step]:
+    """sanitizer: path of compute-sanitizer. The first of its steps tells whether it runs here. is_thorough: with those
+    that do not fit into one call beside the others."""
     programs = sorted((build / "tests/cpp/on_device").glob("*_test"))
     files = [path for path in sorted((ROOT / "tests/ops").glob("test_*.py")) if ON_A_DEVICE.search(path.read_text())]
     steps = [Step(f"cpp-{program.name}", [str(program)], CPP_LIMIT_S) for program in programs]
@@ -78,8 +79,9 @@ def steps_of(build: Path, sanitizer: str | None) -> list[Step]:
     steps += [checked("memcheck", program.name, [str(program)]) for program in small]
     for tool in ("memcheck", "racecheck"):
         steps += [checked(tool, name_of(path), pytest_of(path)) for path in without_torch]
-    steps += [checked("racecheck", program.name, [str(program)]) for program in programs]
-    steps += [checked("initcheck", name_of(path), pytest_of(path)) for path in without_torch]
+    if is_thorough:
+        steps += [checked("racecheck", program.name, [str(program)]) for program in programs]
+        steps += [checked("initcheck", name_of(path), pytest_of(path)) for path in without_torch]
     return steps
 
 
@@ -207,6 +209,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path, help="the folder of make gpu-build")
     parser.add_argument("--limit-s", type=float, default=450.0, help="seconds in all (default 450)")
+    parser.add_argument("--thorough", action="store_true", help="also initcheck, and racecheck of the C++ tests")
     args = parser.parse_args()
     if not list(args.build.glob("python/llm_decoder/_cuda.*")):
         parser.error(f"{args.build} has no GPU kernels; make gpu-build makes them")
@@ -215,7 +218,7 @@ def main() -> int:
         print("skipped compute-sanitizer: it is not on PATH")
     logs = args.build / "gpu_test"
     record = Record(logs / "results.json", fingerprint(args.build))
-    return run_steps(steps_of(args.build, sanitizer), record, logs, args.limit_s, run_step)
+    return run_steps(steps_of(args.build, sanitizer, args.thorough), record, logs, args.limit_s, run_step)
 
 
 if __name__ == "__main__":
