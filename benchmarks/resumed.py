@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import time
@@ -51,6 +50,11 @@ class RowsFile:
         beside.replace(self._path)
 
 
+def tell(line: str) -> None:
+    """At once, into a pipe too: the process may be ended."""
+    print(line, flush=True)
+
+
 def measure_rows(
     makers: Mapping[str, Callable[[], Mapping[str, Any]]],
     file: RowsFile,
@@ -58,7 +62,7 @@ def measure_rows(
     *,
     can_go_on: Callable[[], bool] = lambda: True,
     clock: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = functools.partial(print, flush=True),
+    say: Callable[[str], None] = tell,
 ) -> int:
     """The exit status: DONE, FAILED where a row raised, LEFT where the time was over before all were there.
 
