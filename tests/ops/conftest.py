@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from device_rig import on_the_device, why_no_device
+from device_watch import pytest_runtest_makereport, pytest_runtest_protocol  # noqa: F401 - pytest's hooks
 from host_orders import ORDERS, order_for
 
 from llm_decoder.ops import machines
 
+NEEDS_DEVICE = "LLM_DECODER_NEEDS_DEVICE"  # where a test that finds none has failed
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("device") and why_no_device():
+        if NEEDS_DEVICE in os.environ:
+            pytest.exit(f"no device: {why_no_device()}", returncode=1)
         pytest.skip(why_no_device())  # said once for all of them
 
 
