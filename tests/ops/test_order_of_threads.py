@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ def test_an_order_that_is_none_is_refused() -> None:
 @pytest.mark.parametrize("implementation", ["cuda_host", "cuda_host_wgmma"])
 def test_the_grid_takes_every_order(implementation: str) -> None:
     names = [case_name(case) for case, number in GRID if IMPLEMENTATIONS[number].name == implementation]
-    assert {order_for(f"test_attention_over_pages_follows_the_formula[{implementation}-{name}]") for name in names} == {
-        *ORDERS
-    }
+    test = "test_attention_over_pages_follows_the_formula"
+    orders = {order_for(f"{test}[{implementation}-{name}]") for name in names}
+    assert len(orders) >= 2
+    assert orders == {*ORDERS} or os.environ.get("LLM_DECODER_GRID") == "few"
