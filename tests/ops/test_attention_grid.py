@@ -34,7 +34,7 @@ FEATURES = {
     "batch": ("decode", "prompt", "chunk", "mixed", "shared", "empty"),
 }
 SIZES = {
-    "head_dim": (8, 40, 64, 80, 112, 128, 256),
+    "head_dim": (8, 40, 64, 80, 112, 128, 192, 256),
     "ratio": tuple(KV_HEADS),
     "page_size": (16, 48, 256),
     "layout": ("nhd", "joint", "hnd"),
