@@ -185,10 +185,20 @@ def test_what_a_grammar_forces_is_drafted() -> None:
 
 
 def test_drafts_that_the_grammar_forbids_are_not_computed() -> None:
-    text = "abcdefgh" * 8
-    output = desk().ask(text, max_tokens=64, structured_outputs={"regex": "(abcd1){12}"})
-    assert output.outputs[0].text == "abcd1" * 12
-    assert output.metrics.n_drafted_tokens == output.metrics.n_accepted_tokens
+    watched = desk()
+    step = watched.backend.step
+    seen: list[set[int]] = []
+
+    def spy(tokens: Any, *arguments: Any) -> int:
+        seen.append(set(tokens.tolist()))
+        return step(tokens, *arguments)
+
+    watched.backend.step = spy  # type: ignore[method-assign]
+    # What followed "abcd" in the prompt must not follow it in the answer.
+    output = watched.ask("abcdefgh" * 8, max_tokens=64, structured_outputs={"regex": "(abcd[0-9]){12}"})
+    assert output.metrics.n_drafted_tokens > 0
+    assert ord("e") in seen[0]
+    assert not any(ord("e") in tokens for tokens in seen[1:])
 
 
 def test_a_stop_string_ends_an_answer_inside_its_grammar() -> None:
