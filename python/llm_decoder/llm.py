@@ -23,7 +23,7 @@ from llm_decoder.grammars import Grammar, GrammarCompiler
 from llm_decoder.no_tokenizer import NoTokenizer
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
-from llm_decoder.sampling import SamplingParams, checked_params
+from llm_decoder.sampling import BUILT_IN_DEFAULTS, SamplingParams, checked_params, resolve_params
 from llm_decoder.sequence import Rows, Sink
 from llm_decoder.speculation import SpeculationOptions
 from llm_decoder.structured import as_structured_outputs
@@ -197,6 +197,17 @@ class LLM:
     def vocab_size(self) -> int:
         """Columns of the logits; may exceed len(tokenizer). Ids past the tokenizer's are legal and give no text."""
         return self._engine.limits.vocab_size
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """What a request gets for the sampling fields that it leaves open."""
+        resolved = resolve_params(SamplingParams(), *self._engine.options.sampling_defaults)
+        return {name: getattr(resolved, name) for name in BUILT_IN_DEFAULTS}
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or its engine has died."""
+        return self._engine.is_closed
 
     @functools.cached_property
     def chat_style(self) -> ChatStyle:

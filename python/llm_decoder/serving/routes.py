@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_decoder.serving import chat_completions, completions, embeddings, models, own_routes, tokens
+from llm_decoder.serving import chat_completions, completions, embeddings, models, operations, own_routes, tokens
 from llm_decoder.serving.exchange import Endpoint
 
 __all__ = ["all_endpoints"]
@@ -16,4 +16,5 @@ def all_endpoints() -> tuple[Endpoint, ...]:
         *models.ENDPOINTS,
         *tokens.ENDPOINTS,
         *own_routes.ENDPOINTS,
+        *operations.ENDPOINTS,
     )
