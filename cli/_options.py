@@ -1,7 +1,8 @@
 """The flags that verbs share. A field is a flag of the same name with dashes, mirrored by LLM_DECODER_<FIELD>.
 
-`ModelOptions` are the parameters of `LLM`, `SamplingOptions` the fields of `SamplingParams`. None = not given: the
-environment has been asked already; a settings file, the model's generation_config.json or the default decide.
+`ModelOptions` are the parameters of `LLM`, `SamplingOptions` the fields of `SamplingParams`, `ServerOptions` those of
+ServerSettings. None = not given: the environment has been asked already; a settings file, the model's
+generation_config.json or the default decide.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class ModelOptions:
     speculation: Annotated[str | None, _flag("NAME", "prompt-lookup, or none: tokens guessed ahead.")] = None
     speculative_tokens: Annotated[int | None, _flag("N", "Tokens guessed ahead at most.")] = None
     max_tokens_per_step: Annotated[int | None, _flag("N", "Tokens a step computes; prompts are cut to it.")] = None
-    max_requests: Annotated[int | None, _flag("N", "Open requests before one is refused. Default: no limit.")] = None
+    max_requests: Annotated[
+        int | None, _flag("N", "Open requests before one is refused. Servers: 256; else no limit.")
+    ] = None
     deterministic: Annotated[
         bool | None, _flag(None, "Answers never depend on what else runs; on the CPU they never do.")
     ] = None
@@ -128,6 +131,48 @@ class SamplingOptions:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Where a server listens, who may call it, and what a request may weigh."""
+
+    host: Annotated[str | None, _flag("NAME", "Address to listen on [127.0.0.1: this machine alone].")] = None
+    port: Annotated[int | None, _flag("N", "Port to listen on; 0 = any that is free.")] = None
+    api_key: Annotated[list[str] | None, _flag("KEY", "A key that opens the routes. Repeatable.", "--api-key")] = None
+    api_key_file: Annotated[str | None, _flag("FILE", "A file with a key a line.")] = None
+    served_model_name: Annotated[str | None, _flag("NAME", "What clients call the model.")] = None
+    cors_origins: Annotated[list[str] | None, _flag("ORIGIN", "Pages that may call; * = any. Repeatable.")] = None
+    allowed_hosts: Annotated[list[str] | None, _flag("NAME", "Names of this server; * = any. Repeatable.")] = None
+    max_prompts: Annotated[int | None, _flag("N", "Prompts a request [256].")] = None
+    max_n: Annotated[int | None, _flag("N", "Answers a prompt [128].")] = None
+    max_answer_tokens: Annotated[int | None, _flag("N", "Tokens a request may ask for [1048576].")] = None
+    max_body_bytes: Annotated[str | None, _flag("SIZE", "Of a request [8MiB].")] = None
+    max_header_bytes: Annotated[str | None, _flag("SIZE", "Of a request [64KiB].")] = None
+    read_timeout_s: Annotated[float | None, _flag("S", "From a request's first byte to its last [30].")] = None
+    ping_s: Annotated[float | None, _flag("S", "Silence in a stream before a comment [15].")] = None
+    drain_s: Annotated[float | None, _flag("S", "How long answers go on when the server ends [30].")] = None
+    resume_s: Annotated[float | None, _flag("S", "How long a page's answer waits for its reader [15].")] = None
+    log_format: Annotated[str | None, _flag("NAME", "text or json.")] = None
+    log_prompts: Annotated[bool | None, _flag(None, "Bodies of requests may stand in the log.")] = None
+
+    def server_arguments(self) -> dict[str, Any]:
+        """What was given, as fields of ServerSettings. Raises typer.BadParameter, and ConfigError for a bad file of
+        keys."""
+        from llm_decoder.serving.opening import read_keys
+
+        names = [field.name for field in fields(self) if not field.name.startswith("api_key")]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name in ("max_body_bytes", "max_header_bytes"):
+            if name in given:
+                given[name] = parse_size(given[name], flag(name))
+        for name in ("cors_origins", "allowed_hosts"):
+            if name in given:
+                given[name] = tuple(part.strip() for text in given[name] for part in text.split(",") if part.strip())
+        keys = tuple(self.api_key or _environment_list("api_key") or ())
+        if self.api_key_file is not None:
+            keys += read_keys(self.api_key_file)
+        return given | ({"api_keys": keys} if keys else {})
+
+
 def sampling_params(options: SamplingOptions, defaults: dict[str, Any] | None = None) -> SamplingParams:
     """The SamplingParams of the flags over `defaults` (the settings files') over DEFAULT_MAX_TOKENS.
 
@@ -159,7 +204,7 @@ def flag(name: str | None) -> str | None:
     return f"--{name.replace('_', '-')}" if name else None
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, hint: str | None = "--kv-cache-bytes") -> int:
     """ "512MiB", "2G", "1_000_000" -> bytes; K, M, G, T are powers of 1024. Raises typer.BadParameter."""
     number = text.strip().upper().removesuffix("B").removesuffix("I")
     power = "KMGT".find(number[-1:]) + 1 if number[-1:] else 0
@@ -168,7 +213,6 @@ def parse_size(text: str) -> int:
     except ValueError:
         n_bytes = -1.0
     if not 0 < n_bytes < 2**63:
-        hint = "--kv-cache-bytes"
         raise typer.BadParameter(f"need a size such as 512MiB, 2G or 1000000, got {text!r}", param_hint=hint)
     return int(n_bytes)
 

@@ -467,6 +467,8 @@ class EngineCore:
             finish_reason=sequence.finish_reason,
             logprobs=None if logprobs is None else logprobs[n_sent:],
             dropped_messages=request.dropped_messages,
+            stop_reason=sequence.stop_reason,
+            prompt_token_ids=request.prompt_token_ids,
         )
 
     # -- failure

@@ -102,10 +102,10 @@ class Follower:
         ahead = _guarded(self._matcher.deep_copy)
         masks = np.empty((len(tokens), self.n_words), np.uint32)
         for n, token in enumerate(tokens):
-            if _guarded(ahead.try_consume_tokens, [token]) != 1 or ahead.is_stopped():
+            if _guarded(ahead.try_consume_tokens, [token]) != 1:
                 return masks[:n]
             _guarded(ahead.unsafe_compute_mask_ptr, masks[n].ctypes.data, masks[n].nbytes)
-            if ahead.is_stopped():  # with an error, or because only the end is left
+            if ahead.is_stopped():  # it is complete, or has failed
                 return masks[:n]
             if time.perf_counter() - started_s > LOOK_AHEAD_S:
                 return masks[: n + 1]

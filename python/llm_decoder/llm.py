@@ -23,7 +23,7 @@ from llm_decoder.grammars import Grammar, GrammarCompiler
 from llm_decoder.no_tokenizer import NoTokenizer
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
-from llm_decoder.sampling import SamplingParams, checked_params
+from llm_decoder.sampling import BUILT_IN_DEFAULTS, SamplingParams, checked_params, resolve_params
 from llm_decoder.sequence import Rows, Sink
 from llm_decoder.speculation import SpeculationOptions
 from llm_decoder.structured import as_structured_outputs
@@ -198,6 +198,17 @@ class LLM:
         """Columns of the logits; may exceed len(tokenizer). Ids past the tokenizer's are legal and give no text."""
         return self._engine.limits.vocab_size
 
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """What a request gets for the sampling fields that it leaves open."""
+        resolved = resolve_params(SamplingParams(), *self._engine.options.sampling_defaults)
+        return {name: getattr(resolved, name) for name in BUILT_IN_DEFAULTS}
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or its engine has died."""
+        return self._engine.is_closed
+
     @functools.cached_property
     def chat_style(self) -> ChatStyle:
         """How the model's answers in a chat are written, by its chat template: the marks of reasoning, the form of
@@ -315,11 +326,13 @@ class LLM:
         stream: bool = False,
         rows: Rows | None = None,
         sink: Sink | None = None,
+        drop_turns: bool = True,
         **template_options: Any,
     ) -> RequestHandle:
         """Puts a request in line and returns at once; see Engine.submit. Everything else here is made of this.
 
-        params: None = SamplingParams(), in a chat with max_tokens=None.
+        params: None = SamplingParams(), in a chat with max_tokens=None. drop_turns: a chat that has outgrown the
+        context loses its oldest turns; false = it is refused.
         """
         if params is None:
             params = SamplingParams(max_tokens=None) if is_chat(prompt) else SamplingParams()
@@ -331,7 +344,9 @@ class LLM:
             template_options = chat.template_options
             params = chat.constrained(params)
             text_decoder = chat.text_decoder()
-        tokenized = tokenize_prompt(prompt, self._tokenizer, self.max_model_len, params, **template_options)
+        tokenized = tokenize_prompt(
+            prompt, self._tokenizer, self.max_model_len, params, drop_turns=drop_turns, **template_options
+        )
         if isinstance(self._tokenizer, NoTokenizer):
             self._tokenizer.check(params)
         if self._chat_stop and is_chat(prompt):

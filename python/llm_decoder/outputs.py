@@ -91,8 +91,8 @@ class RequestOutput:
 class StreamEvent:
     """What one answer gained since its last event. text is complete UTF-8; the texts of an index, joined, are the
     text of its Completion. parts: in a chat, what the answer gained as content, reasoning or calls of tools; marks
-    between these are in no part. The last event of an answer has finish_reason; the last of the request has `output`
-    as well."""
+    between these are in no part. The last event of an answer has finish_reason and stop_reason; the last of the request
+    has `output` as well. prompt_token_ids: the request's own list, not to be changed."""
 
     index: int
     text: str
@@ -101,4 +101,6 @@ class StreamEvent:
     logprobs: list[TokenLogprob] | None = None
     output: RequestOutput | None = None
     dropped_messages: int = 0
+    stop_reason: str | int | None = None
+    prompt_token_ids: Sequence[int] = ()
     parts: Sequence[Part] | None = None

@@ -18,7 +18,7 @@ from llm_decoder.serving.errors import as_http_error
 from llm_decoder.serving.exchange import Reply
 from llm_decoder.serving.sse import Chunk
 
-__all__ = ["AnswerFormat", "Call", "RunningCall"]
+__all__ = ["AnswerFormat", "Call", "EventStream", "RunningCall"]
 
 Item = StreamEvent | RequestOutput | Exception
 
@@ -57,6 +57,32 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class EventStream(Protocol):
+    """What a server streams, read by one consumer: a RunningCall, or what a handler has made itself."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Of the answer, beside those of every stream."""
+        ...
+
+    def on_items(self, wake: Callable[[], None]) -> None:
+        """`wake` is called, on any thread, when `events` has more; it must not block."""
+        ...
+
+    def events(self) -> bytes:
+        """The server-sent events that have become ready since the last time; b"" when there are none."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come; what has come is to be read with `events`."""
+        ...
+
+    def cancel(self) -> None:
+        """The consumer is gone."""
+        ...
+
+
 class RunningCall:
     """A Call in the engine, and what has come of it. `put` is the engine thread's, the rest one consumer's."""
 
@@ -83,6 +109,10 @@ class RunningCall:
 
     # -- the consumer's side
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.call.headers
+
     def on_items(self, wake: Callable[[], None]) -> None:
         """`wake` is called, on the engine thread or on this one, once for all items that come before the next look;
         it must not block."""
@@ -103,26 +133,38 @@ class RunningCall:
         """What ended it, when it did not end well."""
         return self._error
 
+    @property
+    def outputs(self) -> list[RequestOutput]:
+        """What is over of it, in the order in which it ended."""
+        return list(self._outputs.values())
+
     def events(self) -> bytes:
         """The server-sent events that have become ready since the last time; b"" when there are none."""
-        parts: list[bytes] = []
-        if not self._has_begun:
-            self._has_begun = True
-            parts += map(sse.encode, self.call.format.begin())
         was_over = self.is_over
-        for index, item in self._take():
-            if isinstance(item, StreamEvent):
-                parts += map(sse.encode, self.call.format.chunks(index, item))
-            self._note(index, item)
-            if self._error is not None:
-                break
+        parts = [sse.encode(chunk) for chunk in self.chunks()]
         if self.is_over and not was_over:
             if self._error is not None:
                 parts.append(sse.encode(Chunk(as_http_error(self._error).body())))
-            else:
-                parts += map(sse.encode, self.call.format.end(self._ordered()))
             parts.append(sse.DONE)
         return b"".join(parts)
+
+    def chunks(self) -> list[Chunk]:
+        """What `events` is made of, without the end of a stream: whether one has come, and how it went, `is_over` and
+        `error` say."""
+        chunks: list[Chunk] = []
+        if not self._has_begun:
+            self._has_begun = True
+            chunks += self.call.format.begin()
+        was_over = self.is_over
+        for index, item in self._take():
+            if isinstance(item, StreamEvent):
+                chunks += self.call.format.chunks(index, item)
+            self._note(index, item)
+            if self._error is not None:
+                break
+        if self.is_over and not was_over and self._error is None:
+            chunks += self.call.format.end(self._ordered())
+        return chunks
 
     def look(self) -> bool:
         """Reads what has come for an answer that is not streamed; whether it is over."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from llm_decoder.serving.calls import Call
+    from llm_decoder.serving.calls import Call, EventStream
     from llm_decoder.serving.service import Service
 
 __all__ = ["Endpoint", "Incoming", "Reply"]
@@ -45,14 +45,16 @@ class Reply:
         return cls(body, status, headers=headers or {})
 
 
-Handler: TypeAlias = "Callable[[Service, Incoming], Reply | Call]"
+Handler: TypeAlias = "Callable[[Service, Incoming], Reply | Call | EventStream]"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A route of both servers. `handle` may take its time (it tokenizes, renders, compiles), so transports call it on a
-    worker thread. path: "/v1/models/{model}". access: "open" goes without a key. request, response: their schemas, for
-    the documentation. Errors are HttpError, or the package's own (errors.as_http_error).
+    worker thread. It answers at once with a Reply; a Call is run; an EventStream, which runs already, is streamed as it
+    is. path: "/page/stream/{id}", or "/v1/models/{model:path}" for a name that may have slashes. access: "open" goes
+    without a key. request, response: their schemas, for the documentation. Errors are HttpError, or the package's own
+    (errors.as_http_error).
     """
 
     method: Literal["GET", "POST", "DELETE"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,22 +11,28 @@ from llm_decoder.engine import RequestHandle
 from llm_decoder.llm import LLM
 from llm_decoder.serving.calls import Call, Item, RunningCall
 from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.guard import Guard
 from llm_decoder.serving.settings import ServerSettings
 
 __all__ = ["Service"]
 
 State = Literal["loading", "ready", "failed", "closing"]
+# What a step of the engine may take in which the last answers are ended.
+_LAST_STEP_S = 5.0
 
 
 class Service:
-    """One model for all routes of a process. `open_llm` is called once, by `start`, on a thread of its own."""
+    """One model for all routes of a process. `open_llm` is called once, by `start`, on a thread of its own. `guard`:
+    who may come in."""
 
     def __init__(self, open_llm: Callable[[], LLM], settings: ServerSettings | None = None) -> None:
         self.settings = settings or ServerSettings()
+        self.guard = Guard(self.settings)
         self._open_llm = open_llm
         self._llm: LLM | None = None
         self._failure: BaseException | None = None
         self._is_closing = False
+        self._running: weakref.WeakSet[RunningCall] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._loaded = threading.Event()
 
@@ -103,6 +110,8 @@ class Service:
         except BaseException:
             running.cancel()
             raise
+        with self._lock:
+            self._running.add(running)
         return running
 
     def close(self, drain_s: float | None = None) -> None:
@@ -111,8 +120,20 @@ class Service:
         with self._lock:
             self._is_closing = True
             llm = self._llm
-        if llm is not None:
-            llm.close(self.settings.drain_s if drain_s is None else drain_s)
+        if llm is None:
+            return
+        drain_s = self.settings.drain_s if drain_s is None else drain_s
+        end = threading.Timer(drain_s, self._abort)
+        end.daemon = True
+        end.start()
+        llm.close(drain_s + _LAST_STEP_S)
+        end.cancel()
+
+    def _abort(self) -> None:
+        with self._lock:
+            running = list(self._running)
+        for call in running:
+            call.cancel()
 
 
 def _sink(running: RunningCall, index: int) -> Callable[[Item], None]:

@@ -1,0 +1,20 @@
+"""Every route of the servers."""
+
+from __future__ import annotations
+
+from llm_decoder.serving import chat_completions, completions, embeddings, models, operations, own_routes, tokens
+from llm_decoder.serving.exchange import Endpoint
+
+__all__ = ["all_endpoints"]
+
+
+def all_endpoints() -> tuple[Endpoint, ...]:
+    return (
+        *completions.ENDPOINTS,
+        *chat_completions.ENDPOINTS,
+        *embeddings.ENDPOINTS,
+        *models.ENDPOINTS,
+        *tokens.ENDPOINTS,
+        *own_routes.ENDPOINTS,
+        *operations.ENDPOINTS,
+    )
