@@ -16,7 +16,7 @@ NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux
 
 @pytest.fixture(params=["cpu", "host machine"], autouse=True)
 def machine(request: pytest.FixtureRequest) -> None:
-    """No device, for whose tests all that lies between is copied; test_torch_on_a_device.py has one of its own."""
+    """Not for a GPU, to which all that lies between would be copied; one of its own is among the tests on torch."""
     if request.param != "cpu":
         request.getfixturevalue("host_machine")
 
