@@ -235,13 +235,9 @@ class FlashBlock {
     finish_scores(warp_key, stage, scores);
     if (warp_key < seen_by_all_begin_ || warp_key + Tile::kWarpKeys > seen_by_all_end_) mask(warp_key, scores);
     make_probabilities(scores);
-    if (args_.v_scale.per_slot == nullptr) return multiply_values(stage, scores);
+    if (args_.v_scale.per_slot == nullptr) return multiply_values<false>(stage, scores);
     weigh_slots(stage, scores);
-    multiply_values(stage, scores);
-    if constexpr (!Tile::kIsNarrow) {
-      leave_rounding(scores);
-      multiply_values(stage, scores);
-    }
+    multiply_values<kKeepsRounding>(stage, scores);
   }
 
   GPU_FUNCTION void multiply_keys(int stage, float (&scores)[kRowTiles][kKeyTiles][4]) const {
@@ -420,24 +416,18 @@ class FlashBlock {
     }
   }
 
-  // What the weights lost as operands of a product. The largest probability, 1, loses nothing by itself, but times a
-  // scale it does: too much for values of 16 bits.
-  static GPU_FUNCTION void leave_rounding(float (&weights)[kRowTiles][kKeyTiles][4]) {
-    GPU_UNROLL
-    for (int r = 0; r < kRowTiles; ++r) {
-      GPU_UNROLL
-      for (int n = 0; n < kKeyTiles; ++n) {
-        GPU_UNROLL
-        for (int i = 0; i < 4; ++i) weights[r][n][i] -= to_float(from_float<Q>(weights[r][n][i]));
-      }
-    }
-  }
+  // The largest probability, 1, loses nothing as an operand of a product, but times the scale of its slot it does, and
+  // where a row sees few keys there is no other error to hide behind. What the weights lose is then multiplied too. A
+  // decode has the time, and pages of 16 bits have no such scales but by request; the many rows of a prompt over narrow
+  // pages go without.
+  static constexpr bool kKeepsRounding = !Tile::kIsNarrow || Tile::kWarpsN > 1;
 
+  template <bool keeps_rounding>
   GPU_FUNCTION void multiply_values(int stage, const float (&scores)[kRowTiles][kKeyTiles][4]) {
     GPU_UNROLL
     for (int step = 0; step < kKeyTiles / 2; ++step) {  // of 16 keys
-      std::uint32_t p[kRowTiles][4];
-      probability_fragments(step, scores, p);
+      std::uint32_t p[kRowTiles][4], lost[kRowTiles][4];
+      probability_fragments<keeps_rounding>(step, scores, p, lost);
       GPU_UNROLL
       for (int pair = 0; pair < kOutTiles / 2; ++pair) {  // of 16 channels; 32 where they are bytes
         if (Tile::kIsNarrow && pair % 2 == 1) continue;
@@ -451,14 +441,20 @@ class FlashBlock {
             const std::uint32_t v[2] = {widen<Q, Kv>(words[column / 2 * 2], column % 2, column % 2 + 2),
                                         widen<Q, Kv>(words[column / 2 * 2 + 1], column % 2, column % 2 + 2)};
             GPU_UNROLL
-            for (int r = 0; r < kRowTiles; ++r) mma_16x8x16<Q>(out_[r][pair * 2 + column], p[r], v);
+            for (int r = 0; r < kRowTiles; ++r) {
+              mma_16x8x16<Q>(out_[r][pair * 2 + column], p[r], v);
+              if constexpr (keeps_rounding) mma_16x8x16<Q>(out_[r][pair * 2 + column], lost[r], v);
+            }
           }
         } else {
           GPU_UNROLL
           for (int column = 0; column < 2; ++column) {
             const std::uint32_t v[2] = {words[column * 2], words[column * 2 + 1]};
             GPU_UNROLL
-            for (int r = 0; r < kRowTiles; ++r) mma_16x8x16<Q>(out_[r][pair * 2 + column], p[r], v);
+            for (int r = 0; r < kRowTiles; ++r) {
+              mma_16x8x16<Q>(out_[r][pair * 2 + column], p[r], v);
+              if constexpr (keeps_rounding) mma_16x8x16<Q>(out_[r][pair * 2 + column], lost[r], v);
+            }
           }
         }
       }
@@ -471,15 +467,21 @@ class FlashBlock {
     return Swizzle<Tile::kKvRowBytes>::at(row, chunk) / static_cast<int>(sizeof(Kv));
   }
 
-  // The sums of one product are laid out as the left operand of the next.
-  GPU_FUNCTION void probability_fragments(int step, const float (&scores)[kRowTiles][kKeyTiles][4],
-                                          std::uint32_t (&p)[kRowTiles][4]) const {
+  // The sums of one product are laid out as the left operand of the next. lost: what rounding takes from p.
+  template <bool keeps_rounding>
+  static GPU_FUNCTION void probability_fragments(int step, const float (&scores)[kRowTiles][kKeyTiles][4],
+                                                 std::uint32_t (&p)[kRowTiles][4],
+                                                 std::uint32_t (&lost)[kRowTiles][4]) {
     GPU_UNROLL
     for (int word = 0; word < 4; ++word) {
       const int n = step * 2 + word / 2, half = word % 2;
       GPU_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
-        p[r][word] = pack<Q>(scores[r][n][half * 2], scores[r][n][half * 2 + 1]);
+        const float left = scores[r][n][half * 2], right = scores[r][n][half * 2 + 1];
+        p[r][word] = pack<Q>(left, right);
+        if constexpr (keeps_rounding) {
+          lost[r][word] = pack<Q>(left - to_float(from_float<Q>(left)), right - to_float(from_float<Q>(right)));
+        }
       }
     }
   }

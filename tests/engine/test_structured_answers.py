@@ -12,6 +12,7 @@ import pytest
 from fakes import ByteTokenizer, Desk, FakeBackend, alone, make_engine
 
 from llm_decoder import LLM, InvalidRequestError, RequestFailedError, SamplingParams, StructuredOutputs
+from llm_decoder.serving.errors import as_http_error
 from llm_decoder.speculation import SpeculationOptions
 
 PERSON = {
@@ -74,8 +75,9 @@ def test_answers_are_what_their_schema_says(name: str) -> None:
 
 def test_answers_are_json_objects() -> None:
     n_whole = 0
+    ends = {ord("}"): 3.0, ord('"'): 3.0}
     for seed in range(10):
-        completion = answer(structured_outputs={"json_object": True}, seed=seed)
+        completion = answer(structured_outputs={"json_object": True}, seed=seed, logit_bias=ends)
         if completion.finish_reason == "stop":  # an object of random keys may go on for ever
             assert isinstance(json.loads(completion.text), dict)
             n_whole += 1
@@ -183,15 +185,34 @@ def test_what_a_grammar_forces_is_drafted() -> None:
 
 
 def test_drafts_that_the_grammar_forbids_are_not_computed() -> None:
-    text = "abcdefgh" * 8
-    output = desk().ask(text, max_tokens=64, structured_outputs={"regex": "(abcd1){12}"})
-    assert output.outputs[0].text == "abcd1" * 12
-    assert output.metrics.n_drafted_tokens == output.metrics.n_accepted_tokens
+    def count_on(history: Any, logits: Any) -> None:
+        logits[history[-1] + 1] += 20
+
+    watched = desk()
+    watched.backend.spoil = count_on
+    step = watched.backend.step
+    seen: list[set[int]] = []
+
+    def spy(tokens: Any, *arguments: Any) -> int:
+        seen.append(set(tokens.tolist()))
+        return step(tokens, *arguments)
+
+    watched.backend.step = spy  # type: ignore[method-assign]
+    # What followed "abcd" in the prompt must not follow it in the answer.
+    output = watched.ask("abcdefgh" * 8, max_tokens=64, structured_outputs={"regex": "[a-d]{60}"})
+    assert output.metrics.n_drafted_tokens > 0
+    assert ord("e") in seen[0]
+    assert not any(ord("e") in tokens for tokens in seen[1:])
 
 
 def test_a_stop_string_ends_an_answer_inside_its_grammar() -> None:
     completion = answer(structured_outputs={"regex": "(one two )+"}, stop=["two"])
     assert (completion.text, completion.finish_reason, completion.stop_reason) == ("one ", "stop", "two")
+
+
+def test_text_held_back_for_a_stop_string_comes_out_when_the_grammar_is_complete() -> None:
+    completion = answer(structured_outputs={"choice": ["hello"]}, stop=["lox"])
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == ("hello", "stop", None)
 
 
 def test_a_stop_token_ends_an_answer_inside_its_grammar() -> None:
@@ -233,17 +254,19 @@ def test_an_answer_that_has_nothing_left_to_draw_fails_and_others_go_on() -> Non
         error = together.last(request_id)
         assert isinstance(error, RequestFailedError)
         assert "structured_outputs" in str(error)
+        assert error.param == "structured_outputs"
+        assert as_http_error(error).status == 400
     together.assert_nothing_is_held()
 
 
 def test_a_grammar_that_becomes_too_much_work_fails_its_own_request_only() -> None:
     together = desk()
-    bad = together.add("Hello", structured_outputs={"regex": "((a{1000}){1000}){1000}"}, max_tokens=100)
+    bad = together.add("Hello", structured_outputs={"regex": "b[0-9]{2}((a{1000}){1000}){1000}"}, max_tokens=100)
     good = together.add("Hello", structured_outputs={"choice": ["fine"]})
     plain = together.add("Hello", max_tokens=20, seed=3)
     together.run()
     assert isinstance(together.last(bad), RequestFailedError)
-    assert "structured_outputs" in str(together.last(bad))
+    assert together.last(bad).param == "structured_outputs"
     assert together.last(good).outputs[0].text == "fine"
     assert together.last(plain).outputs == desk().ask("Hello", max_tokens=20, seed=3).outputs
     together.assert_nothing_is_held()

@@ -11,6 +11,7 @@ from llm_decoder.errors import (
     LLMDecoderError,
     NotEnoughMemoryError,
     QueueFullError,
+    RequestFailedError,
 )
 from llm_decoder.serving.exchange import Reply
 
@@ -68,8 +69,14 @@ def as_http_error(error: BaseException) -> HttpError:
     addresses, or another's words; the log has it."""
     if isinstance(error, HttpError):
         return error
+    if isinstance(error, InvalidRequestError) and error.code == "no_tokenizer":
+        # The error itself names the model's folder.
+        text = f"[{error.param}] the model came without a tokenizer; give token ids, and stop_token_ids for stop"
+        return HttpError(400, text, param=error.param, code=error.code)
     if isinstance(error, InvalidRequestError):
         return HttpError(400, str(error), param=error.param, code=error.code)
+    if isinstance(error, RequestFailedError) and error.param is not None:
+        return HttpError(400, str(error), param=error.param, code="cannot_be_answered")
     if isinstance(error, QueueFullError):
         return HttpError(429, str(error), code="queue_full", retry_after_s=1)
     if isinstance(error, EngineClosedError):

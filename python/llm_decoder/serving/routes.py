@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from llm_decoder.serving import chat_completions, completions, embeddings, models, operations, own_routes, tokens
+from llm_decoder.serving import (
+    chat_completions,
+    completions,
+    embeddings,
+    models,
+    openapi,
+    operations,
+    own_routes,
+    tokens,
+)
 from llm_decoder.serving.exchange import Endpoint
 
 __all__ = ["all_endpoints"]
 
 
 def all_endpoints() -> tuple[Endpoint, ...]:
-    return (
+    table = (
         *completions.ENDPOINTS,
         *chat_completions.ENDPOINTS,
         *embeddings.ENDPOINTS,
@@ -18,3 +27,4 @@ def all_endpoints() -> tuple[Endpoint, ...]:
         *own_routes.ENDPOINTS,
         *operations.ENDPOINTS,
     )
+    return (*table, *openapi.endpoints_of(table))
