@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -52,10 +53,12 @@ def own_server(model: ModelOptions) -> Iterator[OwnServer]:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
+        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # it must not outlive us
         try:
             _wait(process, port, log.fileno())
             yield OwnServer(f"http://127.0.0.1:{port}", process.pid)
         finally:
+            signal.signal(signal.SIGTERM, before)
             process.terminate()
             try:
                 process.wait(_END_S)
