@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_decoder.backends import Backend, check_integer
+from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.engine_core import EngineCore
 from llm_decoder.errors import EngineClosedError, QueueFullError
+from llm_decoder.grammars import Grammar
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams, derive_seed, resolve_params
 from llm_decoder.sequence import Limits, Request, Rows, Sink, Vocabulary, build_request
@@ -253,10 +255,14 @@ class Engine:
         stream: bool = False,
         rows: Rows | None = None,
         dropped_messages: int = 0,
+        grammar: Grammar | None = None,
+        text_decoder: TextDecoder | None = None,
         sink: Sink | None = None,
     ) -> RequestHandle:
         """Checks a request and puts it in line. With a `sink`, events go there (called on the engine thread, must not
-        block) and not to the handle. rows: collect these for every prompt token instead of generating.
+        block) and not to the handle. rows: collect these for every prompt token instead of generating. grammar: what
+        `params.structured_outputs` is, compiled; every answer follows it. text_decoder: makes the text of the answers,
+        None = the tokenizer does.
 
         Raises InvalidRequestError, ContextLengthExceededError, NotEnoughMemoryError, QueueFullError, EngineClosedError.
         """
@@ -275,6 +281,8 @@ class Engine:
             stream=stream,
             rows=rows,
             dropped_messages=dropped_messages,
+            grammar=grammar,
+            text_decoder=text_decoder,
         )
         worker = self._worker
 

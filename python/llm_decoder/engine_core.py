@@ -75,7 +75,7 @@ class EngineCore:
         self.scheduler.add(root)
 
     def _sequence(self, request: Request, index: int) -> Sequence:
-        return Sequence(request, index, self._tokenizer, self._start_speculation())
+        return Sequence(request, index, request.text_decoder or self._tokenizer, self._start_speculation())
 
     def cancel(self, request_id: str) -> None:
         """Its pages are let go at once; its answers end with "abort". Nothing happens to a request that is over."""
@@ -373,6 +373,8 @@ class EngineCore:
         self._n_generated_tokens += 1
         if sequence.completion_logprobs is not None:
             sequence.completion_logprobs.append(_entry(row, token, request.params.logprobs or 0, scores))
+        if sequence.follower is not None:
+            sequence.follower.advance(token)
         if token in request.stop_ids:
             if token not in request.eos_token_ids:
                 sequence.stop_reason = token
@@ -382,7 +384,7 @@ class EngineCore:
         if request.stream or sequence.stop_matcher is not None:
             sequence.n_decoded += 1
             is_over = self._add_text(sequence, sequence.detokenizer.push((token,)))
-        if is_over:
+        if is_over or (sequence.follower is not None and sequence.follower.is_complete):
             self._finish(sequence, "stop")
         elif sequence.n_generated >= request.max_new:
             self._finish(sequence, "length")
@@ -427,9 +429,10 @@ class EngineCore:
         """Takes the text of tokens not decoded yet and what was held back. True when a stop string ends the text."""
         if isinstance(sequence.stop_reason, str):
             return True
+        request = sequence.request
         tokens = sequence.generated_tokens.tolist()
-        if reason == "stop" and not sequence.request.params.include_stop_str_in_output:
-            tokens.pop()  # the end token
+        if reason == "stop" and tokens[-1] in request.stop_ids and not request.params.include_stop_str_in_output:
+            tokens.pop()
         if self._add_text(sequence, sequence.detokenizer.push(tokens[sequence.n_decoded :])):
             return True
         if self._add_text(sequence, sequence.detokenizer.flush()):
@@ -531,6 +534,8 @@ def _n_accepted(tokens: list[int], draft: list[int], stop_ids: frozenset[int]) -
 
 def _failure(request: Request, error: Exception) -> RequestFailedError:
     """What a request is told that made `error` be raised."""
+    if isinstance(error, RequestFailedError):
+        return error
     place = f"[request {request.request_id}]"
     if isinstance(error, MemoryError):
         failure = RequestFailedError(
@@ -548,7 +553,8 @@ def _failure(request: Request, error: Exception) -> RequestFailedError:
 def _nothing_to_draw(sequence: Sequence) -> RequestFailedError:
     return RequestFailedError(
         f"[request {sequence.request.request_id}] needs a token to draw, got none after {sequence.n_generated}: what "
-        "allowed_token_ids allow, bad_token_ids, bad_words or min_tokens forbid here; allow another one"
+        f"allowed_token_ids{' and structured_outputs' if sequence.follower else ''} allow, bad_token_ids, bad_words or "
+        "min_tokens forbid here; allow another one"
     )
 
 

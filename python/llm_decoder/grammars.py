@@ -44,8 +44,9 @@ _LIMITS = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-# Between the parts of JSON: enough for deep indentation, not for a model that writes spaces for ever.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
+# Between the parts of JSON: a space, or a new line with its indentation. A model that were let write more of it often
+# writes nothing else, to the end of its tokens.
+_WHITESPACE = r"(\x20|\r?\n[\x20\t]{0,64})"
 
 
 class Grammar:
@@ -186,7 +187,8 @@ class GrammarCompiler:
             from llguidance import LLTokenizer
 
             n_vocab = max(self._vocab_size, self._tokenizer.n_ids)
-            self._own = LLTokenizer(self._tokenizer.to_json(), n_vocab=n_vocab, eos_token=self._eos_token_ids or None)
+            eos = [token for token in self._eos_token_ids if token < n_vocab]
+            self._own = LLTokenizer(self._tokenizer.to_json(), n_vocab=n_vocab, eos_token=eos or None)
         return self._own
 
 

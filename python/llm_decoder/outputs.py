@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from llm_decoder.answers import AnswerMessage, Part
+
 __all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "StreamEvent", "TokenLogprob"]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -32,6 +34,7 @@ class Completion:
 
     finish_reason: "stop" (an end token, or a stop string), "length" (max_tokens, or the end of the context), "abort"
     (cancelled). stop_reason: the stop string or stop token id that ended it, None for the model's own end tokens.
+    message: in a chat, the answer taken apart into content, reasoning and calls of tools.
     """
 
     index: int
@@ -41,6 +44,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    message: AnswerMessage | None = None
 
 
 @dataclass(slots=True)
@@ -86,8 +90,9 @@ class RequestOutput:
 @dataclass(slots=True)
 class StreamEvent:
     """What one answer gained since its last event. text is complete UTF-8; the texts of an index, joined, are the
-    text of its Completion. The last event of an answer has finish_reason and stop_reason; the last of the request has
-    `output` as well. prompt_token_ids: the request's own list, not to be changed."""
+    text of its Completion. parts: in a chat, what the answer gained as content, reasoning or calls of tools; marks
+    between these are in no part. The last event of an answer has finish_reason and stop_reason; the last of the request
+    has `output` as well. prompt_token_ids: the request's own list, not to be changed."""
 
     index: int
     text: str
@@ -98,3 +103,4 @@ class StreamEvent:
     dropped_messages: int = 0
     stop_reason: str | int | None = None
     prompt_token_ids: Sequence[int] = ()
+    parts: Sequence[Part] = ()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from llm_decoder.detokenizer import Detokenizer, StopMatcher, TextDecoder
 from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError, NotEnoughMemoryError
 from llm_decoder.fit import available_memory_bytes
+from llm_decoder.grammars import Grammar, Masks
 from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.sampling import SamplingParams, derive_seed
 from llm_decoder.speculation import Speculation
@@ -61,6 +62,7 @@ class Request:
     stream: bool = False  # events as they come, or only the RequestOutput
     rows: Rows | None = None
     dropped_messages: int = 0
+    text_decoder: TextDecoder | None = None  # makes its text; None = the engine's tokenizer
     eos_token_ids: frozenset[int] = frozenset()
     # As the sampler takes them.
     stop_ids: frozenset[int] = frozenset()  # end an answer: the model's own and stop_token_ids
@@ -70,6 +72,7 @@ class Request:
     banned_ids: Ints = field(default_factory=lambda: _EMPTY)
     allowed_ids: Ints = field(default_factory=lambda: _EMPTY)
     bad_runs: tuple[tuple[int, ...], ...] = ()  # banned runs of two tokens or more
+    grammar: Grammar | None = None  # that every answer follows
     # What has happened so far.
     sequences: list[Sequence] = field(default_factory=list)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
@@ -116,7 +119,9 @@ class Sequence:
         "completion_logprobs",
         "cumulative_logprob",
         "detokenizer",
+        "draft_masks",
         "finish_reason",
+        "follower",
         "index",
         "n_computed",
         "n_decoded",
@@ -153,6 +158,8 @@ class Sequence:
         self.n_drafted = 0
         self.n_rejected = 0  # drafts of the step being made that are thrown away
         self.speculation = speculation
+        self.follower = None if request.grammar is None else request.grammar.follow()
+        self.draft_masks: Masks | None = None  # of what the grammar allows behind each draft
         self.wants_rows = request.collects
         self.seed = derive_seed(request.seed, index)
         self.detokenizer = Detokenizer(tokenizer, prompt[-16:], params.skip_special_tokens)
@@ -216,6 +223,9 @@ class Sequence:
             speculation.pause -= 1
             return
         draft = speculation.draft(self.tokens, self.request.max_new - self.n_generated - 1)
+        if draft is not None and self.follower is not None:
+            self.draft_masks = self.follower.look_ahead(draft.tolist())
+            draft = draft[: len(self.draft_masks)]
         if draft is not None:
             self._make_room(len(draft))
             self.n_drafted = len(draft)
@@ -259,6 +269,8 @@ def build_request(
     stream: bool = False,
     rows: Rows | None = None,
     dropped_messages: int = 0,
+    grammar: Grammar | None = None,
+    text_decoder: TextDecoder | None = None,
 ) -> Request:
     """The request; `params` must be resolved. Raises InvalidRequestError for an empty prompt, an id that is no token of
     the model, params that leave no token to draw, ContextLengthExceededError for what cannot fit, NotEnoughMemoryError
@@ -292,6 +304,7 @@ def build_request(
         stream=stream,
         rows=rows,
         dropped_messages=dropped_messages,
+        text_decoder=text_decoder,
         eos_token_ids=own_ends,
         stop_ids=own_ends.union(stop_token_ids),
         end_ids=np.array(sorted(end_ids), np.int32),
@@ -300,6 +313,7 @@ def build_request(
         banned_ids=np.array(sorted(banned), np.int32),
         allowed_ids=np.array(sorted(allowed), np.int32),
         bad_runs=runs,
+        grammar=grammar,
     )
 
 

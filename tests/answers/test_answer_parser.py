@@ -175,7 +175,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(arguments=st.dictionaries(st.text(), VALUES, max_size=4), data=st.data(), ascii_only=st.booleans())
 def test_any_arguments_come_out_as_they_went_in(
     arguments: dict[str, Any], data: st.DataObject, ascii_only: bool
@@ -211,7 +211,7 @@ BITS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     bits=st.lists(st.sampled_from(BITS), max_size=14),
     style=st.sampled_from(STYLES),

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from llm_decoder.answers.message import AnswerMessage, ToolCall, message_of
 from llm_decoder.answers.parser import AnswerParser, Part, PartKind
 from llm_decoder.answers.style import PLAIN, CallForm, ChatStyle, find_style
 
-__all__ = ["PLAIN", "AnswerParser", "CallForm", "ChatStyle", "Part", "PartKind", "find_style"]
+__all__ = [
+    "PLAIN",
+    "AnswerMessage",
+    "AnswerParser",
+    "CallForm",
+    "ChatStyle",
+    "Part",
+    "PartKind",
+    "ToolCall",
+    "find_style",
+    "message_of",
+]

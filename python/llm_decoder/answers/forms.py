@@ -81,7 +81,7 @@ def read_llama3(tape: Tape, sink: AnswerSink, is_tool: IsTool) -> Reader[None]:
 
 
 def read_mistral(tape: Tape, sink: AnswerSink, is_tool: IsTool) -> Reader[None]:
-    """[TOOL_CALLS] and a list of calls, or [TOOL_CALLS]name[ARGS]{...} for each."""
+    """[TOOL_CALLS] and a list of calls, or [TOOL_CALLS]name[ARGS]{...} for each: models of either kind are read."""
     begin = "[TOOL_CALLS]"
     while text := (yield from tape.until((begin,), sink.content)):
         tape.record()
@@ -136,4 +136,9 @@ def _ended(tape: Tape, sink: AnswerSink, call: Reader[Outcome], ends: Sequence[s
     return outcome
 
 
-FORMS: Mapping[CallForm, Form] = {"chatml": read_chatml, "llama3": read_llama3, "mistral": read_mistral}
+FORMS: Mapping[CallForm, Form] = {
+    "chatml": read_chatml,
+    "llama3": read_llama3,
+    "mistral": read_mistral,
+    "mistral-args": read_mistral,
+}

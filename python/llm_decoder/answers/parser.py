@@ -56,7 +56,7 @@ class AnswerParser:
         self._begins_in_reasoning = begins_in_reasoning
         self._max_calls = max_calls
         self._finds_calls = bool(tools) and style.calls is not None
-        self._new_id = new_id or (_mistral_id if style.calls == "mistral" else _openai_id)
+        self._new_id = new_id or (_mistral_id if style.calls in ("mistral", "mistral-args") else _openai_id)
         self._tape = Tape()
         self._parts: list[Part] = []
         self._kind: PartKind | None = None  # of what is being gathered

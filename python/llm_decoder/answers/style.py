@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 __all__ = ["PLAIN", "CallForm", "ChatStyle", "find_style"]
 
 # chatml: <tool_call>{"name", "arguments"}</tool_call> (Hermes, Qwen). llama3: {"name", "parameters"} as the answer
-# itself, or behind <|python_tag|>. mistral: [TOOL_CALLS] [{"name", "arguments"}], and since 2025
+# itself, or behind <|python_tag|>. mistral: [TOOL_CALLS] [{"name", "arguments"}]; mistral-args, since 2025:
 # [TOOL_CALLS]name[ARGS]{...}.
-CallForm: TypeAlias = Literal["chatml", "llama3", "mistral"]
+CallForm: TypeAlias = Literal["chatml", "llama3", "mistral", "mistral-args"]
 
 _REASONING_MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+_MISTRAL_TOKENS = ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
 _CALL_TOKENS: dict[CallForm, tuple[str, ...]] = {
     "chatml": ("<tool_call>", "</tool_call>"),
     "llama3": ("<|python_tag|>",),
-    "mistral": ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+    "mistral": _MISTRAL_TOKENS,
+    "mistral-args": _MISTRAL_TOKENS,
 }
 
 
@@ -57,7 +59,7 @@ def _has(sources: Iterable[str], mark: str) -> bool:
 
 def _call_form(source: str) -> CallForm | None:
     if "[TOOL_CALLS]" in source:
-        return "mistral"
+        return "mistral-args" if "[ARGS]" in source else "mistral"
     # Qwen3-Coder and GLM put tags of their own between these marks in place of JSON.
     if "<tool_call>" in source and "<function=" not in source and "<arg_key>" not in source:
         return "chatml"

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from llm_decoder.outputs import Completion, RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt
 from llm_decoder.serving.answer_head import AnswerHead
 from llm_decoder.serving.calls import Call
-from llm_decoder.serving.chat_answers import AnswerReader, ChatReading
 from llm_decoder.serving.chat_prompt import chat_messages, template_options
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
+from llm_decoder.serving.message_reader import MessageReader
 from llm_decoder.serving.parse import parse_body
 from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params
 from llm_decoder.serving.schemas_chat import ChatReply, ChatRequest
 from llm_decoder.serving.service import Service
 from llm_decoder.serving.sse import Chunk
 from llm_decoder.serving.usage import timings_of, usage_of, usage_so_far
+
+if TYPE_CHECKING:
+    from llm_decoder.chat_answers import ChatAnswers
+    from llm_decoder.llm import LLM
 
 __all__ = ["ENDPOINTS"]
 
@@ -37,30 +41,37 @@ def chat(service: Service, incoming: Incoming) -> Call:
         raise HttpError(
             400, "[prompt_logprobs] they are not streamed; leave out prompt_logprobs or stream", param="prompt_logprobs"
         )
-    reading = ChatReading.of(service.llm)
-    more: dict[str, Any] = {}
-    if request.skip_special_tokens is None and reading.marks_are_special:
-        more["skip_special_tokens"] = False
+    messages = chat_messages(service, request.messages)
+    options = template_options(request, _template_fields(request))
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=logprobs, **more)
+    params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=logprobs)
     return Call(
-        prompts=[cast(Prompt, chat_messages(service, request.messages))],
+        prompts=[cast(Prompt, messages)],
         params=[params],
         format=_Answer(
             AnswerHead.make("chatcmpl-", "chat.completion", service, request.request_id),
             request,
-            reading,
+            service.llm,
+            service.llm.chat_answers(messages, **options),
             TokenTexts(service.llm, bool(request.return_tokens_as_token_ids)),
         ),
         stream=bool(request.stream),
         # An API's client keeps its own history: what does not fit is told, not dropped.
-        template_options=template_options(request, _template_fields(request)) | {"drop_turns": False},
+        template_options=options | {"drop_turns": False},
         headers=headers,
     )
 
 
 def _template_fields(request: ChatRequest) -> dict[str, Any]:
+    """What a request says in fields of its own, and LLM.submit takes as options of the chat."""
     fields: dict[str, Any] = {}
+    if request.tools is not None:
+        fields["tools"] = [tool.model_dump(exclude_unset=True) for tool in request.tools]
+    if request.tool_choice is not None:
+        choice = request.tool_choice
+        fields["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
+    if request.parallel_tool_calls is not None:
+        fields["parallel_tool_calls"] = request.parallel_tool_calls
     if request.documents:
         fields["documents"] = request.documents
     if request.reasoning_effort is not None:
@@ -73,15 +84,18 @@ def _template_fields(request: ChatRequest) -> dict[str, Any]:
 class _Answer:
     """calls.AnswerFormat."""
 
-    def __init__(self, head: AnswerHead, request: ChatRequest, reading: ChatReading, texts: TokenTexts) -> None:
+    def __init__(
+        self, head: AnswerHead, request: ChatRequest, llm: LLM, answers: ChatAnswers, texts: TokenTexts
+    ) -> None:
         self._head = head
         self._request = request
-        self._reading = reading
+        self._llm = llm
+        self._answers = answers
         self._texts = texts
         options = request.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats and self._usage_at_end)
-        self._readers: dict[int, AnswerReader] = {}
+        self._readers: dict[int, MessageReader] = {}
         self._n_prompt = 0
         self._n_generated = 0
 
@@ -90,15 +104,15 @@ class _Answer:
     def response(self, outputs: Sequence[RequestOutput]) -> Any:
         (output,) = outputs
         completions = sorted(output.outputs, key=lambda completion: completion.index)
-        body = self._head.body([self._choice(output, completion) for completion in completions])
+        body = self._head.body([self._choice(completion) for completion in completions])
         if self._request.prompt_logprobs is not None:
             body["prompt_logprobs"] = prompt_logprobs(self._texts, output.prompt_logprobs)
         if self._request.return_token_ids:
             body["prompt_token_ids"] = output.prompt_token_ids
         return body | {"usage": self._usage(outputs)} | self._timings(outputs)
 
-    def _choice(self, output: RequestOutput, completion: Completion) -> dict[str, Any]:
-        reader = self._reader(completion.index, output.prompt_token_ids)
+    def _choice(self, completion: Completion) -> dict[str, Any]:
+        reader = self._reader(completion.index)
         reader.push(completion.text)
         reader.finish()
         choice: dict[str, Any] = {
@@ -114,14 +128,14 @@ class _Answer:
             choice["token_ids"] = completion.token_ids
         return choice
 
-    def _reader(self, index: int, prompt_token_ids: Sequence[int]) -> AnswerReader:
+    def _reader(self, index: int) -> MessageReader:
         if index not in self._readers:
             keeps_reasoning = self._request.include_reasoning is not False
-            self._readers[index] = self._reading.reader(prompt_token_ids, keeps_reasoning)
+            self._readers[index] = MessageReader(self._answers.parser(), keeps_reasoning)
         return self._readers[index]
 
     def _usage(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        return usage_of(outputs, sum(reader.n_reasoning_tokens() for reader in self._readers.values()))
+        return usage_of(outputs, sum(reader.n_reasoning_tokens(self._llm) for reader in self._readers.values()))
 
     def _timings(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         return {"timings": timings_of(outputs)} if self._request.timings_per_token else {}
@@ -133,7 +147,7 @@ class _Answer:
 
     def chunks(self, prompt_index: int, event: StreamEvent) -> list[Chunk]:
         request = self._request
-        reader = self._reader(event.index, event.prompt_token_ids)
+        reader = self._reader(event.index)
         deltas = reader.push(event.text)
         is_over = event.finish_reason is not None
         if is_over:

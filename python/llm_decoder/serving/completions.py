@@ -13,7 +13,7 @@ from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import LogprobColumns, TokenTexts, prompt_logprobs
 from llm_decoder.serving.parse import parse_body
-from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params
+from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params, token_prompts
 from llm_decoder.serving.schemas_completions import CompletionReply, CompletionRequest
 from llm_decoder.serving.service import Service
 from llm_decoder.serving.sse import Chunk
@@ -43,45 +43,40 @@ def complete(service: Service, incoming: Incoming) -> Call:
     if scores_prompt:
         more["prompt_logprobs"] = max(request.logprobs or 0, request.prompt_logprobs or 0)
     params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs, **more)
-    put: Sequence[Prompt] = prompts
-    if request.add_special_tokens is False:
-        put = [llm.tokenizer.encode(p, add_special_tokens=False) if isinstance(p, str) else p for p in prompts]
     return Call(
-        prompts=put,
-        params=[params] * len(put),
+        prompts=token_prompts(service, prompts, request.add_special_tokens),
+        params=[params] * len(prompts),
         format=_Answer(
             head=AnswerHead.make("cmpl-", "text_completion", service, request.request_id),
             request=request,
-            echoes=_echoes(service, prompts) if request.echo else [],
+            prompts=prompts if request.echo else [],
             texts=TokenTexts(llm, bool(request.return_tokens_as_token_ids)),
-            n=n,
         ),
         stream=bool(request.stream),
         headers=headers,
     )
 
 
-def _echoes(service: Service, prompts: Sequence[Prompt]) -> list[str]:
-    return [prompt if isinstance(prompt, str) else service.llm.tokenizer.decode(prompt) for prompt in prompts]  # type: ignore[arg-type]
-
-
 class _Answer:
-    """calls.AnswerFormat. echoes: the prompts as text, when they are wanted back."""
+    """calls.AnswerFormat. prompts: those that are wanted back."""
 
     def __init__(
-        self, head: AnswerHead, request: CompletionRequest, echoes: Sequence[str], texts: TokenTexts, n: int
+        self, head: AnswerHead, request: CompletionRequest, prompts: Sequence[Prompt], texts: TokenTexts
     ) -> None:
         self._head = head
         self._request = request
-        self._echoes = echoes
+        self._prompts = prompts
         self._texts = texts
-        self._n = n
+        self._n = request.n or 1
         options = request.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats and self._usage_at_end)
         self._columns: dict[int, LogprobColumns] = {}
         self._n_generated: dict[int, int] = {}
         self._n_prompt: dict[int, int] = {}
+
+    def _echo(self, prompt_index: int) -> str:
+        return self._texts.text(self._prompts[prompt_index]) if self._prompts else ""
 
     # -- whole
 
@@ -96,17 +91,16 @@ class _Answer:
 
     def _choice(self, prompt_index: int, output: RequestOutput, completion: Completion) -> dict[str, Any]:
         request = self._request
-        echo = self._echoes[prompt_index] if self._echoes else ""
         choice: dict[str, Any] = {
             "index": prompt_index * self._n + completion.index,
-            "text": echo + completion.text,
+            "text": self._echo(prompt_index) + completion.text,
             "logprobs": None,
             "finish_reason": completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
         if request.logprobs is not None:
             columns = LogprobColumns(self._texts, request.logprobs)
-            entries = [*(output.prompt_logprobs or [])] if self._echoes else []
+            entries = [*(output.prompt_logprobs or [])] if self._prompts else []
             choice["logprobs"] = columns.of([*entries, *(completion.logprobs or [])], output.prompt_token_ids[0])
         if request.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(self._texts, output.prompt_logprobs)
@@ -118,7 +112,8 @@ class _Answer:
 
     def begin(self) -> list[Chunk]:
         chunks = []
-        for i, echo in enumerate(self._echoes):
+        for i in range(len(self._prompts)):
+            echo = self._echo(i)
             chunks += [self._chunk(_delta(i * self._n + k, echo)) for k in range(self._n) if echo]
         return chunks
 
@@ -132,9 +127,7 @@ class _Answer:
             choice["stop_reason"] = event.stop_reason
         if request.logprobs is not None and event.logprobs is not None:
             if is_first:
-                self._columns[index] = LogprobColumns(
-                    self._texts, request.logprobs, len(self._echoes[prompt_index]) if self._echoes else 0
-                )
+                self._columns[index] = LogprobColumns(self._texts, request.logprobs, len(self._echo(prompt_index)))
             choice["logprobs"] = self._columns[index].of(event.logprobs)
         if request.return_token_ids:
             choice["token_ids"] = event.token_ids

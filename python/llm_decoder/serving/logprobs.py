@@ -52,6 +52,12 @@ class TokenTexts:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
+    def text(self, prompt: Any) -> str:
+        """A prompt as text: itself, or what its token ids say."""
+        if isinstance(prompt, str):
+            return prompt
+        return "" if self._tokenizer is None else self._tokenizer.decode(prompt)
+
     def is_shown(self, token: int) -> bool:
         """Whether it gives text when special tokens are left out."""
         is_shown = self._are_shown.get(token)

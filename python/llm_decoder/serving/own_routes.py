@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from llm_decoder.answers import AnswerParser
 from llm_decoder.outputs import Completion, RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts
 from llm_decoder.serving.calls import Call
@@ -12,6 +13,7 @@ from llm_decoder.serving.chat_prompt import chat_messages, template_options
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
+from llm_decoder.serving.message_reader import MessageReader
 from llm_decoder.serving.parse import parse_body, parse_query
 from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params
 from llm_decoder.serving.schemas_base import SamplingFields
@@ -68,7 +70,8 @@ def _one(
         raise HttpError(400, "[prompt] need one of prompt and messages", param="prompt")
     if request.messages is not None:
         messages = cast(Prompt, chat_messages(service, request.messages))
-        return _call(service, incoming, request, headers, [messages], _Answer, is_stream, template_options(request))
+        options = template_options(request)
+        return _call(service, incoming, request, headers, [messages], _Answer, is_stream, options)
     for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
         if getattr(request, name):
             raise HttpError(400, f"[{name}] this is for messages, got a prompt", param=name)
@@ -100,10 +103,11 @@ def _call(
         )
     params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs)
     texts = TokenTexts(service.llm, bool(request.return_tokens_as_token_ids))
+    read = service.llm.chat_answers(cast(Any, prompts[0]), **options).parser if is_chat else None
     return Call(
         prompts=prompts,
         params=[params] * len(prompts),
-        format=answer(request, texts),
+        format=answer(request, texts, read),
         stream=is_stream,
         template_options=options,
         headers=headers,
@@ -111,11 +115,16 @@ def _call(
 
 
 class _Answer:
-    """calls.AnswerFormat. Of several answers the first stands at the top, all are in `outputs`."""
+    """calls.AnswerFormat. Of several answers the first stands at the top, all are in `outputs`. read: makes what takes
+    an answer in a chat apart; its text is what is neither reasoning nor marks."""
 
-    def __init__(self, request: SamplingFields, texts: TokenTexts) -> None:
+    def __init__(
+        self, request: SamplingFields, texts: TokenTexts, read: Callable[[], AnswerParser] | None = None
+    ) -> None:
         self._request = request
         self._texts = texts
+        self._read = read
+        self._readers: dict[int, MessageReader] = {}
         self._n = request.n or 1
 
     def response(self, outputs: Sequence[RequestOutput]) -> Any:
@@ -136,7 +145,7 @@ class _Answer:
 
     def _completion(self, completion: Completion) -> dict[str, Any]:
         body: dict[str, Any] = {
-            "text": completion.text,
+            **self._gained(completion.index, completion.text, True),
             "token_ids": completion.token_ids,
             "finish_reason": completion.finish_reason,
             "stop_reason": completion.stop_reason,
@@ -147,6 +156,20 @@ class _Answer:
             body["logprobs"] = chat_logprobs(self._texts, completion.logprobs or [], n_top)["content"]
         return body
 
+    def _gained(self, index: int, text: str, is_over: bool) -> dict[str, Any]:
+        """What an answer has more by `text`."""
+        if self._read is None:
+            return {"text": text}
+        if index not in self._readers:
+            self._readers[index] = MessageReader(self._read())
+        reader = self._readers[index]
+        gained: dict[str, Any] = {"text": ""}
+        for delta in [*reader.push(text), *(reader.finish() if is_over else [])]:
+            gained["text"] += delta.get("content", "")
+            if "reasoning_content" in delta:
+                gained["reasoning_content"] = gained.get("reasoning_content", "") + delta["reasoning_content"]
+        return gained
+
     def _timings(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         return {"timings": timings_of(outputs)} if self._request.timings_per_token else {}
 
@@ -154,7 +177,7 @@ class _Answer:
         return []
 
     def chunks(self, prompt_index: int, event: StreamEvent) -> list[Chunk]:
-        body: dict[str, Any] = {"text": event.text}
+        body = self._gained(event.index, event.text, event.finish_reason is not None)
         if self._n > 1:
             body["index"] = event.index
         if self._request.return_token_ids:

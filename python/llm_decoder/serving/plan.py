@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_decoder.errors import ModelNotFoundError
+from llm_decoder.prompts import MAX_TOKEN_CHARS, Prompt
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.schemas_base import SamplingFields
 from llm_decoder.serving.service import Service
 
-__all__ = ["check_amount", "check_model", "max_tokens_of", "sampling_params", "structured_outputs_of"]
+__all__ = ["check_amount", "check_model", "max_tokens_of", "sampling_params", "structured_outputs_of", "token_prompts"]
 
 # Fields that are SamplingParams' own.
 _SAME = (
@@ -119,6 +121,23 @@ def structured_outputs_of(request: SamplingFields) -> Mapping[str, Any] | None:
         raise HttpError(400, f"[{list(found)[1]}] need one form of the answer, got {', '.join(found)}",
                         param=list(found)[1])  # fmt: skip
     return dict(found.values()) if found else None
+
+
+def token_prompts(service: Service, prompts: Sequence[Prompt], add_special_tokens: bool | None) -> Sequence[Prompt]:
+    """The prompts, texts as bare token ids when a request wants nothing around them. Raises InvalidRequestError."""
+    if add_special_tokens is not False:
+        return prompts
+    llm = service.llm
+    try:
+        tokenizer = llm.tokenizer
+    except ModelNotFoundError:
+        return prompts  # the engine refuses texts
+    return [
+        tokenizer.encode(prompt, add_special_tokens=False)
+        if isinstance(prompt, str) and len(prompt) <= MAX_TOKEN_CHARS * llm.max_model_len
+        else prompt
+        for prompt in prompts
+    ]
 
 
 def check_amount(service: Service, n_prompts: int, n: int, max_tokens: int | None, param: str = "prompt") -> None:

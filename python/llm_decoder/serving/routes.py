@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_decoder.serving import chat_completions, completions, models, operations, own_routes
+from llm_decoder.serving import chat_completions, completions, embeddings, models, operations, own_routes, tokens
 from llm_decoder.serving.exchange import Endpoint
 
 __all__ = ["all_endpoints"]
@@ -12,7 +12,9 @@ def all_endpoints() -> tuple[Endpoint, ...]:
     return (
         *completions.ENDPOINTS,
         *chat_completions.ENDPOINTS,
+        *embeddings.ENDPOINTS,
         *models.ENDPOINTS,
+        *tokens.ENDPOINTS,
         *own_routes.ENDPOINTS,
         *operations.ENDPOINTS,
     )

@@ -20,7 +20,7 @@ from llm_decoder.sampling import (
 
 __all__ = [
     "NOT_IN_THIS_VERSION",
-    "Int",
+    "WHOLE",
     "PromptField",
     "Reply",
     "SamplingFields",
@@ -81,8 +81,9 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Int = Annotated[int, BeforeValidator(_whole)]
-TokenId = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_INT)]
+# Behind a field's limits, which are of the integer.
+WHOLE = BeforeValidator(_whole)
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST_TOKEN_IDS)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 
@@ -94,15 +95,17 @@ def _real(name: str) -> Any:
 
 def _prompt(value: Any) -> Any:
     """One form of four; what is in the lists is looked at where it becomes token ids."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return value
     if not isinstance(value, list) or not value:
-        raise ValueError("need a text, a list of texts, a list of token ids, or a list of such lists")
+        raise ValueError("need a text, a list of texts, a list of token ids, or a list of such lists; none is empty")
     if len(value) > MAX_PROMPT_ITEMS:
         raise ValueError(f"need at most {MAX_PROMPT_ITEMS} entries")
     kind = type(value[0])
     if kind not in (str, int, list) or any(type(item) is not kind for item in value):
         raise ValueError("need texts, token ids, or lists of token ids, all of one kind")
+    if kind is not int and not all(value):
+        raise ValueError("need texts or lists of token ids that are not empty")
     if kind is list and any(type(token) is not int for item in value for token in item):
         raise ValueError("need lists of token ids")
     return value
@@ -191,11 +194,11 @@ class SamplingFields(Schema):
     this version, and what changes nothing."""
 
     model: str | None = Field(default=None, max_length=1024)
-    n: Annotated[Int, Field(ge=1, le=MAX_N)] | None = None
-    max_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
-    min_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT), WHOLE] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_INT), WHOLE] | None = None
     temperature: float | None = _real("temperature")
-    top_k: Annotated[Int, Field(ge=-1, le=MAX_INT)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT), WHOLE] | None = None
     top_p: float | None = _real("top_p")
     min_p: float | None = _real("min_p")
     repetition_penalty: float | None = _real("repetition_penalty")
@@ -213,13 +216,13 @@ class SamplingFields(Schema):
         Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]], Field(max_length=MAX_BAD_WORDS)]
         | None
     ) = None
-    seed: Annotated[Int, Field(ge=-(1 << 63), le=(1 << 64) - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 64) - 1), WHOLE] | None = None
     stop: StopField = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     cache_salt: Name | None = None
     structured_outputs: StructuredFields | None = None
     response_format: ResponseFormat | None = None
@@ -230,7 +233,7 @@ class SamplingFields(Schema):
     return_tokens_as_token_ids: bool | None = None
 
     # The same by other names.
-    n_predict: Annotated[Int, Field(ge=-2, le=MAX_INT)] | None = Field(default=None, description="max_tokens")
+    n_predict: Annotated[int, Field(ge=-2, le=MAX_INT), WHOLE] | None = Field(default=None, description="max_tokens")
     repeat_penalty: float | None = _real("repetition_penalty")
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = Field(default=None, max_length=1 << 16)

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from llm_decoder.sampling import MAX_INT, MAX_LOGPROBS
-from llm_decoder.serving.schemas_base import Int, Name, Reply, SamplingFields
+from llm_decoder.serving.schemas_base import WHOLE, Name, Reply, SamplingFields, Schema
 from llm_decoder.serving.schemas_messages import Messages
+from llm_decoder.tools import MAX_TOOLS
 
 __all__ = ["ChatReply", "ChatRequest"]
 
 
-class ChatRequest(SamplingFields):
-    text_fields: ClassVar[frozenset[str]] = frozenset()
+class FunctionDefinition(Schema):
+    """Checked, with its parameters, where the chat becomes a prompt (tools.py)."""
 
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(Schema):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class ChosenFunction(Schema):
+    name: Name
+
+
+class ToolChoice(Schema):
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class ChatRequest(SamplingFields):
     messages: Messages
-    max_completion_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_INT), WHOLE] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     include_reasoning: bool | None = None
     add_generation_prompt: bool | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llm_decoder.sampling import MAX_LOGPROBS
-from llm_decoder.serving.schemas_base import Int, PromptField, Reply, SamplingFields
+from llm_decoder.serving.schemas_base import WHOLE, PromptField, Reply, SamplingFields
 
 __all__ = ["CompletionReply", "CompletionRequest"]
 
@@ -15,7 +15,7 @@ __all__ = ["CompletionReply", "CompletionRequest"]
 class CompletionRequest(SamplingFields):
     prompt: PromptField
     echo: bool | None = None
-    logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     add_special_tokens: bool | None = None
     suffix: Literal[""] | None = None
 

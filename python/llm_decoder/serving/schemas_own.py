@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from llm_decoder.sampling import MAX_LOGPROBS
-from llm_decoder.serving.schemas_base import Int, Name, PromptField, Reply, SamplingFields
+from llm_decoder.serving.schemas_base import WHOLE, Name, PromptField, Reply, SamplingFields
 from llm_decoder.serving.schemas_messages import Messages
 
 __all__ = ["BatchReply", "BatchRequest", "ChatVerbRequest", "GenerateReply", "GenerateRequest", "StreamRequest"]
@@ -17,7 +17,7 @@ class _Own(SamplingFields):
     text_fields: ClassVar[frozenset[str]] = frozenset(
         {"prompt", "model", "cache_salt", "request_id", "user", "guided_regex", "guided_grammar", "grammar"}
     )
-    logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
 
 
 class _ChatOptions(_Own):
