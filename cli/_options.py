@@ -111,6 +111,9 @@ class SamplingOptions:
     logprobs: Annotated[int | None, _flag("N", "Log probabilities, N alternatives a token (--json).")] = None
     prompt_logprobs: Annotated[int | None, _flag("N", "The same for the prompt (--json).")] = None
     skip_special_tokens: Annotated[bool | None, _flag(None, "Special tokens give no text [yes].")] = None
+    structured_outputs: Annotated[
+        str | None, _flag("JSON|@FILE", 'The form of the answer: {"json": SCHEMA}, {"regex": "..."}, ...')
+    ] = None
     cache_salt: Annotated[str | None, _flag("TEXT", "Share cached prefixes only under this salt.")] = None
 
     def given(self) -> dict[str, Any]:
@@ -121,6 +124,8 @@ class SamplingOptions:
         for name in ("allowed_token_ids", "bad_token_ids", "stop_token_ids"):
             if name in found:
                 found[name] = _token_ids(name, found[name])
+        if "structured_outputs" in found:
+            found["structured_outputs"] = _structured(found["structured_outputs"])
         if "logit_bias" in found:
             found["logit_bias"] = dict(_bias(entry) for entry in found["logit_bias"])
         return found
@@ -216,12 +221,29 @@ def _template(text: str) -> str:
     """A template has braces; whatever has none names a file."""
     if "{" in text:
         return text
+    return _file_text(text, "need a file of UTF-8 text, or a template", "--chat-template")
+
+
+def _structured(text: str) -> dict[str, Any]:
+    """An object such as {"regex": "[0-9]+"}, or @ and a file that holds one."""
+    hint = "--structured-outputs"
+    need = 'need an object such as {"json": {"type": "object"}} or @FILE'
+    text = _file_text(text[1:], need, hint) if text.startswith("@") else text
     try:
-        return Path(text).expanduser().read_text(encoding="utf-8")
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"{need}, got {text!r:.200}: {error}", param_hint=hint) from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{need}, got {text!r:.200}", param_hint=hint)
+    return value
+
+
+def _file_text(name: str, need: str, hint: str) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        message = f"need a file of UTF-8 text, or a template, got {text!r:.200}: {reason}"
-        raise typer.BadParameter(message, param_hint="--chat-template") from None
+        raise typer.BadParameter(f"{need}, got {name!r:.200}: {reason}", param_hint=hint) from None
 
 
 def _environment_list(name: str) -> list[str] | None:

@@ -65,6 +65,7 @@ OTHER_VARIABLES = frozenset(
             "ignore_eos",
         ),
         *("include_stop_str_in_output", "skip_special_tokens", "n", "logprobs", "prompt_logprobs", "cache_salt"),
+        "structured_outputs",
     ]
 )
 _WEIGHT_OF_EVERY_MODEL = Path("final_norm.bin")

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ MAX_CACHED = 64
 MAX_CACHED_CHARS = 1 << 20
 _STACK_BYTES = 256 << 20  # address space; only what is used becomes memory
 # The work of compiling, and of each step: what a mask may cost those who share the step.
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
@@ -46,7 +46,7 @@ _LIMITS = {
 }
 # Between the parts of JSON: a space, or a new line with its indentation. A model that were let write more of it often
 # writes nothing else, to the end of its tokens.
-_WHITESPACE = r"(\x20|\r?\n[\x20\t]{0,64})"
+_WHITESPACE = r"(\x20|\r?\n[\x20\t]{0,32})"
 
 
 class Grammar:
@@ -220,7 +220,8 @@ def _grammar_text(asked: StructuredOutputs) -> str:
         n_references = asked.schema.count('"$ref"')
         if n_references > MAX_DEFINITIONS:
             raise refuse(f"json must have at most {MAX_DEFINITIONS} references", f"{n_references}")
-        return LLMatcher.grammar_from_json_schema(asked.schema, defaults={"whitespace_pattern": _WHITESPACE})
+        own_space: Any = None if '"x-guidance"' in asked.schema else {"whitespace_pattern": _WHITESPACE}
+        return LLMatcher.grammar_from_json_schema(asked.schema, defaults=own_space)
     if asked.regex is not None:
         return LLMatcher.grammar_from_regex(asked.regex)
     if asked.choice is not None:
