@@ -91,7 +91,7 @@ class ChatAnswers:
         if self.style == PLAIN or isinstance(tokenizer, NoTokenizer) or (asked is None and not self.must_call):
             return params
         form = None if asked is None else as_structured_outputs(asked)
-        grammar = chat_grammar(self.style, self.use, form, tokenizer.special_token_id, self.begins_in_reasoning)
+        grammar = chat_grammar(self.style, self.use, form, tokenizer.added_token_id, self.begins_in_reasoning)
         return replace(params, structured_outputs=grammar)
 
     @property

@@ -4,8 +4,8 @@ that the model's own template teaches it, or the form that the request asks for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from llm_decoder.answers import CallForm, ChatStyle
 from llm_decoder.errors import InvalidRequestError
@@ -17,6 +17,8 @@ __all__ = ["chat_grammar"]
 # How templates write JSON. A model that may choose white space may write it for ever.
 _SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+_DATA = frozenset({"const", "enum", "default", "examples"})  # what stands behind these in a schema is none
+
 Spell: TypeAlias = Callable[[str], str]  # a mark -> what stands for it in the grammar
 
 
@@ -24,12 +26,12 @@ def chat_grammar(
     style: ChatStyle,
     use: ToolUse,
     answer: StructuredOutputs | None = None,
-    special_token_id: Callable[[str], int | None] = lambda text: None,
+    added_token_id: Callable[[str], int | None] = lambda text: None,
     begins_in_reasoning: bool = False,
 ) -> StructuredOutputs | None:
     """The form of answers that call tools as `use` wants it, and are of the form `answer` where they call none; None
-    where the model is free. Reasoning may come first. special_token_id: of a special token's text; marks that are none
-    are text like any other.
+    where the model is free. Reasoning may come first. added_token_id: of the token that a mark is; a mark
+    that is none is text like any other.
 
     Raises InvalidRequestError where the forms cannot be had together.
     """
@@ -53,7 +55,7 @@ def chat_grammar(
         )
 
     def spell(mark: str) -> str:
-        id_ = special_token_id(mark)
+        id_ = added_token_id(mark)
         return _quoted(mark) if id_ is None else f"<[{id_}]>"
 
     ways: list[str] = []
@@ -80,7 +82,7 @@ def _answer(answer: StructuredOutputs) -> str:
         schema = json.loads(answer.schema)
         if isinstance(schema, dict):
             schema.setdefault("x-guidance", _SPELLING)
-        return f"answer: %json {json.dumps(schema, ensure_ascii=False)}"
+        return f"answer: %json {_json(schema)}"
     if answer.choice is not None:
         return f"answer: ANSWER\nANSWER: {' | '.join(map(_quoted, answer.choice))}"
     from llguidance import LLMatcher
@@ -96,7 +98,7 @@ def _calls(form: CallForm, has_more: bool, spell: Spell) -> tuple[str, str]:
         one = f'{spell("<tool_call>")} "\\n" object "\\n" {spell("</tool_call>")}'
         return 'call ("\\n" call)*' if has_more else "call", one
     if form == "llama3":
-        return 'call ("; " call)*' if has_more else "call", "object"
+        return "call", "object"  # its templates take back one call in a message, and no more
     if form == "mistral":
         calls = 'call (", " call)*' if has_more else "call"
         return f'{spell("[TOOL_CALLS]")} " "? "[" {calls} "]"', "object"
@@ -105,18 +107,40 @@ def _calls(form: CallForm, has_more: bool, spell: Spell) -> tuple[str, str]:
 
 def _object(form: CallForm, index: int, tool: Tool, spell: Spell) -> Sequence[str]:
     """The rules of a call's name and arguments."""
-    schema = {
-        **tool.parameters,
-        "type": "object",
-        # Of a tool that is not strict, what the grammar cannot hold the model to is left to it.
-        "x-guidance": {**_SPELLING, "lenient": not tool.is_strict},
-    }
-    arguments = f"arguments_{index}: %json {json.dumps(schema, ensure_ascii=False)}"
+    # Of a tool that is not strict, what the grammar cannot hold the model to is left to it.
+    guidance = {"x-guidance": {**_SPELLING, "lenient": not tool.is_strict}}
+    parameters = {**tool.parameters, "type": "object"}
+    if form == "llama3":
+        # Such a call may be the beginning of other JSON, which a text before the arguments could not.
+        schema = _object_of({"name": {"const": tool.name}, "parameters": _moved(parameters, "#/properties/parameters")})
+        return [f"object_{index}: %json {_json(schema | guidance)}"]
+    arguments = f"arguments_{index}: %json {_json(parameters | guidance)}"
     if form == "mistral-args":
-        return f"object_{index}: {_quoted(tool.name)} {spell('[ARGS]')} arguments_{index}", arguments
-    key = "parameters" if form == "llama3" else "arguments"
-    head = f'{{"name": {json.dumps(tool.name)}, "{key}": '
-    return f'object_{index}: {_quoted(head)} arguments_{index} "}}"', arguments
+        return [f"object_{index}: {_quoted(tool.name)} {spell('[ARGS]')} arguments_{index}", arguments]
+    head = f'{{"name": {_json(tool.name)}, "arguments": '
+    return [f'object_{index}: {_quoted(head)} arguments_{index} "}}"', arguments]
+
+
+def _object_of(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema whose references to its own parts hold when it stands at `place` in another one."""
+    if isinstance(schema, list | tuple):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {key: value if key in _DATA else _moved(value, place) for key, value in schema.items()}
+    reference = moved.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = place + reference.removeprefix("#")
+    return moved
 
 
 def _reasoning(marks: tuple[str, str] | None, spell: Spell, has_begun: bool) -> tuple[str, list[str]]:
@@ -133,5 +157,10 @@ def _reasoning(marks: tuple[str, str] | None, spell: Spell, has_begun: bool) -> 
     return "reasoning?", [f"reasoning: {begin} thought GAP", text, gap]
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """A text in Lark."""
+    return _json(text)

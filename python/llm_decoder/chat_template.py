@@ -93,10 +93,13 @@ class ChatTemplate:
             _compiled(source)
 
     def _with_arguments(self, index: int, message: Message) -> Message:
-        """A message whose calls of tools have their arguments as this template reads them."""
-        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
-        if not calls:
+        """A message whose calls of tools have their arguments as this template reads them. Some templates take a list
+        without calls for one with."""
+        if not isinstance(message, Mapping) or "tool_calls" not in message:
             return message
+        calls = message["tool_calls"]
+        if calls is None or calls == []:
+            return {key: value for key, value in message.items() if key != "tool_calls"}
         if not isinstance(calls, list | tuple):
             raise InvalidRequestError(
                 f"[messages[{index}].tool_calls] need a list, got {type(calls).__name__}", param="messages"

@@ -133,14 +133,14 @@ class Tokenizer:
         id_: int | None = self._tokenizer.token_to_id(token)
         return id_
 
-    def special_token_id(self, token: str) -> int | None:
-        """The id of a special token by its own text, or None where that is no token, or one like any other."""
+    def added_token_id(self, token: str) -> int | None:
+        """The id of a token beside the vocabulary, special or not, by its own text; None where that is none."""
         id_ = self.token_id(token)
-        return id_ if id_ in self._special else None
+        return id_ if id_ in self._added else None
 
     def keeping(self, tokens: Iterable[str]) -> TextDecoder:
         """What decodes as this tokenizer does, but shows `tokens` even where special tokens are left out."""
-        kept = {self.special_token_id(token) for token in tokens} - {None}
+        kept = self._special.intersection(self.token_id(token) for token in tokens)
         return _Keeping(self, frozenset(self._special - kept)) if kept else self
 
     def id_to_token(self, id_: int) -> str:
