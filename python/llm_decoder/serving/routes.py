@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from llm_decoder.serving import chat_completions, completions, embeddings, models, operations, own_routes, tokens
+from llm_decoder.serving import (
+    chat_completions,
+    completions,
+    embeddings,
+    metrics,
+    models,
+    operations,
+    own_routes,
+    tokens,
+)
 from llm_decoder.serving.exchange import Endpoint
 
 __all__ = ["all_endpoints"]
@@ -17,4 +26,5 @@ def all_endpoints() -> tuple[Endpoint, ...]:
         *tokens.ENDPOINTS,
         *own_routes.ENDPOINTS,
         *operations.ENDPOINTS,
+        *metrics.ENDPOINTS,
     )
