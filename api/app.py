@@ -17,6 +17,7 @@ import llm_decoder
 from llm_decoder.api.door import Door
 from llm_decoder.api.drain import drain_on_signals
 from llm_decoder.api.transport import EndpointApp, Transport
+from llm_decoder.serving import openapi
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint
 from llm_decoder.serving.service import Service
@@ -36,6 +37,7 @@ def create_app(
 
         endpoints = all_endpoints()
     table = (*endpoints, *extra_endpoints)
+    table += openapi.endpoints_of(table)
     transport = Transport(service)
 
     @contextlib.asynccontextmanager
@@ -57,6 +59,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
+    app.openapi = lambda: openapi.document(table)  # type: ignore[method-assign]
     for endpoint in table:
         app.router.routes.append(Route(endpoint.path, EndpointApp(transport, endpoint), methods=[endpoint.method]))
     app.add_exception_handler(HTTPException, _no_route)

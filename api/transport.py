@@ -202,7 +202,11 @@ class _Stream:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 self.is_silent = False
                 self.last_sent_s = time.monotonic()
-                data = answer.events() or await self._next()
+                data = answer.events()
+                if data:
+                    await self._give_way()
+                else:
+                    data = await self._next()
         finally:
             self._transport.forget(self)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -229,6 +233,12 @@ class _Stream:
 
     async def _wait(self) -> None:
         await self.bell.wait()
+        if self._client.done():
+            raise Disconnected
+
+    async def _give_way(self) -> None:
+        """A stream that always has more would keep the loop from everybody else."""
+        await asyncio.sleep(0)
         if self._client.done():
             raise Disconnected
 

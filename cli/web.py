@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from typing import Annotated
-
-import typer
 
 from llm_decoder.cli import _open
-from llm_decoder.cli._options import ModelOptions
+from llm_decoder.cli._options import ModelOptions, ServerOptions
 from llm_decoder.cli._output import note
+from llm_decoder.cli.serve import warn_if_open
 
+PORT = 5000
 # By name: apps never meet, and nothing of Flask is imported before a server is wanted.
 _APP = "llm_decoder.web.app"
 
 
-def web(
-    *,
-    host: Annotated[str, typer.Option(metavar="NAME", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 = any free one.")] = 5000,
-    model: ModelOptions,
-) -> None:
-    """Serve the chat page in a browser.
+def web(*, server: ServerOptions, model: ModelOptions) -> None:
+    """Serve a chat page for the browser, and the OpenAI API beside it. The page is there before the model is loaded.
 
-    llm-decoder web --port 5000
+    llm-decoder web --model ./folder --port 5000
     """
     from llm_decoder.serving.logs import set_up
-    from llm_decoder.serving.service import Service
-    from llm_decoder.serving.settings import ServerSettings
 
-    settings = ServerSettings(host=host, port=port)
-    set_up(settings)
-    app = importlib.import_module(_APP)
-    app.serve(Service(lambda: _open.open_llm(model), settings), lambda address: note(f"chat page: {address}"))
+    service = _open.make_service(model, server, port=PORT)
+    set_up(service.settings)
+    warn_if_open(service.settings)
+    importlib.import_module(_APP).serve(service, lambda address: note(f"chat page: {address}"))

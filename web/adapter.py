@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -27,19 +28,24 @@ _POLL_S = 0.25  # how soon a client's hanging up is noticed in silence
 
 def mount(app: Flask, service: Service, endpoints: Sequence[Endpoint]) -> None:
     """Puts the endpoints on `app`, all behind the same guard and limits."""
+    admission = service.admission
     for endpoint in endpoints:
         app.add_url_rule(
-            re.sub(r"\{(\w+):path\}", r"<path:\1>", re.sub(r"\{(\w+)\}", r"<\1>", endpoint.path)),
+            _pattern(endpoint.path),
             endpoint=f"{endpoint.method} {endpoint.path}",
-            view_func=_view(service, endpoint),
+            view_func=_view(service, admission, endpoint),
             methods=[endpoint.method],
             provide_automatic_options=False,
         )
     accesses = {f"{endpoint.method} {endpoint.path}": endpoint.access for endpoint in endpoints}
-    admission = Admission(service.settings)
     app.before_request(lambda: _admit(service, admission, accesses))
     app.register_error_handler(Exception, _answer_error)
     app.after_request(lambda response: _finish(service, response))
+
+
+def _pattern(path: str) -> str:
+    """A name at the end of a path may have slashes: hub ids do."""
+    return re.sub(r"\{(\w+)\}", r"<\1>", re.sub(r"\{(\w+)\}$", r"<path:\1>", path))
 
 
 class _Visit:
@@ -48,7 +54,6 @@ class _Visit:
     def __init__(self) -> None:
         self._began_s = time.monotonic()
         self._admission: Admission | None = None
-        self._n_bytes = 0
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.incoming = Incoming(
             method=request.method,
@@ -61,17 +66,14 @@ class _Visit:
         self.line = RequestLine(self.incoming.request_id, request.method, request.path, self.incoming.client)
         self.stream: EventStream | None = None
 
-    def enter(self, admission: Admission, n_bytes: int) -> None:
+    def enter(self, admission: Admission) -> None:
         """Raises HttpError 429 where there is no room for it."""
         admission.enter()
         self._admission = admission
-        admission.hold(n_bytes)
-        self._n_bytes = n_bytes
 
     def end(self) -> None:
         if self._admission is not None:
-            self._admission.leave(self._n_bytes)
-            self._admission = None
+            self._admission.leave()
         if isinstance(self.stream, RunningCall):
             self.line.note_outputs(self.stream.outputs)
             if self.stream.error is not None:
@@ -94,37 +96,45 @@ def _admit(service: Service, admission: Admission, accesses: Mapping[str, Litera
     if preflight is not None:
         return _response(preflight)
     service.guard.check(visit.incoming, accesses.get(request.endpoint or "", "key"))
-    n_bytes = declared_length(visit.incoming.headers, settings) or 0
-    if request.url_rule is not None and request.path != "/health":
-        visit.enter(admission, n_bytes)
+    declared_length(visit.incoming.headers, settings)
+    if request.url_rule is not None and request.method == "POST":
+        visit.enter(admission)
     return None
 
 
-def _view(service: Service, endpoint: Endpoint) -> Callable[..., Response]:
+def _view(service: Service, admission: Admission, endpoint: Endpoint) -> Callable[..., Response]:
     def view(**path_parameters: str) -> Response:
-        visit = _visit()
-        body = request.get_data()
-        if service.settings.log_prompts:
-            visit.line.body = body.decode("utf-8", "replace")
-        answer = endpoint.handle(service, _whole(visit.incoming, path_parameters, body))
-        if isinstance(answer, Reply):
-            return _response(answer)
-        if not isinstance(answer, Call):
-            return _stream(answer, service)
-        running = service.run(answer)
-        return _stream(running, service) if answer.stream else _response(_wait(running))
+        with _body(service, admission) as body:
+            incoming = replace(_visit().incoming, path_parameters=path_parameters, body=body)
+            answer = endpoint.handle(service, incoming)
+            running = service.run(answer, incoming) if isinstance(answer, Call) else answer
+        if isinstance(running, Reply):
+            return _response(running)
+        _visit().stream = running
+        if isinstance(running, RunningCall) and not running.call.stream:
+            return _response(_wait(running))
+        return _stream(running, service)
 
     return view
 
 
-def _whole(incoming: Incoming, path_parameters: Mapping[str, str], body: bytes) -> Incoming:
-    return replace(incoming, path_parameters=path_parameters, body=body)
+@contextlib.contextmanager
+def _body(service: Service, admission: Admission) -> Iterator[bytes]:
+    """The request's body, counted while it is held. waitress has let in no more of it than it may have."""
+    n_bytes = request.content_length or 0
+    admission.hold(n_bytes)
+    try:
+        body = request.get_data(cache=False)
+        if service.settings.log_prompts:
+            _visit().line.body = body.decode("utf-8", "replace")
+        yield body
+    finally:
+        admission.release(n_bytes)
 
 
 def _wait(running: RunningCall) -> Reply:
     """The answer of a call; the call ends when its client hangs up."""
     visit, is_gone = _visit(), _gone()
-    visit.stream = running
     woken = threading.Event()
     running.on_items(woken.set)
     while not running.look():
@@ -138,9 +148,8 @@ def _wait(running: RunningCall) -> Reply:
 
 
 def _stream(stream: EventStream, service: Service) -> Response:
-    visit = _visit()
-    visit.stream = stream
-    body = _Body(stream, service.settings.ping_s, _gone(), visit.line)
+    body = _Body(stream, service.settings.ping_s, _gone(), _visit().line)
+    body.begin()
     return Response(body, headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS, **stream.headers})
 
 
@@ -154,24 +163,41 @@ class _Body(Iterator[bytes]):
         self._is_gone = is_gone
         self._line = line
         self._woken = threading.Event()
-        self._has_begun = False
+        self._first = b""
+
+    def begin(self) -> None:
+        """A call's greeting waits for its first token, or for a silence that is too long: what the engine raises before
+        has a status of its own, and is raised here."""
+        self._stream.on_items(self._woken.set)
+        if isinstance(self._stream, RunningCall):
+            end_s = time.monotonic() + self._ping_s
+            while not self._woken.wait(self._poll_s) and time.monotonic() < end_s and not self._is_gone():
+                pass
+            self._first = self._stream.events()
+            if self._stream.error is not None:
+                raise self._stream.error
 
     def __next__(self) -> bytes:
-        if not self._has_begun:
-            self._has_begun = True
-            self._stream.on_items(self._woken.set)
+        data, self._first = self._first or self._next(), b""
+        self._line.n_sent_bytes += len(data)
+        return data
+
+    def _next(self) -> bytes:
         silent_until_s = time.monotonic() + self._ping_s
         while True:
             self._woken.clear()
             data = self._stream.events()
             if data:
-                self._line.n_sent_bytes += len(data)
                 return data
             if self._stream.is_over or self._is_gone():
                 raise StopIteration
             if time.monotonic() >= silent_until_s:
                 return sse.PING
-            self._woken.wait(min(_POLL_S, self._ping_s))
+            self._woken.wait(self._poll_s)
+
+    @property
+    def _poll_s(self) -> float:
+        return min(_POLL_S, self._ping_s)
 
     def close(self) -> None:
         if not self._stream.is_over:
@@ -193,8 +219,8 @@ def _answer_error(error: Exception) -> Response:
     told = _http_error(error)
     visit = _visit()
     visit.line.code = told.code
-    if told.status == 500:
-        LOGGER.error("failed", exc_info=error, extra={"fields": {"request_id": visit.incoming.request_id}})
+    if told is not error and told.status >= 500:
+        LOGGER.error("request failed", exc_info=error, extra={"fields": {"request_id": visit.incoming.request_id}})
     return _response(told.reply())
 
 

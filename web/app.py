@@ -20,11 +20,11 @@ def create_app(service: Service) -> Flask:
     """A WSGI application over a service, whose model may still be loading."""
     from flask import Flask
 
-    from llm_decoder.serving import operations
+    from llm_decoder.serving.routes import all_endpoints
     from llm_decoder.web import adapter, page
 
     app = Flask("llm_decoder.web", static_folder=None)
-    adapter.mount(app, service, (*operations.ENDPOINTS, *page.endpoints()))
+    adapter.mount(app, service, (*all_endpoints(), *page.endpoints()))
     return app
 
 

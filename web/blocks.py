@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["MAX_BLOCK_CHARS", "Block", "BlockSplitter"]
+__all__ = ["MAX_BLOCK_CHARS", "MAX_CODE_CHARS", "Block", "BlockSplitter"]
 
-# A longer block is cut where it stands: rendering costs more than its length, and nobody waits for it.
-MAX_BLOCK_CHARS = 1 << 15
+# A longer block is cut where it stands: a text can be such that rendering takes the square of its length.
+MAX_BLOCK_CHARS = 1 << 14
+MAX_CODE_CHARS = 1 << 16
 
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
 _HEADING = re.compile(r" {0,3}#{1,6}(?:[ \t]|$)")
@@ -79,7 +80,8 @@ class BlockSplitter:
         return blocks
 
     def _take(self, line: str, blocks: list[Block]) -> None:
-        if self._n_chars + len(line) > MAX_BLOCK_CHARS and self._lines:
+        most = MAX_CODE_CHARS if self._fence else MAX_BLOCK_CHARS
+        if self._n_chars + len(line) > most and self._lines:
             fence, prefix = self._fence, self._prefix or (self._lines[0] if self._fence else "")
             self._cut(blocks)
             self._fence, self._prefix = fence, prefix

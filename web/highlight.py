@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import html
 import itertools
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,8 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LANGUAGES", "classes", "highlight", "style_sheet"]
 
-# A lexer is a set of regular expressions that run on what a model has written. These are the languages that people ask
-# models for; the rest, and what is unusually long, is shown without colours.
+# A lexer is a set of regular expressions that run on what a model has written, some of which look ahead to the end for
+# each sign that they take. So: the languages that people ask models for, lines as people write them, and a bound on the
+# time; what lies beyond is shown without colours.
 LANGUAGES = frozenset(
     [
         *("bash", "c", "cpp", "csharp", "css", "cuda", "dart", "diff", "docker", "elixir", "go", "graphql", "haskell"),
@@ -23,6 +26,7 @@ LANGUAGES = frozenset(
     ]
 )
 MAX_LINE_CHARS = 1 << 10
+MAX_CPU_S = 0.2
 
 
 def highlight(code: str, language: str) -> str:
@@ -30,12 +34,21 @@ def highlight(code: str, language: str) -> str:
     lexer = _lexer(language)
     if lexer is None or any(len(line) > MAX_LINE_CHARS for line in code.split("\n")):
         return html.escape(code)
-    tokens = ((_class_of(kind), text) for _, kind, text in lexer.get_tokens_unprocessed(code))
     parts: list[str] = []
-    for name, run in itertools.groupby(tokens, key=lambda token: token[0]):
+    for name, run in itertools.groupby(_tokens(lexer, code), key=lambda token: token[0]):
         escaped = html.escape("".join(text for _, text in run))
         parts.append(f'<span class="{name}">{escaped}</span>' if name else escaped)
     return "".join(parts)
+
+
+def _tokens(lexer: Lexer, code: str) -> Iterator[tuple[str, str]]:
+    """(class, text); all of `code`."""
+    end_s = time.thread_time() + MAX_CPU_S
+    for index, kind, text in lexer.get_tokens_unprocessed(code):
+        if time.thread_time() > end_s:
+            yield "", code[index:]
+            return
+        yield _class_of(kind), text
 
 
 def _class_of(kind: object) -> str:

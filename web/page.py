@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
-from llm_decoder.sampling import SamplingParams
-from llm_decoder.serving.calls import EventStream
+from llm_decoder.prompts import Prompt
+from llm_decoder.serving.calls import Call, EventStream
+from llm_decoder.serving.chat_prompt import chat_messages, template_options
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
+from llm_decoder.serving.parse import parse_body
+from llm_decoder.serving.plan import check_amount, max_tokens_of, sampling_params
 from llm_decoder.serving.service import Service
 from llm_decoder.web import highlight
 from llm_decoder.web.page_events import PageEvents
 from llm_decoder.web.page_stream import PageStream, PageStreams
 from llm_decoder.web.rendering import render_blocks
+from llm_decoder.web.schemas import AnswerRequest, EmptyRequest, LoginRequest, RenderRequest
 
 __all__ = ["endpoints"]
 
@@ -58,16 +61,17 @@ HIGHLIGHT_FILE = "highlight.css"
 def endpoints() -> tuple[Endpoint, ...]:
     """The page's routes, with the answers that they keep."""
     streams = PageStreams()
+    start, resume, stop = (functools.partial(do, streams) for do in (start_stream, resume_stream, stop_stream))
     return (
         Endpoint("GET", "/", show_page, "The chat page", access="open"),
         Endpoint("GET", "/static/{name}", show_file, "A file of the chat page", access="open"),
-        Endpoint("POST", "/login", log_in, "Opens a session of the page with a key", access="open"),
-        Endpoint("POST", "/logout", log_out, "Ends a session of the page"),
+        Endpoint("POST", "/login", log_in, "Opens a session of the page with a key", LoginRequest, access="open"),
+        Endpoint("POST", "/logout", log_out, "Ends a session of the page", EmptyRequest),
         Endpoint("GET", "/page/session", show_session, "What the page has to know", access="open"),
-        Endpoint("POST", "/page/stream", functools.partial(start_stream, streams), "An answer for the page"),
-        Endpoint("GET", "/page/stream/{id}", functools.partial(resume_stream, streams), "The rest of an answer"),
-        Endpoint("POST", "/page/stream/{id}/stop", functools.partial(stop_stream, streams), "Ends an answer"),
-        Endpoint("POST", "/page/render", render, "Markdown as the page shows it"),
+        Endpoint("POST", "/page/stream", start, "An answer for the page, as server-sent events", AnswerRequest),
+        Endpoint("GET", "/page/stream/{id}", resume, "An answer from the event after Last-Event-ID on"),
+        Endpoint("POST", "/page/stream/{id}/stop", stop, "Ends an answer", EmptyRequest),
+        Endpoint("POST", "/page/render", render, "Markdown as the page shows it", RenderRequest),
     )
 
 
@@ -129,8 +133,8 @@ def show_session(service: Service, incoming: Incoming) -> Reply:
 
 def log_in(service: Service, incoming: Incoming) -> Reply:
     """{key} -> a cookie that scripts cannot read, and the token that goes with it."""
-    key = _json_object(incoming.body).get("key")
-    session = service.guard.sessions.open(key) if isinstance(key, str) else None
+    request, _ = parse_body(incoming, LoginRequest)
+    session = service.guard.sessions.open(request.key)
     if session is None:
         raise HttpError(401, "[key] it is none of this server's", param="key", code="invalid_api_key")
     cookie = service.guard.sessions.cookie(session, secure=_is_over_tls(incoming))
@@ -138,6 +142,7 @@ def log_in(service: Service, incoming: Incoming) -> Reply:
 
 
 def log_out(service: Service, incoming: Incoming) -> Reply:
+    parse_body(incoming, EmptyRequest)
     session = service.guard.sessions.find(incoming.headers)
     if session is not None:
         service.guard.sessions.close(session)
@@ -157,19 +162,36 @@ def _private(value: dict[str, Any], headers: dict[str, str] | None = None) -> Re
 
 
 def start_stream(streams: PageStreams, service: Service, incoming: Incoming) -> EventStream:
-    body = _json_object(incoming.body)
-    messages = body.pop("messages", None)
-    is_continued = bool(body.pop("continue_final_message", False))
-    params = SamplingParams.from_dict({"max_tokens": None} | body)
-    llm = service.llm
-    before = messages[-1]["content"] if is_continued else ""
+    request, headers = parse_body(incoming, AnswerRequest)
+    max_tokens = max_tokens_of(request, None)
+    check_amount(service, 1, 1, max_tokens)
+    params = sampling_params(request, incoming.request_id, max_tokens=max_tokens)
+    messages = chat_messages(service, request.messages)
+    options = template_options(request)
+    before = _text_to_go_on_with(messages) if request.continue_final_message else ""
     stream_id = streams.new_id()
-    events = PageEvents(stream_id, service.model_name, llm.max_model_len, before)
-    stream = PageStream(events, service.settings.resume_s, stream_id)
-    options = {"continue_final_message": True} if is_continued else {}
-    stream.start(llm.submit(messages, params, stream=True, sink=stream.put, **options))
+    llm = service.llm
+    parser = llm.answer_parser(messages, **options)
+    events = PageEvents(stream_id, service.model_name, llm.max_model_len, parser, before)
+    priority = request.priority or 0
+    call = Call(
+        [cast(Prompt, messages)], [params], events, stream=True, template_options=options, priority=priority
+    )
+    stream = PageStream(stream_id, service.run(call, incoming), events, service.settings.resume_s)
     streams.add(stream)
-    return stream.read()
+    return stream.read(headers=headers)
+
+
+def _text_to_go_on_with(messages: list[dict[str, Any]]) -> str:
+    """Raises HttpError 400 where the last message is none that can go on."""
+    content = messages[-1]["content"]
+    if messages[-1]["role"] != "assistant" or not isinstance(content, str):
+        raise HttpError(
+            400,
+            "[continue_final_message] the last message must be the assistant's, with a text",
+            param="continue_final_message",
+        )
+    return content
 
 
 def resume_stream(streams: PageStreams, service: Service, incoming: Incoming) -> EventStream:
@@ -179,6 +201,7 @@ def resume_stream(streams: PageStreams, service: Service, incoming: Incoming) ->
 
 
 def stop_stream(streams: PageStreams, service: Service, incoming: Incoming) -> Reply:
+    parse_body(incoming, EmptyRequest)
     _find(streams, incoming).stop()
     return Reply.of_json({"stopped": True})
 
@@ -191,11 +214,5 @@ def _find(streams: PageStreams, incoming: Incoming) -> PageStream:
 
 
 def render(service: Service, incoming: Incoming) -> Reply:
-    return Reply.of_json({"blocks": render_blocks(_json_object(incoming.body)["text"])})
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    value = json.loads(body)
-    if not isinstance(value, dict):
-        raise HttpError(400, "[body] need a JSON object")
-    return value
+    request, headers = parse_body(incoming, RenderRequest)
+    return Reply.of_json({"blocks": render_blocks(request.text)}, headers=headers)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from llm_decoder.answers import AnswerParser, Part
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.serving.errors import as_http_error
 from llm_decoder.serving.sse import Chunk
@@ -12,37 +16,49 @@ __all__ = ["PageEvents"]
 
 
 class PageEvents:
-    """before: what the message says already when the answer goes on with it; the blocks are those of the whole."""
+    """calls.AnswerFormat. parser: tells reasoning from content. before: what the message says already when the answer
+    goes on with it; the blocks are those of the whole."""
 
-    def __init__(self, stream_id: str, model: str, max_model_len: int, before: str = "") -> None:
+    def __init__(self, stream_id: str, model: str, max_model_len: int, parser: AnswerParser, before: str = "") -> None:
         self._stream_id = stream_id
         self._model = model
         self._max_model_len = max_model_len
+        self._parser = parser
         self._before = before
         self._splitter = BlockSplitter()
         self._renderer = BlockRenderer()
         self._n_blocks = 0
         self._until = 0  # characters (code points) of the content that stand in blocks
 
-    def start(self) -> list[Chunk]:
+    def response(self, outputs: Sequence[RequestOutput]) -> Any:
+        raise NotImplementedError("the page streams every answer")
+
+    def begin(self) -> list[Chunk]:
         data = {"stream": self._stream_id, "model": self._model, "max_model_len": self._max_model_len}
         return [Chunk(data, "start"), *self._blocks(self._splitter.push(self._before))]
 
-    def take(self, event: StreamEvent) -> list[Chunk]:
-        chunks = self._content(event.text)
-        if event.output is not None:
-            chunks += self._blocks(self._splitter.finish())
-            chunks += [Chunk(self._end(event.output), "end"), Chunk("[DONE]")]
-        return chunks
+    def chunks(self, prompt_index: int, event: StreamEvent) -> list[Chunk]:
+        return self._texts(self._parser.push(event.text))
+
+    def end(self, outputs: Sequence[RequestOutput]) -> list[Chunk]:
+        return [*self._rest(), Chunk(self._summary(outputs[0]), "end")]
 
     def fail(self, error: BaseException) -> list[Chunk]:
-        rest = self._blocks(self._splitter.finish())
-        return [*rest, Chunk(as_http_error(error).body(), "error"), Chunk("[DONE]")]
+        """What a stream ends with that did not end well."""
+        return [*self._rest(), Chunk(as_http_error(error).body(), "error")]
 
-    def _content(self, text: str) -> list[Chunk]:
-        if not text:
-            return []
-        return [Chunk({"text": text}), *self._blocks(self._splitter.push(text))]
+    def _rest(self) -> list[Chunk]:
+        return [*self._texts(self._parser.finish()), *self._blocks(self._splitter.finish())]
+
+    def _texts(self, parts: Sequence[Part]) -> list[Chunk]:
+        chunks = []
+        for part in parts:
+            data = {"text": part.text}
+            if part.kind == "reasoning":
+                chunks.append(Chunk(data, "reasoning"))
+            else:
+                chunks += [Chunk(data), *self._blocks(self._splitter.push(part.text))]
+        return chunks
 
     def _blocks(self, blocks: list[Block]) -> list[Chunk]:
         chunks = []
@@ -54,7 +70,7 @@ class PageEvents:
                 self._n_blocks += 1
         return chunks
 
-    def _end(self, output: RequestOutput) -> dict[str, object]:
+    def _summary(self, output: RequestOutput) -> dict[str, Any]:
         metrics = output.metrics
         n_used = metrics.n_prompt_tokens + metrics.n_generated_tokens
         return {

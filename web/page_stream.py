@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
 
-from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.serving import sse
+from llm_decoder.serving.calls import RunningCall
+from llm_decoder.serving.errors import as_http_error
+from llm_decoder.serving.logs import LOGGER
 from llm_decoder.serving.sse import Chunk
 from llm_decoder.web.page_events import PageEvents
 
@@ -19,49 +19,37 @@ __all__ = ["PageStream", "PageStreams", "Reader"]
 
 MAX_FINISHED = 64
 
-Item = StreamEvent | RequestOutput | Exception
-
-
-class Request(Protocol):
-    """engine.RequestHandle, as far as it is needed here."""
-
-    def cancel(self) -> None: ...
-
 
 class PageStream:
-    """One answer. `put` is the engine thread's; a thread of its own turns what comes into events, whether somebody
-    reads them or not. When nobody has read for resume_s seconds, the request is cancelled."""
+    """One answer. A thread of its own turns what comes into events, whether somebody reads them or not. When nobody has
+    read for resume_s seconds, the call is cancelled."""
 
-    def __init__(self, events: PageEvents, resume_s: float, stream_id: str) -> None:
+    def __init__(self, stream_id: str, call: RunningCall, events: PageEvents, resume_s: float) -> None:
         self.id = stream_id
+        self._call = call
         self._events = events
         self._resume_s = resume_s
-        self._inbox: queue.SimpleQueue[Item | None] = queue.SimpleQueue()  # None: look at the clock again
+        self._woken = threading.Event()  # something has come, or a reader has come or gone
         self._lock = threading.Lock()
         self._log: list[bytes] = []  # event i has the id i + 1
         self._is_finished = False
         self._reader: Reader | None = None
         self._left_s = time.monotonic()  # when somebody read last
-
-    def put(self, item: Item) -> None:
-        self._inbox.put(item)
-
-    def start(self, request: Request) -> None:
-        self._request = request
+        call.on_items(self._woken.set)
         threading.Thread(target=self._run, name="llm_decoder-page", daemon=True).start()
 
     def stop(self) -> None:
         """The answer ends where it is."""
-        self._request.cancel()
+        self._call.cancel()
 
-    def read(self, after: int = 0) -> Reader:
-        """A reader of the events with an id above `after`. Who read before reads no more."""
+    def read(self, after: int = 0, headers: Mapping[str, str] | None = None) -> Reader:
+        """A reader of the events with an id above `after`. Who read before reads no more. headers: of the answer."""
         with self._lock:
-            before, self._reader = self._reader, Reader(self, min(max(after, 0), len(self._log)))
+            before, self._reader = self._reader, Reader(self, min(max(after, 0), len(self._log)), headers or {})
             reader = self._reader
         if before is not None:
             before.wake()
-        self._inbox.put(None)
+        self._woken.set()
         return reader
 
     def is_forgotten(self) -> bool:
@@ -74,33 +62,34 @@ class PageStream:
         return self._is_finished
 
     def _run(self) -> None:
-        self._append(self._events.start())
-        is_cancelled = False
         while not self._is_finished:
-            with self._lock:
-                left_s = None if self._reader is not None else self._resume_s - self._unread_s()
-            if left_s is not None and left_s <= 0 and not is_cancelled:
-                is_cancelled = True
-                self._request.cancel()
-            try:
-                item = self._inbox.get(timeout=None if left_s is None or is_cancelled else left_s)
-            except queue.Empty:
-                continue
-            if item is not None:
-                self._take(item)
+            self._woken.clear()
+            self._take()
+            left_s = self._time_left_s()
+            if left_s is not None and left_s <= 0:
+                self._call.cancel()
+                left_s = None  # its end comes, or the engine's
+            if not self._is_finished:
+                self._woken.wait(left_s)
 
-    def _take(self, item: Item) -> None:
+    def _time_left_s(self) -> float | None:
+        """Until somebody has to come; None while somebody reads."""
+        with self._lock:
+            return None if self._reader is not None else self._resume_s - self._unread_s()
+
+    def _take(self) -> None:
         try:
-            if isinstance(item, Exception):
-                raise item
-            assert isinstance(item, StreamEvent)
-            chunks, is_last = self._events.take(item), item.output is not None
-        except Exception as error:  # noqa: BLE001 - the reader is told; nobody else could be
-            self._request.cancel()
-            chunks, is_last = self._events.fail(error), True
-        self._append(chunks, is_last)
+            chunks, is_last = self._call.chunks(), self._call.is_over
+            if self._call.error is not None:
+                chunks += self._events.fail(self._call.error)
+        except Exception as error:  # noqa: BLE001 - the reader is told, and the log
+            LOGGER.error("an answer could not be shown", exc_info=error)
+            self._call.cancel()
+            chunks, is_last = [Chunk(as_http_error(error).body(), "error")], True
+        if chunks or is_last:
+            self._append([*chunks, Chunk("[DONE]")] if is_last else chunks, is_last)
 
-    def _append(self, chunks: list[Chunk], is_last: bool = False) -> None:
+    def _append(self, chunks: list[Chunk], is_last: bool) -> None:
         with self._lock:
             for chunk in chunks:
                 self._log.append(sse.encode(replace(chunk, id=len(self._log) + 1)))
@@ -129,7 +118,7 @@ class PageStream:
         with self._lock:
             if self._reader is reader:
                 self._let_go()
-        self._inbox.put(None)
+        self._woken.set()
 
     def _let_go(self) -> None:
         self._reader = None
@@ -139,9 +128,8 @@ class PageStream:
 class Reader:
     """One connection that reads a PageStream: serving.calls.EventStream."""
 
-    headers: Mapping[str, str] = {}
-
-    def __init__(self, stream: PageStream, position: int) -> None:
+    def __init__(self, stream: PageStream, position: int, headers: Mapping[str, str]) -> None:
+        self.headers = headers
         self._stream = stream
         self._position = position
         self._is_over = False

@@ -98,8 +98,8 @@ class Server:
                 time.sleep(0.05)
         finally:
             self._stop_now.set()
-            for listener in self._listeners:
-                listener.pull_trigger()
+            with contextlib.suppress(OSError):  # `run` has seen it already and is gone
+                self._listeners[0].pull_trigger()
 
     def _is_busy(self) -> bool:
         channels = [channel for listener in self._listeners for channel in list(listener.active_channels.values())]
@@ -122,9 +122,7 @@ class _Threads(ThreadedTaskDispatcher):
     def __init__(self, n_max: int) -> None:
         super().__init__()
         self._n_max = n_max
-        self.queue_logger = logging.getLogger("llm_decoder.serving.queue")
-        self.queue_logger.addHandler(logging.NullHandler())
-        self.queue_logger.propagate = False
+        self.queue_logger.setLevel(logging.ERROR)  # it would tell of every task that waits for its new thread
 
     def add_task(self, task: Any) -> None:
         super().add_task(task)
@@ -155,6 +153,7 @@ class _Late(Error):
 
 class _Channel(HTTPChannel):
     error_task_class = _ErrorTask
+    request: Any = None  # that is being read
     began_s = 0.0  # when the first byte of the request came that is being read
 
     def received(self, data: bytes) -> bool:

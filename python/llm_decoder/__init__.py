@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_decoder.answers import AnswerMessage, Part, ToolCall
     from llm_decoder.async_llm import AsyncLLM
     from llm_decoder.backends import DeviceInfo, devices
     from llm_decoder.decoders import INT8Decoder
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AnswerMessage",
     "AsyncLLM",
     "BackendError",
     "Completion",
@@ -55,6 +57,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "NotEnoughMemoryError",
+    "Part",
     "QueueFullError",
     "RequestFailedError",
     "RequestMetrics",
@@ -63,6 +66,7 @@ __all__ = [
     "StreamEvent",
     "StructuredOutputs",
     "TokenLogprob",
+    "ToolCall",
     "UnsupportedModelError",
     "__version__",
     "devices",
@@ -70,17 +74,20 @@ __all__ = [
 
 # Nothing is imported before it is asked for: `import llm_decoder` and `--help` cost no NumPy and no compiled core.
 _HOMES = {
+    "AnswerMessage": "answers",
     "AsyncLLM": "async_llm",
     "Completion": "outputs",
     "DeviceInfo": "backends",
     "INT8Decoder": "decoders",
     "LLM": "llm",
+    "Part": "answers",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling",
     "StreamEvent": "outputs",
     "StructuredOutputs": "structured",
     "TokenLogprob": "outputs",
+    "ToolCall": "answers",
     "devices": "backends",
 }
 

@@ -79,15 +79,15 @@ class _Worker:
     drain_until_s: float = 0.0
     process_id: int = field(default_factory=os.getpid)
 
-    def put(self, command: _Command, admit: Callable[[], None] = lambda: None) -> None:
-        """Unless admit(), called under the lock, raises."""
+    def put(self, command: _Command, admit: Callable[[], None] = lambda: None, *, is_late: bool = False) -> None:
+        """Unless admit(), called under the lock, raises. is_late: also while it drains."""
         if os.getpid() != self.process_id:
             raise EngineClosedError(
                 "[engine] it runs in the process that made it, got a fork of that one, which has none of its threads; "
                 "make the LLM after the fork"
             )
         with self.lock:
-            if self.refusal is not None:
+            if self.refusal is not None and not (is_late and self.closing):
                 raise _copy(self.refusal)
             admit()
             self.inbox.put(command)
@@ -206,7 +206,7 @@ class RequestHandle:
         """The request ends with "abort" before the next step; nothing happens when it is over."""
         request_id = self.request_id
         with contextlib.suppress(EngineClosedError):
-            self._worker.put(_Command(lambda core: core.cancel(request_id), lambda error: None))
+            self._worker.put(_Command(lambda core: core.cancel(request_id), lambda error: None), is_late=True)
 
 
 class Engine:

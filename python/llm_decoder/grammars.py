@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Follower", "Grammar", "GrammarCompiler"]
 
+_T = TypeVar("_T")
 Masks = npt.NDArray[np.uint32]
 
 COMPILE_S = 10.0  # a request waits for its grammar, those before it included
+LOOK_AHEAD_S = 2e-3  # masks of guesses shall not cost more than guesses save
 MAX_DEFINITIONS = 2000  # rules of a grammar, references of a schema: how deep they can lead into each other
 MAX_CACHED = 64
 MAX_CACHED_CHARS = 1 << 20
@@ -46,7 +49,7 @@ _LIMITS: dict[str, Any] = {
 }
 # Between the parts of JSON: a space, or a new line with its indentation. A model that were let write more of it often
 # writes nothing else, to the end of its tokens.
-_WHITESPACE = r"(\x20|\r?\n[\x20\t]{0,32})"
+_WHITESPACE = r"(\x20|\n[\x20\t]{0,32})"
 
 
 class Grammar:
@@ -80,33 +83,53 @@ class Follower:
 
     def fill(self, mask: Masks) -> None:
         """Writes which tokens may come next into `mask`. Raises RequestFailedError when that is too much work."""
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        _guarded(self._matcher.unsafe_compute_mask_ptr, mask.ctypes.data, mask.nbytes)
         self._check()
 
     def advance(self, token: int) -> None:
         """`token` has come. Raises RequestFailedError when it must not, or when following it is too much work."""
-        self._matcher.consume_token(token)
+        _guarded(self._matcher.consume_token, token)
         self._check()
+
+    def forced(self) -> list[int]:
+        """Tokens of a text that must come next, as the tokenizer would make them of it; [] where nothing must."""
+        return _guarded(self._matcher.compute_ff_tokens)
 
     def look_ahead(self, tokens: Sequence[int]) -> Masks:
         """uint32 [n, n_words]: what may come behind tokens[0], behind tokens[1] and so on, as far as they may come and
-        leave something to come. It stays where it is."""
-        ahead = self._matcher.deep_copy()
+        leave something to come, and as long as that is quick. It stays where it is."""
+        started_s = time.perf_counter()
+        ahead = _guarded(self._matcher.deep_copy)
         masks = np.empty((len(tokens), self.n_words), np.uint32)
         for n, token in enumerate(tokens):
-            if ahead.try_consume_tokens([token]) != 1 or ahead.is_stopped():
+            if _guarded(ahead.try_consume_tokens, [token]) != 1 or ahead.is_stopped():
                 return masks[:n]
-            ahead.unsafe_compute_mask_ptr(masks[n].ctypes.data, masks[n].nbytes)
+            _guarded(ahead.unsafe_compute_mask_ptr, masks[n].ctypes.data, masks[n].nbytes)
             if ahead.is_stopped():  # with an error, or because only the end is left
                 return masks[:n]
+            if time.perf_counter() - started_s > LOOK_AHEAD_S:
+                return masks[: n + 1]
         return masks
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RequestFailedError(
-                f"[structured_outputs] the grammar cannot be followed any further: {_reason(self._matcher)}; make it "
-                "simpler"
-            )
+            raise _lost(_reason(self._matcher))
+
+
+def _guarded(call: Callable[..., _T], *arguments: Any) -> _T:
+    """call(*arguments). A panic of the library, which is no Exception, would end the engine's thread."""
+    try:
+        return call(*arguments)
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise _lost(str(error)) from error
+        raise
+
+
+def _lost(reason: str) -> RequestFailedError:
+    return RequestFailedError(
+        f"[structured_outputs] the grammar cannot be followed any further: {reason[:240]}; make it simpler"
+    )
 
 
 class GrammarCompiler:
@@ -188,7 +211,10 @@ class GrammarCompiler:
 
             n_vocab = max(self._vocab_size, self._tokenizer.n_ids)
             eos = [token for token in self._eos_token_ids if token < n_vocab]
-            self._own = LLTokenizer(self._tokenizer.to_json(), n_vocab=n_vocab, eos_token=eos or None)
+            try:
+                self._own = LLTokenizer(self._tokenizer.to_json(), n_vocab=n_vocab, eos_token=eos or None)
+            except ValueError as error:
+                raise refuse("need a model whose tokens are bytes or fall back to them", str(error)) from error
         return self._own
 
 

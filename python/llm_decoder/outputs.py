@@ -103,4 +103,4 @@ class StreamEvent:
     dropped_messages: int = 0
     stop_reason: str | int | None = None
     prompt_token_ids: Sequence[int] = ()
-    parts: Sequence[Part] = ()
+    parts: Sequence[Part] | None = None

@@ -230,10 +230,11 @@ class Sequence:
         speculation = self.speculation
         if speculation is None or self.seq_id < 0:
             return
-        if speculation.pause:
+        forced = [] if self.follower is None else self.follower.forced()
+        if speculation.pause and not forced:
             speculation.pause -= 1
             return
-        draft = speculation.draft(self.tokens, self.request.max_new - self.n_generated - 1)
+        draft = speculation.draft(self.tokens, self.request.max_new - self.n_generated - 1, forced)
         if draft is not None and self.follower is not None:
             self.draft_masks = self.follower.look_ahead(draft.tolist())
             draft = draft[: len(self.draft_masks)]

@@ -140,6 +140,17 @@ def test_arguments_that_are_no_json_stay_what_the_model_wrote() -> None:
     assert read(CHATML, list(text)) == [call(0, "f", "{'a': 1}}"), content("bye")]
 
 
+def test_a_call_behind_one_that_is_broken_is_a_call() -> None:
+    broken = '{"name": "weather", "arguments": {oops'
+    texts = {
+        CHATML: f"<tool_call>{broken}</tool_call><tool_call>{CLOCK}</tool_call>",
+        LLAMA3: f"{broken}<|python_tag|>{CLOCK}",
+        MISTRAL: f"[TOOL_CALLS][{broken}[TOOL_CALLS][{CLOCK}]",
+    }
+    for style, text in texts.items():
+        assert read(style, list(text)) == [call(0, "weather", "{oops"), call(1, "clock", "{}")]
+
+
 def test_an_answer_cut_off_in_its_arguments_gives_those_that_are_there() -> None:
     assert read(CHATML, '<tool_call>{"name": "f", "arguments": {"a": "b') == [call(0, "f", '{"a": "b')]
 
@@ -152,6 +163,27 @@ def test_line_breaks_inside_of_strings_leave_escaped() -> None:
 def test_calls_past_the_limit_are_left_out() -> None:
     text = f"<tool_call>{WEATHER}</tool_call><tool_call>{CLOCK}</tool_call>bye"
     assert read(CHATML, text, max_calls=1) == [call(0, "weather", ARGUMENTS), content("bye")]
+
+
+HOSTILE = [
+    *(
+        (CHATML, bit)
+        for bit in ("<tool_call>", '<tool_call>{"a":"', '<tool_call>{"name":"f","arguments":[', "</think", " ")
+    ),
+    *((LLAMA3, bit) for bit in ('<|python_tag|>{"name":"weather",', "{", '{"name":', ";,")),
+    *((MISTRAL, bit) for bit in ("[TOOL_CALLS]", "[TOOL_CALLS][{", '[TOOL_CALLS][{"name":"f","arguments":{"a":')),
+]
+
+
+@pytest.mark.parametrize(("style", "bit"), HOSTILE)
+def test_a_long_text_made_to_be_looked_at_again_is_read_once(style: ChatStyle, bit: str) -> None:
+    text = bit * (60_000 // len(bit))
+    assert read(style, [text[i : i + 5] for i in range(0, len(text), 5)]) == read(style, text) != []
+
+
+def test_a_value_nested_without_end_is_no_value() -> None:
+    deep = '<tool_call>{"name": "f", "arguments": ' + '{"a":' * 100_000
+    assert read(CHATML, deep) == [call(0, "f", '{"a":' * 100_000)]
 
 
 def test_a_fresh_parser_reads_another_answer_in_the_same_way() -> None:

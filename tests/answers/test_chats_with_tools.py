@@ -229,7 +229,7 @@ def test_an_answer_is_a_call_or_of_the_form(style: str) -> None:
     ],
 )
 def test_forms_that_cannot_be_had_together_are_refused(options: Any, fields: Any, param: str) -> None:
-    with make_llm(scripted.CHATML, "") as llm, pytest.raises(InvalidRequestError) as caught:
+    with make_llm(scripted.CHATML_REASONS, "") as llm, pytest.raises(InvalidRequestError) as caught:
         llm.chat(QUESTION, params(structured_outputs=fields), **options)
     assert caught.value.param == param
 

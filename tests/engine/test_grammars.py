@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from fakes import ByteTokenizer
 
 from llm_decoder import InvalidRequestError, RequestFailedError, StructuredOutputs, grammars
@@ -245,6 +246,31 @@ def test_looking_ahead_stops_where_the_grammar_does_not_go_on_and_moves_nothing(
     assert follower.look_ahead([ord("x")]).shape[0] == 0
     # The last token of an answer is never one that was guessed.
     assert follower.look_ahead([ord("2"), ord("3"), END]).shape[0] == 1
+
+
+def test_what_must_come_is_known(compiler: GrammarCompiler) -> None:
+    assert follow(compiler, regex="abc[0-9]").forced() == list(b"abc")
+    assert follow(compiler, "abc", regex="abc[0-9]").forced() == []
+
+
+def test_a_panic_of_the_library_ends_no_more_than_its_request(compiler: GrammarCompiler) -> None:
+    class PanicException(BaseException):
+        pass
+
+    class Broken:
+        def consume_token(self, token: int) -> bool:
+            raise PanicException("index out of bounds")
+
+    with pytest.raises(RequestFailedError, match="index out of bounds"):
+        Follower(Broken(), 9).advance(1)  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_without_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab={"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    words.decoder = tokenizers.decoders.WordPiece()
+    monkeypatch.setattr(ByteTokenizer, "to_json", lambda self: str(words.to_str()))
+    with pytest.raises(InvalidRequestError, match="tokens are bytes"):
+        GrammarCompiler(ByteTokenizer(), 258, frozenset()).compile(StructuredOutputs(regex="a"))  # type: ignore[arg-type]
 
 
 def test_followers_of_one_grammar_do_not_see_each_other(compiler: GrammarCompiler) -> None:

@@ -173,6 +173,15 @@ def test_drafts_change_no_answer_and_are_made() -> None:
         assert drafted.metrics.n_accepted_tokens > 40
 
 
+def test_what_a_grammar_forces_is_drafted() -> None:
+    text = "A long sentence that nobody could have guessed, but for its grammar. "
+    ask: dict[str, Any] = {"structured_outputs": {"regex": f"[0-9]{text}[0-9]"}, "max_tokens": 100, "seed": 5}
+    drafted = desk().ask("Hello", **ask)
+    assert drafted.outputs == desk(start_speculation=SpeculationOptions("none").start).ask("Hello", **ask).outputs
+    # Nobody drafts the last token before a choice: that is drawn behind the one before it.
+    assert drafted.metrics.n_accepted_tokens == drafted.metrics.n_drafted_tokens > 0.8 * len(text)
+
+
 def test_drafts_that_the_grammar_forbids_are_not_computed() -> None:
     text = "abcdefgh" * 8
     output = desk().ask(text, max_tokens=64, structured_outputs={"regex": "(abcd1){12}"})

@@ -252,3 +252,22 @@ def test_while_the_model_loads_requests_are_told_to_come_again():
         assert (status, answer["error"]["type"]) == (503, "unavailable_error")
         assert int(headers["retry-after"]) > 0
     assert server.get("/v1/models")[0] == 503
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [0] * 1024}] * 2500}),
+        ("/v1/completions", {"prompt": "a", "logit_bias": {f"x{i}": 1 for i in range(400_000)}}),
+        ("/detokenize", {"tokens": ["a"] * 1_500_000}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_large_bad_body_gives_one_error_and_not_one_for_each_item(server, path, body, monkeypatch):
+    from llm_decoder.serving import parse
+
+    n_errors = []
+    refusal = parse._refusal
+    monkeypatch.setattr(parse, "_refusal", lambda error: n_errors.append(error.error_count()) or refusal(error))
+    assert server.post(path, body)[0] == 400
+    assert n_errors[0] <= 4

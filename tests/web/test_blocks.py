@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_documents import documents
 
-from llm_decoder.web.blocks import MAX_BLOCK_CHARS, Block, BlockSplitter
+from llm_decoder.web.blocks import MAX_BLOCK_CHARS, MAX_CODE_CHARS, Block, BlockSplitter
 from llm_decoder.web.rendering import BlockRenderer, _parser
 
 
@@ -54,10 +54,10 @@ def test_indented_code_stays_with_what_stands_before_it() -> None:
 
 
 def test_code_that_is_too_long_is_cut_and_stays_code() -> None:
-    text = "```py\n" + "x = 1\n" * MAX_BLOCK_CHARS + "```\n"
+    text = "```py\n" + "x = 1\n" * MAX_CODE_CHARS + "```\n"
     blocks = split(text)
     assert sum(block.n_chars for block in blocks) == len(text)
-    assert all(block.n_chars <= MAX_BLOCK_CHARS for block in blocks)
+    assert all(MAX_CODE_CHARS - 6 < block.n_chars <= MAX_CODE_CHARS for block in blocks[:-1])
     assert all(block.markdown.startswith("```py\nx") for block in blocks)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from scripted import ScriptedLLM, events_of, service_of, text_of
+from scripted_llm import ScriptedLLM, events_of, service_of, text_of
 
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.service import Service

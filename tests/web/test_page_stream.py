@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
-from scripted import ScriptedLLM, ScriptedRequest, events_of, service_of, text_of
+from scripted_llm import ScriptedLLM, ScriptedRequest, events_of, service_of, text_of
 
 from llm_decoder.errors import RequestFailedError
+from llm_decoder.sampling import SamplingParams
+from llm_decoder.serving.calls import Call
+from llm_decoder.serving.service import Service
 from llm_decoder.web import page_stream
 from llm_decoder.web.page_events import PageEvents
 from llm_decoder.web.page_stream import PageStream, PageStreams, Reader
@@ -15,12 +18,15 @@ from llm_decoder.web.page_stream import PageStream, PageStreams, Reader
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
-def begin(resume_s: float = 60.0, before: str = "") -> tuple[PageStream, ScriptedRequest]:
-    llm = ScriptedLLM()
-    stream = PageStream(PageEvents("s-1", "m", 100, before), resume_s, "s-1")
-    request = llm.submit(MESSAGES, None, stream=True, sink=stream.put)  # type: ignore[arg-type]
-    stream.start(request)
-    return stream, request
+def begin(resume_s: float = 60.0, before: str = "", template: str = "") -> tuple[PageStream, ScriptedRequest]:
+    llm = ScriptedLLM(template=template)
+    return begin_on(service_of(llm), resume_s, before), llm.next_request()
+
+
+def begin_on(service: Service, resume_s: float = 60.0, before: str = "") -> PageStream:
+    events = PageEvents("s-1", "m", 100, service.llm.answer_parser(), before)
+    call = service.run(Call([MESSAGES], [SamplingParams()], events, stream=True))
+    return PageStream("s-1", call, events, resume_s)
 
 
 def read(reader: Reader, until: bytes = b"[DONE]") -> bytes:
@@ -90,6 +96,16 @@ def test_an_answer_that_goes_on_has_the_blocks_of_the_whole_message() -> None:
     [block] = [event.data for event in events if event.name == "block"]
     assert block["until"] == len("```py\nx = 1\n```\n")
     assert block["html"].count("<pre") == 1
+
+
+def test_reasoning_comes_beside_the_answer_and_is_no_block() -> None:
+    stream, request = begin(template="<think></think>")
+    request.say("<thi", "nk>why", " **not**</think>", "\n\nso")
+    request.end()
+    events = events_of(read(stream.read()))
+    assert "".join(event.data["text"] for event in events if event.name == "reasoning") == "why **not**"
+    assert text_of(events) == "so"
+    assert [event.data["html"] for event in events if event.name == "block"] == ["<p>so</p>\n"]
 
 
 def test_what_an_answer_fails_with_is_its_last_event() -> None:
@@ -202,9 +218,16 @@ def test_the_ids_of_streams_cannot_be_guessed() -> None:
 
 
 def test_closing_the_server_ends_its_streams() -> None:
-    llm = ScriptedLLM()
-    service = service_of(llm)
-    stream = PageStream(PageEvents("s", "m", 10), 60.0, "s")
-    stream.start(llm.submit(MESSAGES, None, stream=True, sink=stream.put))  # type: ignore[arg-type]
+    service = service_of(ScriptedLLM())
+    stream = begin_on(service)
     service.close(0)
     assert events_of(read(stream.read()))[-2].data["finish_reason"] == "abort"
+
+
+def test_an_answer_that_cannot_be_shown_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, request = begin()
+    monkeypatch.setattr(PageEvents, "chunks", lambda *_: 1 / 0)
+    request.say("x")
+    events = events_of(read(stream.read()))
+    assert events[-2].data["error"]["type"] == "server_error"
+    assert request.is_cancelled.is_set()

@@ -66,9 +66,9 @@ ATTACKS = [
     "<x style='position:fixed;inset:0' class='overlay'>",
 ]
 
-MAY_STAND = {
-    **dict.fromkeys(["p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "strong", "em", "s", "code"], set[str]()),
-    **dict.fromkeys(["blockquote", "ul", "table", "thead", "tbody", "tr"], set[str]()),
+MAY_STAND: dict[str, set[str]] = {
+    **{tag: set() for tag in ("p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "strong", "em", "s", "code")},
+    **{tag: set() for tag in ("blockquote", "ul", "table", "thead", "tbody", "tr")},
     "pre": {"class", "data-language"},
     "span": {"class"},
     "a": {"href", "title", "target", "rel"},
@@ -191,6 +191,13 @@ def test_every_language_that_is_named_has_a_lexer() -> None:
 
 def test_code_with_lines_of_unusual_length_is_plain() -> None:
     assert "<span" not in html_of(f"```python\nx = 1\n{'x = 1; ' * 200}\n```")
+
+
+def test_code_that_takes_too_long_has_its_rest_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(highlight.time, "thread_time", lambda: next(clock) / 10)
+    html = highlight.highlight("a = 1\nb = 2\nc = 3 < 4", "python")
+    assert html == '<span class="n">a</span> = 1\nb = 2\nc = 3 &lt; 4'
 
 
 @settings(max_examples=60, deadline=None)

@@ -46,7 +46,9 @@ def read_chatml(tape: Tape, sink: AnswerSink, is_tool: IsTool) -> Reader[None]:
             text += tape.recorded()
             if outcome == "no call":
                 sink.content(text)
-            if outcome != "call":
+                break
+            if outcome == "broken":
+                yield from tape.literal(end)
                 break
             tape.record()
             yield from tape.run(_STRAY)
@@ -130,7 +132,7 @@ def _ended(tape: Tape, sink: AnswerSink, call: Reader[Outcome], ends: Sequence[s
     show it what is wrong."""
     outcome = yield from call
     if outcome == "broken":
-        yield from tape.until(ends, sink.arguments)
+        yield from tape.before(ends, sink.arguments)
     if outcome != "no call":
         sink.end_call()
     return outcome

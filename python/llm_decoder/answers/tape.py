@@ -104,14 +104,19 @@ class Tape:
             yield
 
     def until(self, marks: Sequence[str], out: Callable[[str], object]) -> Reader[str]:
-        """Takes all up to the first of `marks`, which it takes and returns, and hands it to `out` as it comes; ""
-        when the text ends before. No mark begins with another."""
+        """Takes all up to the first of `marks` and hands it to `out` as it comes; takes and returns that mark, "" when
+        the text ends before. No mark begins with another."""
+        mark = yield from self.before(marks, out)
+        self._at += len(mark)
+        return mark
+
+    def before(self, marks: Sequence[str], out: Callable[[str], object]) -> Reader[str]:
+        """As `until`, but the mark is still to be taken."""
         while True:
             found = [(at, mark) for mark in marks if (at := self._text.find(mark, self._at)) >= 0]
             if found:
                 at, mark = min(found)
                 self._pass(at, out)
-                self._at += len(mark)
                 return mark
             self._pass(len(self._text) - (0 if self._is_whole else self._n_held(marks)), out)
             if self._is_whole:

@@ -141,24 +141,31 @@ class RunningCall:
 
     def events(self) -> bytes:
         """The server-sent events that have become ready since the last time; b"" when there are none."""
-        parts: list[bytes] = []
-        if not self._has_begun:
-            self._has_begun = True
-            parts += map(sse.encode, self.call.format.begin())
         was_over = self.is_over
-        for index, item in self._take():
-            if isinstance(item, StreamEvent):
-                parts += map(sse.encode, self.call.format.chunks(index, item))
-            self._note(index, item)
-            if self._error is not None:
-                break
+        parts = [sse.encode(chunk) for chunk in self.chunks()]
         if self.is_over and not was_over:
             if self._error is not None:
                 parts.append(sse.encode(Chunk(as_http_error(self._error).body())))
-            else:
-                parts += map(sse.encode, self.call.format.end(self._ordered()))
             parts.append(sse.DONE)
         return b"".join(parts)
+
+    def chunks(self) -> list[Chunk]:
+        """What `events` is made of, without the end of a stream: whether one has come, and how it went, `is_over` and
+        `error` say."""
+        chunks: list[Chunk] = []
+        if not self._has_begun:
+            self._has_begun = True
+            chunks += self.call.format.begin()
+        was_over = self.is_over
+        for index, item in self._take():
+            if isinstance(item, StreamEvent):
+                chunks += self.call.format.chunks(index, item)
+            self._note(index, item)
+            if self._error is not None:
+                break
+        if self.is_over and not was_over and self._error is None:
+            chunks += self.call.format.end(self._ordered())
+        return chunks
 
     def look(self) -> bool:
         """Reads what has come for an answer that is not streamed; whether it is over."""

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -108,29 +108,31 @@ def _checked(
         request = schema.model_validate(values)
     except ValidationError as error:
         raise _refusal(error) from None
-    ignored = [_plain(name) for name in _unread(request)]
+    ignored: dict[str, None] = {}
+    for name in _unread(request):
+        ignored[_plain(name)] = None
+        if len(ignored) == _MAX_IGNORED_SHOWN:
+            break
     if not ignored:
         return request, {}
-    shown = ",".join(ignored[:_MAX_IGNORED_SHOWN])
+    shown = ",".join(ignored)
     _LOG.warning("%s: fields that are not known were ignored: %s", incoming.request_id, shown)
     return request, {"x-ignored-fields": shown}
 
 
-def _unread(model: BaseModel, place: str = "") -> list[str]:
-    names = [place + name for name, value in (model.model_extra or {}).items() if value is not None]
-    for name in model.model_fields_set:
-        value = getattr(model, name, None)
-        if isinstance(value, BaseModel):
-            names += _unread(value, f"{place}{name}.")
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, BaseModel):
-                    names += _unread(item, f"{place}{name}.")
-    return list(dict.fromkeys(names))
+def _unread(model: BaseModel, place: str = "") -> Iterator[str]:
+    """Names of fields that no schema knows, at any depth."""
+    yield from (place + name for name, value in (model.model_extra or {}).items() if value is not None)
+    for name, value in vars(model).items():
+        for item in value if isinstance(value, list) else (value,):
+            if not isinstance(item, BaseModel):
+                break  # items of a list are of one kind
+            yield from _unread(item, f"{place}{name}.")
 
 
 def _refusal(error: ValidationError) -> HttpError:
-    first = error.errors(include_url=False, include_context=False)[0]
+    # Of a field that has several forms, the one that was followed furthest.
+    first = max(error.errors(include_url=False, include_context=False), key=lambda entry: len(entry["loc"]))
     param = ".".join(_plain(str(part)) for part in first["loc"] if not _is_kind(part)) or None
     field = str(first["loc"][0]) if first["loc"] else ""
     if field in NOT_IN_THIS_VERSION and first["type"] != "missing":
@@ -143,7 +145,7 @@ def _refusal(error: ValidationError) -> HttpError:
 
 def _is_kind(part: int | str) -> bool:
     """Where a field has several forms the place names the one that was tried."""
-    return isinstance(part, str) and (part in ("str", "bool", "int", "float") or "[" in part)
+    return isinstance(part, str) and (part in ("str", "bool", "int", "float", "ToolChoice") or "[" in part)
 
 
 def _plain(name: str) -> str:

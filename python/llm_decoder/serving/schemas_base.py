@@ -29,6 +29,7 @@ __all__ = [
     "Schema",
     "StopField",
     "StreamOptions",
+    "TokenId",
     "TokenIds",
 ]
 
@@ -65,7 +66,8 @@ NOT_IN_THIS_VERSION: Mapping[str, str] = {
 
 class Schema(BaseModel):
     """A request. Types are JSON's own, nothing is converted; null is as good as absent. Names that are not known stay
-    in `model_extra`. text_fields: those that a URL gives as they are."""
+    in `model_extra`. text_fields: those that a URL gives as they are. Every list fails at its first bad item, so that
+    a bad request costs no more than a good one."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
     text_fields: ClassVar[frozenset[str]] = frozenset()
@@ -85,14 +87,22 @@ def _whole(value: Any) -> Any:
 # Behind a field's limits, which are of the integer.
 WHOLE = BeforeValidator(_whole)
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT), WHOLE]
-TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST_TOKEN_IDS)]
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST_TOKEN_IDS, fail_fast=True)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), WHOLE]
+Choices = Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 def _real(name: str) -> Any:
     low, high = REAL_LIMITS[name]
     return Field(default=None, ge=low, le=high)
+
+
+def _few(value: Any) -> Any:
+    """What has too many entries is refused before each of them is."""
+    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIAS:
+        raise ValueError(f"need at most {MAX_LOGIT_BIAS} entries")
+    return value
 
 
 def _prompt(value: Any) -> Any:
@@ -171,7 +181,7 @@ class StructuredFields(Schema):
     json_: dict[str, Any] | str | bool | None = Field(default=None, alias="json")
     json_object: bool | None = None
     regex: str | None = Field(default=None, max_length=1 << 16)
-    choice: list[str] | None = Field(default=None, min_length=1, max_length=4096)
+    choice: Choices | None = None
     grammar: str | None = Field(default=None, max_length=1 << 20)
 
 
@@ -210,12 +220,16 @@ class SamplingFields(Schema):
         Annotated[
             dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]],
             Field(max_length=MAX_LOGIT_BIAS),
+            BeforeValidator(_few),
         ]
         | None
     ) = None
     allowed_token_ids: TokenIds | None = None
     bad_words: (
-        Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]], Field(max_length=MAX_BAD_WORDS)]
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]],
+            Field(max_length=MAX_BAD_WORDS, fail_fast=True),
+        ]
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 64) - 1), WHOLE] | None = None
@@ -240,7 +254,7 @@ class SamplingFields(Schema):
     repeat_penalty: float | None = _real("repetition_penalty")
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = Field(default=None, max_length=1 << 16)
-    guided_choice: Annotated[list[str], Field(min_length=1, max_length=4096)] | None = None
+    guided_choice: Choices | None = None
     guided_grammar: str | None = Field(default=None, max_length=1 << 20)
     json_schema: dict[str, Any] | str | None = Field(default=None, description="structured_outputs.json")
     grammar: str | None = Field(default=None, max_length=1 << 20, description="structured_outputs.grammar")

@@ -42,7 +42,7 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_INT), WHOLE] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
-    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -50,7 +50,7 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: Annotated[dict[Name, Any], Field(max_length=32)] | None = None
-    documents: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = None
+    documents: Annotated[list[dict[str, Any]], Field(max_length=1024, fail_fast=True)] | None = None
 
     # Not in this version.
     echo: Literal[False] | None = None
@@ -59,7 +59,7 @@ class ChatRequest(SamplingFields):
     functions: None = None
     function_call: None = None
     audio: None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=8, fail_fast=True)] | None = None
     web_search_options: None = None
 
     # Changes nothing.

@@ -32,15 +32,15 @@ class ToolCall(Schema):
 
 class ChatMessage(Schema):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[ContentPart], Field(max_length=1024)] | None = None
+    content: str | Annotated[list[ContentPart], Field(max_length=1024, fail_fast=True)] | None = None
     name: Name | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: Name | None = None
     reasoning_content: str | None = None
     reasoning: str | None = Field(default=None, description="reasoning_content")
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 def as_messages(messages: list[ChatMessage], template_knows_developer: bool) -> list[dict[str, Any]]:

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from llm_decoder.sampling import MAX_INT
-from llm_decoder.serving.schemas_base import WHOLE, Name, Reply, Schema
+from llm_decoder.serving.schemas_base import Name, Reply, Schema, TokenId
 from llm_decoder.serving.schemas_messages import Messages
 
 __all__ = ["DetokenizeReply", "DetokenizeRequest", "TokenizeReply", "TokenizeRequest"]
@@ -28,7 +27,7 @@ class TokenizeRequest(Schema):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: Annotated[dict[Name, Any], Field(max_length=32)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128, fail_fast=True)] | None = None
 
 
 class TokenizeReply(Reply):
@@ -39,7 +38,7 @@ class TokenizeReply(Reply):
 
 class DetokenizeRequest(Schema):
     model: str | None = Field(default=None, max_length=1024)
-    tokens: Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT), WHOLE]], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]
 
 
 class DetokenizeReply(Reply):

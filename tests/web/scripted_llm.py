@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from llm_decoder.answers import AnswerParser, find_style
+from llm_decoder.chat_answers import ChatAnswers
+from llm_decoder.chat_template import ChatTemplate
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.outputs import Completion, RequestMetrics, RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams
@@ -25,7 +28,7 @@ class ScriptedRequest:
         self.is_cancelled = threading.Event()
         self._sink = sink
         self._texts: list[str] = []
-        self._is_over = False
+        self.over = threading.Event()
         self._lock = threading.Lock()
 
     def say(self, *texts: str) -> None:
@@ -35,9 +38,9 @@ class ScriptedRequest:
 
     def end(self, finish_reason: Any = "stop") -> None:
         with self._lock:
-            if self._is_over:
+            if self.over.is_set():
                 return
-            self._is_over = True
+            self.over.set()
         n_tokens = len(self._texts)
         completion = Completion(0, "".join(self._texts), [1] * n_tokens, 0.0, finish_reason=finish_reason)
         metrics = RequestMetrics(7, 3, n_tokens, tokens_per_s=12.5, time_to_first_token_s=0.25)
@@ -45,12 +48,19 @@ class ScriptedRequest:
         self._sink(StreamEvent(0, "", [], finish_reason, output=output))
 
     def fail(self, error: Exception) -> None:
-        self._is_over = True
+        self.over.set()
         self._sink(error)
 
     def cancel(self) -> None:
         self.is_cancelled.set()
         self.end("abort")
+
+
+class ScriptedTokenizer:
+    """A template whose source is all that is looked at."""
+
+    def __init__(self, source: str) -> None:
+        self.chat_template = ChatTemplate(source)
 
 
 class ScriptedLLM:
@@ -59,11 +69,13 @@ class ScriptedLLM:
     name = "scripted"
     max_model_len = 100
     is_closed = False
-    sampling_defaults = {"temperature": 0.7}
 
-    def __init__(self, script: Iterable[str] | None = None) -> None:
+    def __init__(self, script: Iterable[str] | None = None, template: str = "") -> None:
+        self.sampling_defaults = {"temperature": 0.7}
+        self.tokenizer = ScriptedTokenizer(template)
         self.requests: list[ScriptedRequest] = []
         self._script = None if script is None else list(script)
+        self.closing = threading.Event()
         self._came = threading.Semaphore(0)
 
     def submit(
@@ -79,15 +91,24 @@ class ScriptedLLM:
             request.end()
         return request
 
+    def answer_parser(self, messages: Any = (), **options: Any) -> AnswerParser:
+        return self.chat_answers(messages, **options).parser()
+
+    def chat_answers(self, messages: Any = (), **options: Any) -> ChatAnswers:
+        style = find_style(self.tokenizer.chat_template)
+        return ChatAnswers(self.tokenizer, style, messages, options)  # type: ignore[arg-type]
+
     def next_request(self) -> ScriptedRequest:
         assert self._came.acquire(timeout=10)
         return self.requests[-1]
 
     def close(self, drain_s: float = 0.0) -> None:
+        """Waits until nothing runs, as the engine does."""
         self.is_closed = True
+        self.closing.set()
         for request in self.requests:
-            if drain_s == 0:
-                request.cancel()
+            request.over.wait(drain_s)
+            request.cancel()
 
 
 def service_of(llm: ScriptedLLM, **settings: Any) -> Service:

@@ -1,0 +1,97 @@
+"""One browser and one server for this folder; a page with an empty storage of its own for each test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from reader import Reader
+    from scripted_site import Site
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def _site() -> Iterator[Site]:
+    from scripted_site import Site
+
+    site = Site()
+    assert site.service.wait(30), site.service.failure
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def site(_site: Site) -> Site:
+    _site.script.reset()
+    return _site
+
+
+@pytest.fixture
+def new_reader(browser: Browser) -> Iterator[Callable[..., Reader]]:
+    """Makes readers, each with a browser of his own. None of them may see an error, a refused script, or a request to
+    another origin."""
+    from reader import Reader
+
+    readers: list[Reader] = []
+
+    def make(site: Site, **options: Any) -> Reader:
+        options = {"viewport": {"width": 1280, "height": 860}, "locale": "en-GB"} | options
+        context = browser.new_context(**options, permissions=["clipboard-read", "clipboard-write"])
+        context.set_default_timeout(8000)
+        readers.append(Reader(context.new_page(), site.url))
+        return readers[-1]
+
+    yield make
+    troubles = [trouble for reader in readers for trouble in reader.troubles]
+    foreign = [url for reader in readers for url in reader.foreign]
+    for reader in readers:
+        reader.page.context.close()
+    assert troubles == []
+    assert foreign == []
+
+
+@pytest.fixture
+def reader(new_reader: Callable[..., Reader], site: Site) -> Reader:
+    return new_reader(site).open()
+
+
+@pytest.fixture(scope="module")
+def _page_of_blocks(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def reader_of_blocks(_page_of_blocks: Page, site: Site) -> Iterator[Reader]:
+    """One reader for many small tests of a file."""
+    from reader import Reader
+
+    reader = Reader(_page_of_blocks, site.url)
+    if not _page_of_blocks.url.startswith(site.url):
+        reader.open()
+    yield reader
+    assert reader.troubles == []
+    assert reader.foreign == []
