@@ -6,7 +6,7 @@ import pytest
 from direct import DirectServer, ready_service
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripted import ScriptedModel
+from scripted_model import ScriptedModel
 
 from llm_decoder.serving.routes import all_endpoints
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 from direct import DirectServer, ready_service
-from scripted import ScriptedModel
+from scripted_model import ScriptedModel
 
 CHAT = [{"role": "user", "content": "Weather in Paris?"}]
 WEATHER = {
