@@ -63,10 +63,12 @@ NO_CALLS = [
     (CHATML, '<tool_call>{"name": "f", "arguments": [1]}</tool_call>'),
     (CHATML, '<tool_call>{"name": "f", "arguments": "no object"}</tool_call>'),
     (CHATML, '<tool_call>{"arguments": {"a": 1}}</tool_call>'),
+    (CHATML, '<tool_call>{"name": "f", "arguments": "{} and more"}</tool_call>'),
     (CHATML, '<tool_call>{"name": "a\\u0000b", "arguments": {}}</tool_call>'),
     (CHATML, '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'),
     (LLAMA3, '{"name": "Bob", "parameters": {"age": 3}}'),
     (LLAMA3, '{"name": "weather"}'),
+    (LLAMA3, '{"answer": 1, "name": "weather", "parameters": {}}'),
     (LLAMA3, '{"answer": {"name": "weather"}} is JSON that was asked for'),
     (LLAMA3, 'As JSON: {"name": "weather", "parameters": {}}'),
     (LLAMA3, "<|python_tag|>print(1)"),
@@ -130,6 +132,10 @@ def test_reasoning_and_content_leave_as_they_come_but_for_what_may_be_a_mark() -
     assert parser.push("b") == [content(" <b")]
 
 
+def test_white_space_behind_reasoning_is_no_content_without_tools_either() -> None:
+    assert read(CHATML, list("<think>Hm.</think>\n\nYes. "), tools=()) == [reasoning("Hm."), content("Yes. ")]
+
+
 @pytest.mark.parametrize("text", ["Hm.</think>Yes", "\n<think>\nHm.\n</think>\n\nYes"])
 def test_reasoning_that_the_prompt_begins_needs_no_mark(text: str) -> None:
     assert read(CHATML, list(text), begins_in_reasoning=True) == [reasoning("Hm."), content("Yes")]
@@ -179,6 +185,12 @@ HOSTILE = [
 def test_a_long_text_made_to_be_looked_at_again_is_read_once(style: ChatStyle, bit: str) -> None:
     text = bit * (60_000 // len(bit))
     assert read(style, [text[i : i + 5] for i in range(0, len(text), 5)]) == read(style, text) != []
+
+
+def test_a_value_nested_too_deeply_is_no_value() -> None:
+    deep = '{"a": ' + "[" * 200 + "]" * 200 + "}"
+    text = f'<tool_call>{{"name": "f", "arguments": {deep}}}</tool_call>'
+    assert read(CHATML, text) == [call(0, "f", deep + "}")]
 
 
 def test_a_value_nested_without_end_is_no_value() -> None:

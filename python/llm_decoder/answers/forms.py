@@ -4,7 +4,7 @@ a call is content."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeAlias
 
 from llm_decoder.answers.calls import CallObject, CallSink, Outcome, is_name, pass_arguments
@@ -32,17 +32,18 @@ Form: TypeAlias = Callable[[Tape, AnswerSink, IsTool], Reader[None]]
 
 def read_plain(tape: Tape, sink: AnswerSink) -> Reader[None]:
     """An answer without calls."""
-    yield from tape.until((), sink.content)
+    yield from tape.rest(sink.content)
 
 
 def read_chatml(tape: Tape, sink: AnswerSink, is_tool: IsTool) -> Reader[None]:
     """Calls between <tool_call> and </tool_call>, anywhere in the answer."""
     begin, end = "<tool_call>", "</tool_call>"
-    while text := (yield from tape.until((begin,), sink.content)):
+    while (yield from tape.until(begin, sink.content)):
+        text = begin
         while True:
             tape.record()
             yield from tape.spaces()
-            outcome = yield from _read_object(tape, sink, CallObject(is_name), (end,))
+            outcome = yield from _read_object(tape, sink, CallObject(is_name), end)
             text += tape.recorded()
             if outcome == "no call":
                 sink.content(text)
@@ -71,37 +72,35 @@ def read_llama3(tape: Tape, sink: AnswerSink, is_tool: IsTool) -> Reader[None]:
         yield from tape.run(_BETWEEN)
         yield from tape.literal(mark)
         yield from tape.spaces()
-        outcome = yield from _read_object(tape, sink, CallObject(is_tool, only_calls=True), (mark,))
+        outcome = yield from _read_object(tape, sink, CallObject(is_tool, only_calls=True), mark)
         text += tape.recorded()
         if outcome == "no call":
             sink.content(text)
-            text = yield from tape.until((mark,), sink.content)
-            if not text:
+            if not (yield from tape.until(mark, sink.content)):
                 return
-        else:
-            text = ""
+        text = mark if outcome == "no call" else ""
 
 
 def read_mistral(tape: Tape, sink: AnswerSink, is_tool: IsTool) -> Reader[None]:
     """[TOOL_CALLS] and a list of calls, or [TOOL_CALLS]name[ARGS]{...} for each: models of either kind are read."""
     begin = "[TOOL_CALLS]"
-    while text := (yield from tape.until((begin,), sink.content)):
+    while (yield from tape.until(begin, sink.content)):
         tape.record()
         yield from tape.spaces()
         is_list = (yield from tape.peek()) == "["
-        outcome = yield from (_read_list if is_list else _read_named)(tape, sink, (begin,))
-        text += tape.recorded()
+        outcome = yield from (_read_list if is_list else _read_named)(tape, sink, begin)
+        text = tape.recorded()
         if outcome == "no call":
-            sink.content(text)
+            sink.content(begin + text)
 
 
-def _read_list(tape: Tape, sink: AnswerSink, ends: Sequence[str]) -> Reader[Outcome]:
+def _read_list(tape: Tape, sink: AnswerSink, end: str) -> Reader[Outcome]:
     """ "no call" when not even the first is one."""
     tape.take()
     result: Outcome = "no call"
     while True:
         yield from tape.spaces()
-        outcome = yield from _read_object(tape, sink, CallObject(is_name), ends)
+        outcome = yield from _read_object(tape, sink, CallObject(is_name), end)
         if outcome != "call":
             return outcome if result == "no call" else result
         result = "call"
@@ -111,7 +110,7 @@ def _read_list(tape: Tape, sink: AnswerSink, ends: Sequence[str]) -> Reader[Outc
             return result
 
 
-def _read_named(tape: Tape, sink: AnswerSink, ends: Sequence[str]) -> Reader[Outcome]:
+def _read_named(tape: Tape, sink: AnswerSink, end: str) -> Reader[Outcome]:
     name: list[str] = []
     yield from tape.run(_NAME, name.append)
     if not is_name("".join(name)):
@@ -120,19 +119,19 @@ def _read_named(tape: Tape, sink: AnswerSink, ends: Sequence[str]) -> Reader[Out
         yield from tape.run(_NAME)
     yield from tape.literal("[ARGS]")
     yield from tape.spaces()
-    return (yield from _ended(tape, sink, pass_arguments(tape, "".join(name), sink), ends))
+    return (yield from _ended(tape, sink, pass_arguments(tape, "".join(name), sink), end))
 
 
-def _read_object(tape: Tape, sink: AnswerSink, call: CallObject, ends: Sequence[str]) -> Reader[Outcome]:
-    return (yield from _ended(tape, sink, call.read(tape, sink), ends))
+def _read_object(tape: Tape, sink: AnswerSink, call: CallObject, end: str) -> Reader[Outcome]:
+    return (yield from _ended(tape, sink, call.read(tape, sink), end))
 
 
-def _ended(tape: Tape, sink: AnswerSink, call: Reader[Outcome], ends: Sequence[str]) -> Reader[Outcome]:
-    """Reads a call. Arguments that are no JSON stay what the model wrote, up to a mark: whoever made the request can
-    show it what is wrong."""
+def _ended(tape: Tape, sink: AnswerSink, call: Reader[Outcome], end: str) -> Reader[Outcome]:
+    """Reads a call. Arguments that are no JSON stay what the model wrote, up to the mark `end`: whoever made the request
+    can show it what is wrong."""
     outcome = yield from call
     if outcome == "broken":
-        yield from tape.before(ends, sink.arguments)
+        yield from tape.before(end, sink.arguments)
     if outcome != "no call":
         sink.end_call()
     return outcome

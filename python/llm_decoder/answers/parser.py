@@ -128,7 +128,7 @@ class AnswerParser:
             self.content(before)
             return
         self._drops_spaces = True
-        yield from tape.until((end,), lambda text: self._gather("reasoning", text))
+        yield from tape.until(end, lambda text: self._gather("reasoning", text))
         self._spaces.clear()
         self._drops_spaces = True
 

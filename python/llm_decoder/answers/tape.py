@@ -4,7 +4,7 @@ needs more of it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import TypeAlias, TypeVar
 
 __all__ = ["Reader", "Tape"]
@@ -103,35 +103,34 @@ class Tape:
                 return False
             yield
 
-    def until(self, marks: Sequence[str], out: Callable[[str], object]) -> Reader[str]:
-        """Takes all up to the first of `marks` and hands it to `out` as it comes; takes and returns that mark, "" when
-        the text ends before. No mark begins with another."""
-        mark = yield from self.before(marks, out)
-        self._at += len(mark)
-        return mark
+    def until(self, mark: str, out: Callable[[str], object]) -> Reader[bool]:
+        """Takes all up to the next `mark` and hands it to `out` as it comes; takes the mark too. False when the text
+        ends before it."""
+        is_there = yield from self.before(mark, out)
+        self._at += len(mark) * is_there
+        return is_there
 
-    def before(self, marks: Sequence[str], out: Callable[[str], object]) -> Reader[str]:
+    def before(self, mark: str, out: Callable[[str], object]) -> Reader[bool]:
         """As `until`, but the mark is still to be taken."""
         while True:
-            found = [(at, mark) for mark in marks if (at := self._text.find(mark, self._at)) >= 0]
-            if found:
-                at, mark = min(found)
-                self._pass(at, out)
-                return mark
-            self._pass(len(self._text) - (0 if self._is_whole else self._n_held(marks)), out)
+            found_at = self._text.find(mark, self._at)
+            if found_at >= 0:
+                self._pass(found_at, out)
+                return True
+            self._pass(len(self._text) - (0 if self._is_whole else self._n_held(mark)), out)
             if self._is_whole:
-                return ""
+                return False
             yield
 
-    def _n_held(self, marks: Sequence[str]) -> int:
-        """How many characters at the end may be the beginning of a mark."""
+    def rest(self, out: Callable[[str], object]) -> Reader[None]:
+        """Takes all that comes and hands it to `out`."""
+        while (yield from self.peek()):
+            self._pass(len(self._text), out)
+
+    def _n_held(self, mark: str) -> int:
+        """How many characters at the end may be the beginning of the mark."""
         n_there = len(self._text) - self._at
-        longest = max(map(len, marks), default=0)
-        for n_held in range(min(longest - 1, n_there), 0, -1):
-            end = self._text[len(self._text) - n_held :]
-            if any(mark.startswith(end) for mark in marks):
-                return n_held
-        return 0
+        return next((n for n in range(min(len(mark) - 1, n_there), 0, -1) if self._text.endswith(mark[:n])), 0)
 
     def _pass(self, end: int, out: Callable[[str], object]) -> None:
         if end > self._at:
