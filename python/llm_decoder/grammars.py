@@ -33,13 +33,13 @@ Masks = npt.NDArray[np.uint32]
 
 COMPILE_S = 10.0  # a request waits for its grammar, those before it included
 LOOK_AHEAD_S = 2e-3  # masks of guesses shall not cost more than guesses save
-MAX_DEFINITIONS = 2000  # rules of a grammar, references of a schema: how deep they can lead into each other
-MAX_CACHED = 64
+MAX_DEFINITIONS = 1000  # rules of a grammar, references of a schema: how deep they can lead into each other
+MAX_CACHED = 32
 MAX_CACHED_CHARS = 1 << 20
 _STACK_BYTES = 256 << 20  # address space; only what is used becomes memory
 # The work of compiling, and of each step: what a mask may cost those who share the step.
 _LIMITS: dict[str, Any] = {
-    "initial_lexer_fuel": 200_000,
+    "initial_lexer_fuel": 100_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
     "max_items_in_row": 2000,
@@ -173,29 +173,33 @@ class GrammarCompiler:
         future: Future[Grammar] = Future()
 
         def run() -> None:
-            with self._turn:
-                if not future.set_running_or_notify_cancel():
-                    return  # nobody waits any more
-                try:
-                    future.set_result(compile_it())
-                except InvalidRequestError as error:
-                    future.set_exception(error)
-                except BaseException as error:  # noqa: BLE001 - whatever another's compiler makes of a bad text
-                    future.set_exception(refuse("need what can be compiled", f"an error: {error}"))
-
-        with _STACK_SIZE:
-            before = threading.stack_size(_STACK_BYTES)
             try:
-                threading.Thread(target=run, name="llm_decoder-grammar", daemon=True).start()
+                future.set_result(compile_it())
+            except InvalidRequestError as error:
+                future.set_exception(error)
+            except BaseException as error:  # noqa: BLE001 - whatever another's compiler makes of a bad text
+                future.set_exception(refuse("need what can be compiled", f"an error: {error}"))
             finally:
-                threading.stack_size(before)
+                self._turn.release()
+
+        late = refuse(f"need a grammar that is compiled within {COMPILE_S:g} s", "one that takes longer")
+        until_s = time.monotonic() + COMPILE_S
+        if not self._turn.acquire(timeout=COMPILE_S):
+            raise late
         try:
-            return future.result(COMPILE_S)
+            with _STACK_SIZE:
+                before = threading.stack_size(_STACK_BYTES)
+                try:
+                    threading.Thread(target=run, name="llm_decoder-grammar", daemon=True).start()
+                finally:
+                    threading.stack_size(before)
+        except BaseException:
+            self._turn.release()
+            raise
+        try:
+            return future.result(until_s - time.monotonic())
         except TimeoutError:
-            future.cancel()
-            raise refuse(
-                f"need a grammar that is compiled within {COMPILE_S:g} s", "one that takes longer; make it simpler"
-            ) from None
+            raise late from None
 
     def _compile(self, asked: StructuredOutputs) -> Grammar:
         grammar = self._cached(asked)  # while this one waited for its turn, perhaps
@@ -226,16 +230,24 @@ def _compiled(asked: StructuredOutputs, text: str, tokenizer: LLTokenizer) -> Gr
 
     need = f"need a {_kind(asked)} that can be compiled"
     matcher = LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(**_LIMITS))
+    mask = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
     if not matcher.is_error():
-        # The first mask is the dearest, and what allows no answer comes out here at the latest.
-        mask = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
+        # The first masks are the dearest: what is too much work, or allows no answer, mostly comes out here.
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        ahead = matcher.deep_copy()
+        if mask.any() and ahead.consume_token(_first_token(mask)) and not ahead.is_stopped():
+            ahead.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if ahead.is_error():
+            matcher = ahead
     if matcher.is_error():
         reason = _reason(matcher)
         raise refuse(need, "one that allows no answer" if reason == "NoExtensionBias" else f"an error: {reason}")
-    if not mask.any():
-        raise refuse(need, "one that allows no answer")
     return Grammar(matcher, len(mask))
+
+
+def _first_token(mask: Masks) -> int:
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    return int(bits.argmax())
 
 
 def _grammar_text(asked: StructuredOutputs) -> str:

@@ -74,8 +74,9 @@ def test_answers_are_what_their_schema_says(name: str) -> None:
 
 def test_answers_are_json_objects() -> None:
     n_whole = 0
+    ends = {ord("}"): 3.0, ord('"'): 3.0}
     for seed in range(10):
-        completion = answer(structured_outputs={"json_object": True}, seed=seed)
+        completion = answer(structured_outputs={"json_object": True}, seed=seed, logit_bias=ends)
         if completion.finish_reason == "stop":  # an object of random keys may go on for ever
             assert isinstance(json.loads(completion.text), dict)
             n_whole += 1
@@ -194,6 +195,11 @@ def test_a_stop_string_ends_an_answer_inside_its_grammar() -> None:
     assert (completion.text, completion.finish_reason, completion.stop_reason) == ("one ", "stop", "two")
 
 
+def test_text_held_back_for_a_stop_string_comes_out_when_the_grammar_is_complete() -> None:
+    completion = answer(structured_outputs={"choice": ["hello"]}, stop=["lox"])
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == ("hello", "stop", None)
+
+
 def test_a_stop_token_ends_an_answer_inside_its_grammar() -> None:
     completion = answer(structured_outputs={"regex": "xyz"}, stop_token_ids=[ord("y")])
     assert (completion.text, completion.finish_reason, completion.stop_reason) == ("x", "stop", ord("y"))
@@ -238,7 +244,7 @@ def test_an_answer_that_has_nothing_left_to_draw_fails_and_others_go_on() -> Non
 
 def test_a_grammar_that_becomes_too_much_work_fails_its_own_request_only() -> None:
     together = desk()
-    bad = together.add("Hello", structured_outputs={"regex": "((a{1000}){1000}){1000}"}, max_tokens=100)
+    bad = together.add("Hello", structured_outputs={"regex": "b[0-9]{2}((a{1000}){1000}){1000}"}, max_tokens=100)
     good = together.add("Hello", structured_outputs={"choice": ["fine"]})
     plain = together.add("Hello", max_tokens=20, seed=3)
     together.run()
