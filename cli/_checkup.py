@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from llm_decoder.cli._output import size
 from llm_decoder.cli._verb import words
@@ -216,11 +216,11 @@ def _model(*, is_quick: bool) -> tuple[State, str]:
     from llm_decoder.embedded import EMBEDDED_NAME, embedded_model
 
     folder = embedded_model()
+    golden = _golden(folder)
     if is_quick:
         return "ok", f"{EMBEDDED_NAME} is there, nothing was computed"
     from llm_decoder import LLM, SamplingParams
 
-    golden = json.loads((folder.parent / "samples" / "golden.json").read_text(encoding="utf-8"))
     params = SamplingParams(max_tokens=golden["max_tokens"], temperature=0.0)
     with (
         warnings.catch_warnings(),
@@ -238,3 +238,8 @@ def _model(*, is_quick: bool) -> tuple[State, str]:
         )
     rate = f"{output.metrics.tokens_per_s:.0f} tokens per second"
     return "ok", f"{EMBEDDED_NAME} tells word for word what it should ({backend['layout']}, {backend['isa']}, {rate})"
+
+
+def _golden(embedded: Path) -> Any:
+    """What HF transformers has the embedded model tell: {"prompt", "max_tokens", "text"}. In int8 it tells the same."""
+    return json.loads((embedded.parent / "samples" / "golden.json").read_text(encoding="utf-8"))
