@@ -6,7 +6,6 @@ import importlib
 
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import ModelOptions, ServerOptions
-from llm_decoder.cli._output import note
 from llm_decoder.cli.serve import warn_if_open
 
 PORT = 5000
@@ -14,7 +13,7 @@ PORT = 5000
 _APP = "llm_decoder.web.app"
 
 
-def web(*, server: ServerOptions, model: ModelOptions) -> None:
+def web(*, server: ServerOptions, model: ModelOptions) -> int:
     """Serve a chat page for the browser, and the OpenAI API beside it. The page is there before the model is loaded.
 
     llm-decoder web --model ./folder --port 5000
@@ -24,4 +23,5 @@ def web(*, server: ServerOptions, model: ModelOptions) -> None:
     service = _open.make_service(model, server, port=PORT)
     set_up(service.settings)
     warn_if_open(service.settings)
-    importlib.import_module(_APP).serve(service, lambda address: note(f"chat page: {address}"))
+    code: int = importlib.import_module(_APP).serve(service)
+    return code

@@ -67,9 +67,10 @@ class _Visit:
         self.stream: EventStream | None = None
 
     def enter(self, admission: Admission) -> None:
-        """Raises HttpError 429 where there is no room for it."""
-        admission.enter()
-        self._admission = admission
+        """Raises HttpError 429 where there is no room for it. Again: nothing."""
+        if self._admission is None:
+            admission.enter()
+            self._admission = admission
 
     def end(self) -> None:
         if self._admission is not None:
@@ -113,7 +114,7 @@ def _view(service: Service, admission: Admission, endpoint: Endpoint) -> Callabl
         _visit().stream = running
         if isinstance(running, RunningCall) and not running.call.stream:
             return _response(_wait(running))
-        return _stream(running, service)
+        return _stream(running, service, admission)
 
     return view
 
@@ -147,9 +148,14 @@ def _wait(running: RunningCall) -> Reply:
     return running.reply()
 
 
-def _stream(stream: EventStream, service: Service) -> Response:
+def _stream(stream: EventStream, service: Service, admission: Admission) -> Response:
     body = _Body(stream, service.settings.ping_s, _gone(), _visit().line)
-    body.begin()
+    try:
+        _visit().enter(admission)
+        body.begin()
+    except BaseException:
+        body.close()
+        raise
     return Response(body, headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS, **stream.headers})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,27 +15,33 @@ if TYPE_CHECKING:
 __all__ = ["create_app", "serve"]
 
 
-def create_app(service: Service) -> Flask:
-    """A WSGI application over a service, whose model may still be loading."""
+def create_app(service: Service | None = None) -> Flask:
+    """A WSGI application over a service, whose model may still be loading.
+
+    None: over what LLM_DECODER_* and the settings files ask for, which begins to load. So a WSGI server with threads,
+    in one process, can be given `llm_decoder.web.app:create_app`.
+    """
     from flask import Flask
 
     from llm_decoder.serving.routes import all_endpoints
     from llm_decoder.web import adapter, page
 
+    if service is None:
+        from llm_decoder.serving.opening import service_from_environment
+
+        service = service_from_environment()
+        service.start()
     app = Flask("llm_decoder.web", static_folder=None)
     adapter.mount(app, service, (*all_endpoints(), *page.endpoints()))
     return app
 
 
-def serve(service: Service, on_ready: Callable[[str], None]) -> None:
-    """Serves under waitress until a signal ends it. on_ready: called with the page's address once the port is open."""
+def serve(service: Service) -> int:
+    """Serves under waitress until a signal, or until it turns out that the model cannot be loaded; returns the exit
+    code. Raises ConfigError when the port is not to be had."""
     from llm_decoder.web.server import Server
 
-    server = Server(create_app(service), service)
-    with server.stopping_on_signals():
-        service.start()
-        on_ready(server.address)
-        server.run()
+    return Server(create_app(service), service).run_as_program()
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from flask import Flask
@@ -19,23 +20,25 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.utilities import Error
 
+from llm_decoder.errors import ConfigError
 from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.logs import LOGGER
 from llm_decoder.serving.service import Service
 
 __all__ = ["Server"]
 
+EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
 _N_SPARE_THREADS = 16  # for what is answered at once, when every other thread writes an answer
-_MAX_STREAM_THREADS = 512
 _LAST_BYTES_S = 5.0
 
 
 class Server:
     """A bound server over an app of `service`; `run` serves until `stop`. host, port: the settings'; port 0 = any that
-    is free, `port` says which."""
+    is free, `port` says which. Raises ConfigError when the port is not to be had."""
 
     def __init__(self, app: Flask, service: Service) -> None:
         settings = service.settings
-        n_threads = min(settings.max_requests, _MAX_STREAM_THREADS) + _N_SPARE_THREADS
+        n_threads = settings.max_requests + _N_SPARE_THREADS
         self._service = service
         self._adjustments = Adjustments(
             host=settings.host,
@@ -50,24 +53,32 @@ class Server:
             max_request_header_size=settings.max_header_bytes + 1,
             channel_request_lookahead=1,  # so that a client that hangs up is noticed while it is answered
             cleanup_interval=1,
+            outbuf_high_watermark=1 << 20,  # that wait for one client; then its answer waits
         )
         self._map: dict[int, Any] = {}
         self._threads = _Threads(n_threads)
         self._is_stopping = False
+        self._is_interrupted = False
         self._stop_now = threading.Event()
-        self._listeners = [
-            _Listener(app, self._map, dispatcher=self._threads, adj=self._adjustments, sockinfo=sockinfo)
-            for sockinfo in self._adjustments.listen
-        ]
+        try:
+            self._listeners = [
+                _Listener(app, self._map, dispatcher=self._threads, adj=self._adjustments, sockinfo=sockinfo)
+                for sockinfo in self._adjustments.listen
+            ]
+        except OSError as error:
+            wasyncore.close_all(self._map)
+            raise ConfigError(
+                f"[port] cannot listen on {settings.host}, port {settings.port}: {error.strerror}; choose another"
+            ) from error
         for listener in self._listeners:
-            listener.read_timeout_s = settings.read_timeout_s
+            listener.timeout_s = settings.read_timeout_s
 
     @property
     def port(self) -> int:
         return int(self._listeners[0].effective_port)
 
     @property
-    def address(self) -> str:
+    def url(self) -> str:
         """The page's, as a browser of this machine takes it."""
         host = self._service.settings.host
         host = "localhost" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
@@ -105,15 +116,32 @@ class Server:
         channels = [channel for listener in self._listeners for channel in list(listener.active_channels.values())]
         return any(channel.requests or channel.total_outbufs_len for channel in channels)
 
-    @contextlib.contextmanager
-    def stopping_on_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C stop the server; the second one at once. For the main thread."""
-        before = {number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    def run_as_program(self) -> int:
+        """`run`, with the model's loading begun and signals obeyed: SIGTERM and Ctrl-C stop the server, the second one
+        at once. Returns the exit code. For the main thread."""
+        LOGGER.info("listening", extra={"fields": {"url": self.url}})
+        before = {number: signal.signal(number, self._obey) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            yield
+            self._service.start()
+            threading.Thread(target=self._watch, name="llm_decoder-watch", daemon=True).start()
+            self.run()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self._service.failure is not None:
+            return EXIT_ERROR
+        return EXIT_INTERRUPTED if self._is_interrupted else EXIT_OK
+
+    def _obey(self, number: int, frame: FrameType | None) -> None:
+        self._is_interrupted = self._is_interrupted or number == signal.SIGINT
+        self.stop()
+
+    def _watch(self) -> None:
+        if self._service.wait():
+            LOGGER.info("ready", extra={"fields": {"model": self._service.model_name}})
+        elif self._service.failure is not None:
+            LOGGER.error("the model could not be loaded: %s", self._service.failure)
+            self.stop(0.0)
 
 
 class _Threads(ThreadedTaskDispatcher):
@@ -154,7 +182,9 @@ class _Late(Error):
 class _Channel(HTTPChannel):
     error_task_class = _ErrorTask
     request: Any = None  # that is being read
-    began_s = 0.0  # when the first byte of the request came that is being read
+    began_s = 0.0  # when its first byte came
+    sent_s = 0.0  # when bytes went out last that others still wait behind; 0 = none wait
+    stuck_s = 0.0  # since when that has not changed
 
     def received(self, data: bytes) -> bool:
         if self.request is None:
@@ -174,12 +204,22 @@ class _Channel(HTTPChannel):
             self.requests.append(late)
             self.server.add_task(self)
 
+    def leave_if_unread(self, timeout_s: float) -> None:
+        """Ends a connection whose client reads nothing of what it is sent."""
+        sent_s = self.last_activity if self.total_outbufs_len else 0.0
+        if not sent_s or sent_s != self.sent_s:
+            self.sent_s, self.stuck_s = sent_s, time.monotonic()
+        elif time.monotonic() - self.stuck_s > timeout_s:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)  # the loop sees the rest to it
+
 
 class _Listener(TcpWSGIServer):
     channel_class = _Channel
-    read_timeout_s = 30.0
+    timeout_s = 30.0
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
         for channel in list(self.active_channels.values()):
-            channel.refuse_if_late(self.read_timeout_s)
+            channel.refuse_if_late(self.timeout_s)
+            channel.leave_if_unread(self.timeout_s)

@@ -139,3 +139,11 @@ def test_sigterm_lets_the_answer_end(tmp_path: Path) -> None:
     assert b'"completion_tokens":200' in rest
     assert program.process.wait(60) == 0
     assert "Traceback" not in program.log.read_text()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
+    command = [sys.executable, *FLASK, "--port", "0", "--model", str(tmp_path / "none")]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 1
+    assert "could not be loaded" in ran.stderr
+    assert "Traceback" not in ran.stderr

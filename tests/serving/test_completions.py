@@ -48,6 +48,16 @@ def test_a_stream_ends_with_usage_when_asked_and_has_none_otherwise(client):
     assert all(chunk.usage is None and chunk.choices for chunk in client.completions.create(**asked))
 
 
+def test_usage_is_null_until_the_end_of_a_stream(server):
+    body = {"prompt": PROMPT, "max_tokens": 3, "stream": True, "stream_options": {"include_usage": True}}
+    for path, more in (
+        ("/v1/completions", {}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+    ):
+        events = server.post(path, body | more)[1]
+        assert [event["usage"] for event in events[:-1]] == [None] * (len(events) - 1)
+
+
 def test_usage_comes_with_every_chunk_when_asked(client):
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = list(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,6 +248,16 @@ def test_more_requests_than_there_are_places_are_told_to_come_again() -> None:
     assert client.post("/page/render", json={"text": "x"}).status_code == 200
 
 
+def test_a_stream_that_is_read_again_needs_a_place_too() -> None:
+    client, llm = client_of(max_requests=1)
+    first = client.post("/page/stream", json={"messages": MESSAGES}, buffered=False)
+    path = f"/page/stream/{events_of(next(iter(first.response)))[0].data['stream']}"
+    assert client.get(path).status_code == 429
+    first.close()
+    llm.next_request().end()
+    assert events_of(client.get(path).data)[-1].data == "[DONE]"
+
+
 def test_every_answer_has_the_name_of_its_request(client: FlaskClient) -> None:
     assert client.get("/", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert client.get("/nothing", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
@@ -262,6 +273,17 @@ def test_while_the_model_loads_the_page_is_there_and_answers_are_not() -> None:
     answer = client.post("/page/stream", json={"messages": MESSAGES})
     assert (answer.status_code, answer.json["error"]["type"]) == (503, "unavailable_error")  # type: ignore[index]
     assert client.get("/health").status_code == 503
+
+
+def test_an_app_without_a_service_opens_what_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLM_DECODER_MODEL", str(tmp_path / "none"))
+    monkeypatch.setenv("LLM_DECODER_API_KEY", "secret")
+    client = create_app().test_client()
+    assert client.get("/page/session").json["needs_key"] is True  # type: ignore[index]
+    assert client.get("/ready").status_code == 401
+    assert client.get("/ready", headers={"authorization": "Bearer secret"}).status_code == 503
 
 
 def test_what_goes_wrong_on_our_side_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

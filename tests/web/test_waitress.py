@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from scripted_llm import Event, ScriptedLLM, events_of, service_of, text_of
 
-from llm_decoder.errors import NotEnoughMemoryError
+from llm_decoder.errors import ConfigError, NotEnoughMemoryError
 from llm_decoder.web.app import create_app
 from llm_decoder.web.server import Server
 
@@ -194,6 +194,24 @@ def test_headers_that_never_end_are_cut_off(start: Start) -> None:
     with running.connect() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: loc")
         assert b" 408 " in read_all(connection).split(b"\r\n")[0]
+
+
+def test_a_client_that_reads_nothing_is_left(start: Start) -> None:
+    running = start(read_timeout_s=0.5)
+    with running.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = json.dumps({"messages": MESSAGES, "stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        request = running.llm.next_request()
+        request.say(*["x" * 100_000] * 100)
+        assert request.is_cancelled.wait(20)
+
+
+def test_a_port_that_is_taken_is_named(start: Start) -> None:
+    running = start()
+    with pytest.raises(ConfigError, match=f"port {running.server.port}: Address already in use"):
+        Running(port=running.server.port)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from chromium import CHROMIUM
+
+pytest.importorskip("playwright.sync_api", reason="needs playwright")
+if CHROMIUM is None:
+    pytest.skip("needs chromium", allow_module_level=True)
+
 from playwright.sync_api import Locator, Page, expect
 
-__all__ = ["Reader", "expect"]
+__all__ = ["Page", "Reader", "expect"]
 
 
 class Reader:

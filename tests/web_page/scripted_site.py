@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +31,11 @@ class ChatBytes(ByteTokenizer):
 
     chat_template = ChatTemplate("{{ '<think>' }}{{ '</think>' }}")
 
-    def token_id(self, text: str) -> int | None:
+    def special_token_id(self, text: str) -> int | None:
         return None
+
+    def keeping(self, tokens: Iterable[str]) -> ChatBytes:
+        return self
 
     def apply_chat_template(
         self, messages: Sequence[dict[str, str]], continue_final_message: bool = False, **_: Any
@@ -86,7 +89,7 @@ def open_llm(script: Script, max_model_len: int = 4096) -> LLM:
     backend = FakeBackend(n_pages=2048, max_model_len=max_model_len, max_tokens_per_step=512)
 
     def write(history: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> None:
-        byte = script.next_byte(bytes(token for token in history.tolist() if token < 256))
+        byte = script.next_byte(history[history < 256].astype(np.uint8).tobytes())
         logits[:] = np.nan if script.is_broken else -30.0
         logits[ByteTokenizer.eos_token_id if byte is None else byte] = 30.0
 

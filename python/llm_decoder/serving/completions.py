@@ -125,10 +125,10 @@ class _Answer:
         choice = _delta(index, event.text)
         choice["finish_reason"] = event.finish_reason
         if event.finish_reason is not None:
-            choice["stop_reason"] = event.stop_reason
+            pass
         if request.logprobs is not None and event.logprobs is not None:
             if is_first:
-                self._columns[index] = LogprobColumns(self._texts, request.logprobs, len(self._echo(prompt_index)))
+                self._columns[index] = LogprobColumns(self._texts, request.logprobs)
             choice["logprobs"] = self._columns[index].of(event.logprobs)
         if request.return_token_ids:
             choice["token_ids"] = event.token_ids

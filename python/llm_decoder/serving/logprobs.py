@@ -80,10 +80,10 @@ class LogprobColumns:
     """tokens, token_logprobs, top_logprobs, text_offset of one answer, also in pieces. A token that ends in the middle
     of a character has the offset of that character."""
 
-    def __init__(self, texts: TokenTexts, n_top: int, start: int = 0) -> None:
+    def __init__(self, texts: TokenTexts, n_top: int) -> None:
         self._texts = texts
         self._n_top = n_top
-        self._offset = start
+        self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def of(self, entries: Sequence[TokenLogprob | None], first_token_id: int | None = None) -> dict[str, Any]:

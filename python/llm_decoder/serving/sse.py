@@ -13,6 +13,7 @@ MEDIA_TYPE = "text/event-stream; charset=utf-8"
 HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Chunk:
 def encode(chunk: Chunk) -> bytes:
     data = chunk.data
     if not isinstance(data, str):
-        data = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        data = _to_json(data)
     name = f"event: {chunk.event}\n" if chunk.event else ""
     number = f"id: {chunk.id}\n" if chunk.id is not None else ""
     # JSON has no line breaks outside of its strings, where they are escaped.
