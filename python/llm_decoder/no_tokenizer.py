@@ -48,6 +48,7 @@ class NoTokenizer:
             f"[{param}] need {instead}, got text, and {self._reason}; give {instead}, or name a folder with a "
             "tokenizer: LLM(..., tokenizer=FOLDER)",
             param=param,
+            code="no_tokenizer",
         )
 
     def missing(self) -> ModelNotFoundError:

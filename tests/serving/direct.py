@@ -95,7 +95,7 @@ def _parts(running: RunningCall) -> Iterator[bytes]:
 
 
 def _pattern(endpoint: Endpoint) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>.+)", endpoint.path))
+    return re.compile(re.sub(r"\{(\w+)(?::path)?\}", r"(?P<\1>.+)", endpoint.path))
 
 
 def transport(server: DirectServer, httpx: Any) -> Any:

@@ -175,9 +175,11 @@ def test_prompt_logprobs_are_ranked_and_named(server):
 
 def test_llama_cpp_names_are_aliases(server):
     asked = {"prompt": PROMPT, "seed": 1, "timings_per_token": True}
-    _, one, _ = server.post("/v1/completions", asked | {"n_predict": 7, "repeat_penalty": 1.3})
-    _, other, _ = server.post("/v1/completions", asked | {"max_tokens": 7, "repetition_penalty": 1.3})
+    _, one, _ = server.post("/v1/completions", asked | {"n_predict": 7, "repeat_penalty": 3.0})
+    _, other, _ = server.post("/v1/completions", asked | {"max_tokens": 7, "repetition_penalty": 3.0})
     assert one["choices"] == other["choices"]
+    _, plain, _ = server.post("/v1/completions", asked | {"n_predict": 7})
+    assert plain["choices"] != one["choices"]
     assert one["timings"]["predicted_n"] == 7
 
 

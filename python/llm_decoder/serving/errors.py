@@ -68,6 +68,10 @@ def as_http_error(error: BaseException) -> HttpError:
     addresses, or another's words; the log has it."""
     if isinstance(error, HttpError):
         return error
+    if isinstance(error, InvalidRequestError) and error.code == "no_tokenizer":
+        # The error itself names the model's folder.
+        text = f"[{error.param}] the model came without a tokenizer; give token ids, and stop_token_ids for stop"
+        return HttpError(400, text, param=error.param, code=error.code)
     if isinstance(error, InvalidRequestError):
         return HttpError(400, str(error), param=error.param, code=error.code)
     if isinstance(error, QueueFullError):
