@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llm_decoder.answers import PLAIN, AnswerMessage, AnswerParser, ChatStyle, Part, message_of
 from llm_decoder.chat import Message
 from llm_decoder.chat_grammar import chat_grammar
+from llm_decoder.chat_template import ALLOWED_KWARGS
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.no_tokenizer import NoTokenizer
@@ -69,10 +70,15 @@ class ChatAnswers:
             return isinstance(content, str) and content.rfind(begin) > content.rfind(end)
         try:
             # What stands behind the last message is the same behind any.
-            text = template.render([{"role": "user", "content": "x"}], **self.template_options)
+            text = template.render([{"role": "user", "content": "x"}], **self._for_generation())
         except InvalidRequestError:
             return False  # the chat itself will be refused for it
         return text.rstrip().endswith(begin)
+
+    def _for_generation(self) -> dict[str, Any]:
+        """The options that have a say in what stands behind the last message."""
+        names = (ALLOWED_KWARGS - {"tools", "documents"}) | {"add_generation_prompt"}
+        return {name: value for name, value in self.template_options.items() if name in names}
 
     def parser(self) -> AnswerParser:
         """For one of the answers."""
@@ -88,20 +94,16 @@ class ChatAnswers:
         structured_outputs cannot be had together."""
         asked = params.structured_outputs
         tokenizer = self._tokenizer
-        if self.style == PLAIN or isinstance(tokenizer, NoTokenizer) or (asked is None and not self.must_call):
+        is_free = asked is None and not self.use.has_form
+        if self.style == PLAIN or isinstance(tokenizer, NoTokenizer) or is_free:
             return params
         form = None if asked is None else as_structured_outputs(asked)
         grammar = chat_grammar(self.style, self.use, form, tokenizer.added_token_id, self.begins_in_reasoning)
         return replace(params, structured_outputs=grammar)
 
-    @property
-    def must_call(self) -> bool:
-        """Whether the form of the answers is that of calls."""
-        return self.use.choice == "required"
-
     def explained(self, error: InvalidRequestError) -> InvalidRequestError:
-        """`error` of the grammar, whose fault is that of the tools where it was made of them."""
-        if not self.must_call:
+        """`error` of the grammar, by the name of the tools where it was made of them."""
+        if not self.use.has_form:
             return error
         text = str(error).removeprefix("[structured_outputs] ")
         return InvalidRequestError(f"[tools] their parameters cannot be made a form of answers: {text}", param="tools")

@@ -35,9 +35,12 @@ def chat_grammar(
 
     Raises InvalidRequestError where the forms cannot be had together.
     """
+    form = style.calls if use.callable_tools else None
     must_call = use.choice == "required"
-    may_call = style.calls is not None and bool(use.callable_tools)
-    if not must_call and (answer is None or (style.reasoning is None and not may_call)):
+    is_held = any(tool.is_strict for tool in use.callable_tools)
+    if answer is None and not (must_call or is_held):
+        return None
+    if form is None and style.reasoning is None:
         return answer
     if must_call and answer is not None:
         raise InvalidRequestError(
@@ -46,7 +49,7 @@ def chat_grammar(
             param="tool_choice",
         )
     if answer is not None and answer.grammar is not None:
-        if not may_call and not begins_in_reasoning:
+        if form is None and not begins_in_reasoning:
             return answer
         raise InvalidRequestError(
             "[structured_outputs] a grammar cannot be had together with tools or reasoning; give json, regex or choice "
@@ -60,12 +63,14 @@ def chat_grammar(
 
     ways: list[str] = []
     reasoning, rules = _reasoning(style.reasoning, spell, begins_in_reasoning)
-    if may_call and style.calls is not None:
-        calls, call = _calls(style.calls, use.parallel and use.name is None, spell)
+    if form is not None:
+        is_free = not must_call and answer is None
+        has_more = use.parallel and use.name is None
+        calls, more = (_calls_or_text if is_free else _calls)(form, has_more, spell)
         ways.append(calls)
-        rules += [f"call: {call}", _either("object", len(use.callable_tools))]
+        rules += [*more, _either("object", len(use.callable_tools))]
         for index, tool in enumerate(use.callable_tools):
-            rules += _object(style.calls, index, tool, spell)
+            rules += _object(form, index, tool, tool.is_strict or not is_free, spell)
     if answer is not None:
         ways.append("answer")
         rules.append(_answer(answer))
@@ -92,24 +97,42 @@ def _answer(answer: StructuredOutputs) -> str:
     return f"answer: ANSWER\nANSWER: {str(lark).removeprefix('start: ')}"
 
 
-def _calls(form: CallForm, has_more: bool, spell: Spell) -> tuple[str, str]:
-    """(all calls, one call)"""
+def _call(form: CallForm, has_more: bool, spell: Spell) -> tuple[str, str]:
+    """(the mark before a call, what comes behind it)"""
     if form == "chatml":
-        one = f'{spell("<tool_call>")} "\\n" object "\\n" {spell("</tool_call>")}'
-        return 'call ("\\n" call)*' if has_more else "call", one
-    if form == "llama3":
-        return "call", "object"  # its templates take back one call in a message, and no more
+        return "<tool_call>", f'"\\n" object "\\n" {spell("</tool_call>")}'
     if form == "mistral":
-        calls = 'call (", " call)*' if has_more else "call"
-        return f'{spell("[TOOL_CALLS]")} " "? "[" {calls} "]"', "object"
-    return "call+" if has_more else "call", f"{spell('[TOOL_CALLS]')} object"
+        objects = 'object (", " object)*' if has_more else "object"
+        return "[TOOL_CALLS]", f'" "? "[" {objects} "]"'
+    return ("" if form == "llama3" else "[TOOL_CALLS]"), "object"
 
 
-def _object(form: CallForm, index: int, tool: Tool, spell: Spell) -> Sequence[str]:
-    """The rules of a call's name and arguments."""
+def _calls(form: CallForm, has_more: bool, spell: Spell) -> tuple[str, list[str]]:
+    """(what an answer of calls is, its rules). Llama's templates take back one call in a message, and no more."""
+    mark, rest = _call(form, has_more, spell)
+    more = {"chatml": '("\\n" call)*', "mistral-args": "call*"}.get(form, "") if has_more else ""
+    return f"call {more}", [f"call: {spell(mark) if mark else ''} {rest}"]
+
+
+def _calls_or_text(form: CallForm, has_more: bool, spell: Spell) -> tuple[str, list[str]]:
+    """(what an answer is whose calls alone have a form, its rules)"""
+    mark, rest = _call(form, has_more, spell)
+    if form == "llama3":
+        # What begins like JSON is a call.
+        tag = spell("<|python_tag|>")
+        tag = "" if _is_text(tag) else f"{tag}?"
+        return "(TEXT | call)?", [r"TEXT: /[^{\s;,](.|\n)*/", f"call: {tag} {rest}"]
+    begin = spell(mark)
+    # A token ends the text before it. A mark that is text is the first that comes.
+    lead = rf"lead[suffix={begin}]: /(.|\n)*/" if _is_text(begin) else f"lead: TEXT? {begin}"
+    return f"(lead call){'*' if has_more else '?'} TEXT?", [r"TEXT: /(.|\n)+/", lead, f"call: {rest}"]
+
+
+def _object(form: CallForm, index: int, tool: Tool, is_held: bool, spell: Spell) -> Sequence[str]:
+    """The rules of a call's name and arguments. is_held: to the schema."""
     # Of a tool that is not strict, what the grammar cannot hold the model to is left to it.
     guidance = {"x-guidance": {**_SPELLING, "lenient": not tool.is_strict}}
-    parameters = {**tool.parameters, "type": "object"}
+    parameters = {**(tool.parameters if is_held else {}), "type": "object"}
     if form == "llama3":
         # Such a call may be the beginning of other JSON, which a text before the arguments could not.
         schema = _object_of({"name": {"const": tool.name}, "parameters": _moved(parameters, "#/properties/parameters")})
@@ -148,13 +171,15 @@ def _reasoning(marks: tuple[str, str] | None, spell: Spell, has_begun: bool) -> 
     if marks is None:
         return "", []
     begin, end = map(spell, marks)
-    gap = r"GAP: /[ \n]{0,3}/"
-    # A special token ends a text by itself; a mark that is text is the first that comes.
-    is_text = end == _quoted(marks[1])
-    text = f"thought[suffix={end}]: /(.|\\n)*/" if is_text else f"thought: TEXT {end}\nTEXT: /(.|\\n)*/"
+    rules = [rf"thought[suffix={end}]: /(.|\n)*/" if _is_text(end) else f"thought: THOUGHT {end}\nTHOUGHT: /(.|\\n)*/"]
+    rules.append(r"GAP: /[ \n]{0,3}/")
     if has_begun:
-        return "thought GAP", [text, gap]
-    return "reasoning?", [f"reasoning: {begin} thought GAP", text, gap]
+        return "thought GAP", rules
+    return "reasoning?", [f"reasoning: {begin} thought GAP", *rules]
+
+
+def _is_text(spelled: str) -> bool:
+    return spelled.startswith('"')
 
 
 def _json(value: Any) -> str:

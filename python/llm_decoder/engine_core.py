@@ -576,10 +576,13 @@ def _failure(request: Request, error: Exception) -> RequestFailedError:
 
 
 def _nothing_to_draw(sequence: Sequence) -> RequestFailedError:
+    params = sequence.request.params
+    names = ("structured_outputs", "allowed_token_ids", "bad_token_ids", "bad_words", "min_tokens")
     return RequestFailedError(
         f"[request {sequence.request.request_id}] needs a token to draw, got none after {sequence.n_generated}: what "
         f"allowed_token_ids{' and structured_outputs' if sequence.follower else ''} allow, bad_token_ids, bad_words or "
-        "min_tokens forbid here; allow another one"
+        "min_tokens forbid here; allow another one",
+        param=next((name for name in names if getattr(params, name)), None),
     )
 
 

@@ -128,7 +128,8 @@ def _guarded(call: Callable[..., _T], *arguments: Any) -> _T:
 
 def _lost(reason: str) -> RequestFailedError:
     return RequestFailedError(
-        f"[structured_outputs] the grammar cannot be followed any further: {reason[:240]}; make it simpler"
+        f"[structured_outputs] the grammar cannot be followed any further: {reason[:240]}; make it simpler",
+        param="structured_outputs",
     )
 
 

@@ -57,6 +57,11 @@ class ToolUse:
     parallel: bool = True
 
     @property
+    def has_form(self) -> bool:
+        """Whether answers are held to a form: they must call, or a tool that they may call is strict."""
+        return self.choice == "required" or any(tool.is_strict for tool in self.callable_tools)
+
+    @property
     def callable_tools(self) -> tuple[Tool, ...]:
         """Those that an answer may call."""
         if self.choice == "none":

@@ -54,20 +54,20 @@ MISTRAL_ARGS = template("{{ '[TOOL_CALLS]' + call.function.name + '[ARGS]' }}{{ 
 NO_TOOLS = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}{{ '<|assistant|>' }}"
 
 
-def make_tokenizer(source: str) -> Tokenizer:
-    """A token a byte, and the special ones."""
+def make_tokenizer(source: str, marks_are_tokens: bool = True) -> Tokenizer:
+    """A token a byte, and those of marks."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     rust = RustTokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     rust.decoder = decoders.ByteLevel()
-    rust.add_special_tokens(SPECIAL_TOKENS)
-    rust.add_tokens(PLAIN_TOKENS)
+    rust.add_special_tokens(SPECIAL_TOKENS if marks_are_tokens else SPECIAL_TOKENS[:5])
+    rust.add_tokens(PLAIN_TOKENS if marks_are_tokens else [])
     return Tokenizer(rust, special_tokens={"eos_token": END}, chat_template=ChatTemplate(source))
 
 
-def make_llm(source: str, answer: str, max_model_len: int = 4096, **options: Any) -> LLM:
+def make_llm(source: str, answer: str, max_model_len: int = 4096, marks_are_tokens: bool = True) -> LLM:
     """An LLM with this chat template, which writes `answer`, as far as the request lets it."""
-    tokenizer = make_tokenizer(source)
+    tokenizer = make_tokenizer(source, marks_are_tokens)
     script = [*tokenizer.encode(answer, allow_special_tokens=True), *tokenizer.eos_token_ids]
     begin = tokenizer.token_id(ANSWER)
     backend = FakeBackend(n_pages=max_model_len // 8, vocab_size=len(tokenizer), max_model_len=max_model_len)
@@ -78,5 +78,5 @@ def make_llm(source: str, answer: str, max_model_len: int = 4096, **options: Any
         logits[script[min(len(written) - n_prompt, len(script) - 1)]] += 50
 
     backend.spoil = follow
-    engine = Engine(lambda: backend, tokenizer, EngineOptions(eos_token_ids=tokenizer.eos_token_ids, **options))
+    engine = Engine(lambda: backend, tokenizer, EngineOptions(eos_token_ids=tokenizer.eos_token_ids))
     return LLM.over(engine, tokenizer, "scripted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from typing import Any
 
@@ -163,10 +164,11 @@ def test_a_named_tool_is_the_one_that_is_called() -> None:
     assert only_call(message).name == "weather"
 
 
-def test_a_model_that_must_call_may_reason_first() -> None:
+@pytest.mark.parametrize("marks_are_tokens", [True, False])
+def test_a_model_that_must_call_may_reason_first(marks_are_tokens: bool) -> None:
     source, call = scripted.CHATML_REASONS, STYLES["chatml"][1]
     for written, thinks in ((f"<think>Hm.</think>\n{call}", False), (f"Hm.</think>{call}", True)):
-        with make_llm(source, written) as llm:
+        with make_llm(source, written, marks_are_tokens=marks_are_tokens) as llm:
             message = message_of(
                 llm.chat(QUESTION, params(), tools=TOOLS, tool_choice="required", enable_thinking=thinks)
             )
@@ -234,6 +236,23 @@ def test_forms_that_cannot_be_had_together_are_refused(options: Any, fields: Any
     assert caught.value.param == param
 
 
+def test_references_of_a_schema_hold_inside_of_the_form() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"at": {"$ref": "#/$defs/place"}, "to": {"$ref": "#/$defs/place"}},
+        "required": ["at", "to"],
+        "additionalProperties": False,
+        "$defs": {"place": {"enum": ["x", "y"]}},
+    }
+    tool = {"type": "function", "function": {"name": "go", "parameters": schema}}
+    for source, _ in STYLES.values():
+        with make_llm(source, "No.") as llm:
+            message = message_of(
+                llm.chat(QUESTION, params(), tools=[tool], tool_choice="required", parallel_tool_calls=False)
+            )
+        jsonschema.validate(json.loads(only_call(message).arguments), schema)
+
+
 def test_a_strict_schema_that_no_grammar_can_hold_is_refused_by_the_name_of_the_tools() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "format": "no such format"}}}
     for strict in (True, False):
@@ -242,9 +261,43 @@ def test_a_strict_schema_that_no_grammar_can_hold_is_refused_by_the_name_of_the_
             if not strict:
                 llm.chat(QUESTION, params(), tools=[tool], tool_choice="required")
                 continue
-            with pytest.raises(InvalidRequestError, match=r"^\[tools\]") as caught:
-                llm.chat(QUESTION, params(), tools=[tool], tool_choice="required")
-            assert caught.value.param == "tools"
+            for choice in ("required", "auto"):
+                with pytest.raises(InvalidRequestError, match=r"^\[tools\]") as caught:
+                    llm.chat(QUESTION, params(), tools=[tool], tool_choice=choice)
+                assert caught.value.param == "tools"
+
+
+STRICT = {"type": "function", "function": WEATHER["function"] | {"strict": True}}  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("marks_are_tokens", [True, False])
+@pytest.mark.parametrize("style", [style for style in STYLES if style != "python_tag"])
+def test_a_strict_tool_is_called_by_its_schema_in_an_answer_that_is_free(style: str, marks_are_tokens: bool) -> None:
+    source, call = STYLES[style]
+    make_llm = functools.partial(scripted.make_llm, marks_are_tokens=marks_are_tokens)
+    for text in ("Well, {it} is warm.", "", "{"):
+        with make_llm(source, text) as llm:
+            message = message_of(llm.chat(QUESTION, params(), tools=[STRICT, CLOCK]))
+        if text != "{":
+            assert message == AnswerMessage(text or None)
+    with make_llm(source, call) as llm:
+        assert only_call(message_of(llm.chat(QUESTION, params(), tools=[STRICT, CLOCK]))).arguments == ARGUMENTS
+    wrong = call.replace("city", "town")
+    with make_llm(source, wrong) as llm:
+        assert only_call(message_of(llm.chat(QUESTION, params(), tools=[WEATHER]))).arguments == '{"town": "Paris"}'
+        output = llm.chat(QUESTION, SamplingParams(max_tokens=300, seed=2), tools=[STRICT], parallel_tool_calls=False)
+    arguments = only_call(message_of(output)).arguments
+    if output.outputs[0].finish_reason == "stop":
+        jsonschema.validate(json.loads(arguments), CITY)
+    assert arguments.startswith('{"city": "')
+
+
+def test_text_may_stand_before_a_call_of_a_strict_tool_behind_it_and_reasoning_first() -> None:
+    call = STYLES["chatml"][1]
+    with make_llm(scripted.CHATML_REASONS, f"<think>Hm.</think>\nI look.{call}\nand again{call}Done.") as llm:
+        message = message_of(llm.chat(QUESTION, params(), tools=[STRICT]))
+    assert (message.reasoning_content, message.content) == ("Hm.", "I look.and againDone.")
+    assert [call.arguments for call in message.tool_calls] == [ARGUMENTS, ARGUMENTS]
 
 
 def test_tools_that_a_template_does_not_know_are_refused() -> None:

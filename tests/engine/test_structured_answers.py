@@ -12,6 +12,7 @@ import pytest
 from fakes import ByteTokenizer, Desk, FakeBackend, alone, make_engine
 
 from llm_decoder import LLM, InvalidRequestError, RequestFailedError, SamplingParams, StructuredOutputs
+from llm_decoder.serving.errors import as_http_error
 from llm_decoder.speculation import SpeculationOptions
 
 PERSON = {
@@ -239,6 +240,8 @@ def test_an_answer_that_has_nothing_left_to_draw_fails_and_others_go_on() -> Non
         error = together.last(request_id)
         assert isinstance(error, RequestFailedError)
         assert "structured_outputs" in str(error)
+        assert error.param == "structured_outputs"
+        assert as_http_error(error).status == 400
     together.assert_nothing_is_held()
 
 
@@ -249,7 +252,7 @@ def test_a_grammar_that_becomes_too_much_work_fails_its_own_request_only() -> No
     plain = together.add("Hello", max_tokens=20, seed=3)
     together.run()
     assert isinstance(together.last(bad), RequestFailedError)
-    assert "structured_outputs" in str(together.last(bad))
+    assert together.last(bad).param == "structured_outputs"
     assert together.last(good).outputs[0].text == "fine"
     assert together.last(plain).outputs == desk().ask("Hello", max_tokens=20, seed=3).outputs
     together.assert_nothing_is_held()

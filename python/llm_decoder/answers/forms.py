@@ -127,8 +127,8 @@ def _read_object(tape: Tape, sink: AnswerSink, call: CallObject, end: str) -> Re
 
 
 def _ended(tape: Tape, sink: AnswerSink, call: Reader[Outcome], end: str) -> Reader[Outcome]:
-    """Reads a call. Arguments that are no JSON stay what the model wrote, up to the mark `end`: whoever made the request
-    can show it what is wrong."""
+    """Reads a call. Arguments that are no JSON stay what the model wrote, up to the mark `end`: whoever made the
+    request can show it what is wrong."""
     outcome = yield from call
     if outcome == "broken":
         yield from tape.before(end, sink.arguments)

@@ -29,8 +29,11 @@ class AnswerMessage:
     tool_calls: tuple[ToolCall, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """As it goes back into `messages`: OpenAI's form. Reasoning stays behind, as models expect it."""
+        """As it goes back into `messages`: OpenAI's form, with the reasoning, which templates show as long as the model
+        is to see it."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
         if self.tool_calls:
             message["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -11,6 +11,7 @@ from llm_decoder.errors import (
     LLMDecoderError,
     NotEnoughMemoryError,
     QueueFullError,
+    RequestFailedError,
 )
 from llm_decoder.serving.exchange import Reply
 
@@ -74,6 +75,8 @@ def as_http_error(error: BaseException) -> HttpError:
         return HttpError(400, text, param=error.param, code=error.code)
     if isinstance(error, InvalidRequestError):
         return HttpError(400, str(error), param=error.param, code=error.code)
+    if isinstance(error, RequestFailedError) and error.param is not None:
+        return HttpError(400, str(error), param=error.param, code="cannot_be_answered")
     if isinstance(error, QueueFullError):
         return HttpError(429, str(error), code="queue_full", retry_after_s=1)
     if isinstance(error, EngineClosedError):
