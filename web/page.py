@@ -104,7 +104,7 @@ def _read(folder: str, name: str) -> bytes:
 
 def _file(incoming: Incoming, body: bytes, media_type: str, headers: dict[str, str]) -> Reply:
     tag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
-    headers = headers | {"etag": tag, "cache-control": "no-cache"}
+    headers = headers | {"etag": tag, "cache-control": "no-cache", "cross-origin-resource-policy": "same-origin"}
     if tag in incoming.headers.get("if-none-match", ""):
         return Reply(b"", 304, media_type, headers)
     return Reply(body, 200, media_type, headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -18,6 +19,7 @@ from llm_decoder.web.page_events import PageEvents
 __all__ = ["PageStream", "PageStreams", "Reader"]
 
 MAX_FINISHED = 64
+_FIRST_READ_S = 1.0  # who has asked for an answer is about to read it
 
 
 class PageStream:
@@ -34,7 +36,7 @@ class PageStream:
         self._log: list[bytes] = []  # event i has the id i + 1
         self._is_finished = False
         self._reader: Reader | None = None
-        self._left_s = time.monotonic()  # when somebody read last
+        self._left_s = time.monotonic() + _FIRST_READ_S  # when somebody read last
         call.on_items(self._woken.set)
         threading.Thread(target=self._run, name="llm_decoder-page", daemon=True).start()
 
@@ -141,7 +143,8 @@ class Reader:
 
     def wake(self) -> None:
         if self._wake is not None:
-            self._wake()
+            with contextlib.suppress(RuntimeError):  # its event loop has been closed, and nobody waits any more
+                self._wake()
 
     def events(self) -> bytes:
         if self._is_over:

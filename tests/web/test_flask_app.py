@@ -86,6 +86,16 @@ def test_an_answer_is_streamed_and_can_be_read_again(client: FlaskClient) -> Non
     assert events_of(rest.data) == events[2:]
 
 
+def test_without_time_to_come_back_an_answer_is_whole_and_a_hang_up_ends_it() -> None:
+    client, llm = client_of(resume_s=0.0)
+    answer = client.post("/page/stream", json={"messages": MESSAGES}, buffered=False)
+    request = llm.next_request()
+    request.say("x")
+    assert not request.is_cancelled.wait(0.1)
+    answer.close()
+    assert request.is_cancelled.wait(10)
+
+
 @pytest.mark.parametrize("last_id", ["", "x", "-1", "99999999999999999999", "１"])
 def test_an_id_that_is_none_reads_from_the_beginning(client: FlaskClient, last_id: str) -> None:
     events = events_of(client.post("/page/stream", json={"messages": MESSAGES}).data)
