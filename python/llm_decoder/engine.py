@@ -262,10 +262,9 @@ class Engine:
         sink: Sink | None = None,
     ) -> RequestHandle:
         """Checks a request and puts it in line. With a `sink`, events go there (called on the engine thread, must not
-        block) and not to the handle. rows: collect these for every prompt token instead of generating. priority: -100 to
-        100, it waits as if it had come so many seconds later. grammar: what `params.structured_outputs` is, compiled;
-        every answer follows it. text_decoder: makes the text of the answers,
-        None = the tokenizer does.
+        block) and not to the handle. rows: collect these for every prompt token instead of generating. priority: from
+        -100 to 100; it waits as if it had come so many seconds later. grammar: what `params.structured_outputs` is,
+        compiled; every answer follows it. text_decoder: makes the text of the answers, None = the tokenizer does.
 
         Raises InvalidRequestError, ContextLengthExceededError, NotEnoughMemoryError, QueueFullError, EngineClosedError.
         """
@@ -318,8 +317,8 @@ class Engine:
         return self._on_thread(lambda core: fn(core.backend))
 
     def stats(self) -> dict[str, Any]:
-        """Counts and rates, see EngineCore.stats; n_refused: requests that found the queue full; n_submitted: those that
-        the engine has not seen yet."""
+        """Counts and rates, see EngineCore.stats. n_refused: requests that found the queue full. n_submitted: those
+        that the engine has not seen yet."""
         stats = self._on_thread(lambda core: core.stats())
         return stats | {"n_refused": self._worker.n_refused, "n_submitted": self._worker.n_waiting}
 

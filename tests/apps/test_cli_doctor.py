@@ -154,9 +154,7 @@ def test_why_there_is_no_gpu_is_told_and_is_no_failure(cli: Program, monkeypatch
     assert look(cli)[1]["gpu"] == ("ok", "NVIDIA GPU, not used: no driver is loaded")
 
 
-def test_a_check_that_raises_is_a_failure_and_the_others_go_on(
-    cli: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_that_raises_is_a_failure_and_the_others_go_on(cli: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> tuple[str, str]:
         raise RuntimeError("a line\nand another")
 
@@ -165,9 +163,7 @@ def test_a_check_that_raises_is_a_failure_and_the_others_go_on(
     assert (code, found["memory"]) == (1, ("fail", "a line and another"))
 
 
-def test_no_secret_and_no_users_name_is_printed(
-    cli: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_no_secret_and_no_users_name_is_printed(cli: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home = tmp_path / "home" / "alice"
     home.mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))

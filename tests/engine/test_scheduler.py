@@ -360,7 +360,9 @@ def test_with_any_priorities_everybody_ends_with_their_own_tokens(asked):
     ids = []
     for i, (priority, n_prompt, n_tokens, n) in enumerate(asked):
         prompt = chr(97 + i) * n_prompt
-        ids.append(desk.add(prompt, priority=priority, seed=i, n=n, max_tokens=n_tokens, temperature=1.0, ignore_eos=True))
+        ids.append(
+            desk.add(prompt, priority=priority, seed=i, n=n, max_tokens=n_tokens, temperature=1.0, ignore_eos=True)
+        )
         desk.core.step()
         turns = [sequence.request.turn_s for sequence in desk.core.scheduler.running]
         assert turns == sorted(turns)

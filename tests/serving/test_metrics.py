@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,21 @@ HISTOGRAMS = {
 }
 
 
+_services: list[Service] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_services() -> Iterator[None]:
+    yield
+    while _services:
+        _services.pop().close(0)
+
+
 def server_of(backend: FakeBackend | None = None, settings: ServerSettings | None = None, **options: Any):
     engine = make_engine(backend, **options)
     server = DirectServer(ready_service(LLM.over(engine, ByteTokenizer(), "fake"), settings))
     server.engine = engine
+    _services.append(server.service)
     return server
 
 

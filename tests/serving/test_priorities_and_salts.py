@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +15,27 @@ from llm_decoder.llm import LLM
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.serving.calls import Call
 from llm_decoder.serving.exchange import Incoming
+from llm_decoder.serving.service import Service
 from llm_decoder.serving.settings import ServerSettings
 
 PROMPT = "a prompt that fills some pages of sixteen tokens each, and so can be found again"
 
 
+_services: list[Service] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_services() -> Iterator[None]:
+    yield
+    while _services:
+        _services.pop().close(0)
+
+
 def server_of(backend: FakeBackend | None = None, *, max_num_seqs: int = 64, **fields: Any) -> DirectServer:
     engine = make_engine(backend, max_num_seqs=max_num_seqs)
-    return DirectServer(ready_service(LLM.over(engine, ByteTokenizer(), "fake"), ServerSettings(**fields)))
+    server = DirectServer(ready_service(LLM.over(engine, ByteTokenizer(), "fake"), ServerSettings(**fields)))
+    _services.append(server.service)
+    return server
 
 
 @pytest.mark.parametrize(

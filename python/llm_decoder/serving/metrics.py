@@ -70,7 +70,11 @@ _HISTOGRAMS = (
     ("request_prompt_tokens", "prompt_tokens", "Tokens of a request's prompt."),
     ("request_generation_tokens", "generated_tokens", "Tokens generated for a request, over all its answers."),
     ("iteration_tokens_total", "step_tokens", "Tokens computed in a step."),
-    ("kv_block_lifetime_seconds", "page_lifetime", "Of a page of the prefix cache: from its first use to its eviction."),
+    (
+        "kv_block_lifetime_seconds",
+        "page_lifetime",
+        "Of a page of the prefix cache: from its first use to its eviction.",
+    ),
     (
         "kv_block_idle_before_evict_seconds",
         "page_idle_before_eviction",
@@ -86,7 +90,9 @@ def metrics(service: Service, incoming: Incoming) -> Reply:
 
     stats = service.llm.stats()
     registry = CollectorRegistry()  # of this scrape: no other service or library of the process writes into it
-    registry.register(_Snapshot(service.model_name, stats | {"n_refused": stats["n_refused"] + service.admission.n_refused}))
+    registry.register(
+        _Snapshot(service.model_name, stats | {"n_refused": stats["n_refused"] + service.admission.n_refused})
+    )
     ProcessCollector(registry=registry)
     return Reply(generate_latest(registry), media_type=_MEDIA_TYPE)
 
@@ -124,7 +130,9 @@ class _Snapshot:
             histogram.add_metric([model], _buckets(counted["bounds"], counted["counts"]), counted["sum"])
             yield histogram
         facts = _cache_facts(stats)
-        info = GaugeMetricFamily(PREFIX + "cache_config_info", "How the KV cache is made.", labels=["model_name", *facts])
+        info = GaugeMetricFamily(
+            PREFIX + "cache_config_info", "How the KV cache is made.", labels=["model_name", *facts]
+        )
         info.add_metric([model, *facts.values()], 1)
         yield info
 

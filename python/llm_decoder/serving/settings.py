@@ -23,7 +23,8 @@ class ServerSettings:
     request may ask for, over all its answers. ping_s: silence in a stream before a comment is sent. drain_s: how long a
     server that ends lets answers go on. resume_s: how long a page's stream goes on when its reader is gone.
     salt_by_key: who comes with another key, or in another session of the page, finds no prefixes cached for others: how
-    soon an answer begins tells nothing of theirs. log_prompts: bodies of requests may stand in the log. log_format: "text" or "json". Raises ConfigError.
+    soon an answer begins tells nothing of theirs. log_prompts: bodies of requests may stand in the log. log_format:
+    "text" or "json". Raises ConfigError.
     """
 
     host: str = "127.0.0.1"
