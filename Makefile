@@ -117,7 +117,7 @@ gpu-build:
 	$(GPU_CMAKE) --build $(GPU_BUILD) -j $(JOBS) --target python_modules on_device_tests _study_cuda
 
 gpu-test: gpu-build
-	$(GPU_RUN) tools/gpu_test.py $(GPU_BUILD)
+	$(GPU_RUN) tools/gpu_test.py $(GPU_BUILD) $(GPU_TEST_ARGS)
 
 gpu-bench: gpu-build
 	@status=0; \

@@ -36,6 +36,7 @@ void DevicePlan::update(const PlanRequest& request, int head_dim, Stream stream)
   at_.state_begin = append(bytes, plan.state_begin);
   at_.n_states = append(bytes, plan.n_states);
   at_.merged_tokens = append(bytes, plan.merged_tokens);
+  at_.prefix_states = append(bytes, plan.prefix_states);
 
   n_tokens_ = static_cast<int>(plan.state_begin.size());
   n_narrow_ = static_cast<int>(plan.narrow.size());
@@ -45,6 +46,7 @@ void DevicePlan::update(const PlanRequest& request, int head_dim, Stream stream)
   n_heads_ = request.n_heads;
   n_kv_heads_ = request.n_kv_heads;
   head_dim_ = head_dim;
+  has_prefixes_ = !plan.prefix_states.empty();
   is_causal_ = request.is_causal;
   window_left_ = request.window_left;
   window_right_ = request.window_right;
@@ -64,6 +66,7 @@ void DevicePlan::fill(PagedAttentionLaunch& launch) const {
   launch.wide_rows = wide_rows_;
   launch.merged_tokens = reinterpret_cast<const int*>(at(at_.merged_tokens));
   launch.n_states = reinterpret_cast<const int*>(at(at_.n_states));
+  launch.prefix_states = has_prefixes_ ? reinterpret_cast<const PrefixStates*>(at(at_.prefix_states)) : nullptr;
   launch.n_merged_tokens = n_merged_tokens_;
   launch.args.state_begin = reinterpret_cast<const int*>(at(at_.state_begin));
   launch.args.states = states_.data();

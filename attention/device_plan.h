@@ -23,7 +23,7 @@ class DevicePlan {
  private:
   // Where each array begins in arrays_, in bytes.
   struct Offsets {
-    std::int64_t narrow = 0, wide = 0, state_begin = 0, n_states = 0, merged_tokens = 0;
+    std::int64_t narrow = 0, wide = 0, state_begin = 0, n_states = 0, merged_tokens = 0, prefix_states = 0;
   };
 
   DeviceArray<std::byte> arrays_;
@@ -32,7 +32,7 @@ class DevicePlan {
   std::int64_t n_state_values_ = 0;
   int n_tokens_ = 0, n_narrow_ = 0, n_wide_ = 0, wide_rows_ = kWideRows, n_merged_tokens_ = 0;
   int n_heads_ = 0, n_kv_heads_ = 0, head_dim_ = 0;
-  bool is_causal_ = true;
+  bool is_causal_ = true, has_prefixes_ = false;
   int window_left_ = kUnbounded, window_right_ = kUnbounded;
 };
 

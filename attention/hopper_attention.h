@@ -425,9 +425,13 @@ class HopperMultiplier {
   // Products to probabilities relative to each row's running maximum. What was summed before is to be scaled by `kept`.
   GPU_FUNCTION void make_probabilities(int first_key, float (&scores)[kScores], float (&kept)[2]) {
     float factor = scale_ * kLog2e;  // from products to logits in base 2
-    if (args_.softcap != 0.0f || args_.alibi_slopes != nullptr || !(factor > 0.0f)) {
+    if (args_.softcap != 0.0f || args_.alibi_slopes != nullptr || !(factor > 0.0f || factor < 0.0f)) {
       make_logits(first_key, scores);
       factor = 1.0f;
+    } else if (factor < 0.0f) {  // as of opposite queries: the largest product must be the largest logit
+      GPU_UNROLL
+      for (int i = 0; i < kScores; ++i) scores[i] = -scores[i];
+      factor = -factor;
     }
     if (first_key < all_see_.begin || first_key + kKeys > all_see_.end) mask(first_key, scores);
     // Numbers i and i + 4 n are of a row, and of one of its two chains: fewer wait for each other.
@@ -500,14 +504,16 @@ class HopperMultiplier {
       const bool has_states = args_.state_begin[token] != kNoState;
       float rescale = 1.0f, largest = max_[half];
       if (args_.sinks != nullptr && !has_states && work.item.sequence != kNoSequence) {
-        const float sink = args_.sinks[head] * kLog2e;
+        const float sink = sink_of(args_.sinks[head]);
         const float with_sink = larger(largest, sink);
-        rescale = exp2(largest - with_sink);
-        sum = sum * rescale + exp2(sink - with_sink);
+        const float base = with_sink == -kInfinity ? 0.0f : with_sink;
+        rescale = exp2(largest - base);
+        sum = sum * rescale + exp2(sink - base);
         largest = with_sink;
       }
-      const float factor = sum > 0.0f ? rescale * v_scale / sum : 0.0f;
-      const float lse = sum > 0.0f ? largest + log2(sum) : -kInfinity;
+      // A sum that is NaN makes both NaN: what is wrong with a key must show.
+      const float factor = sum == 0.0f ? 0.0f : rescale * v_scale / sum;
+      const float lse = sum == 0.0f ? -kInfinity : largest + log2(sum);
       if (has_states) {
         const std::int64_t state = std::int64_t{args_.state_begin[token] + work.item.split} * args_.n_heads + head;
         write_row(args_.states + state * args_.head_dim, half, factor);

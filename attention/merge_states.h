@@ -33,12 +33,14 @@ GPU_FUNCTION StateSum sum_states(int n_states, float sink, const LseOf& lse_of) 
 }
 
 struct MergeStatesArgs {
-  const float* states = nullptr;     // [n_states, n_heads, head_dim]
-  const float* state_lse = nullptr;  // [n_states, n_heads], base 2
-  const int* tokens = nullptr;       // [n_tokens] that have states
-  const int* state_begin = nullptr;  // [n_all_tokens]
-  const int* n_states = nullptr;     // [n_all_tokens]
-  const float* sinks = nullptr;      // as in PagedAttentionArgs, like the rest
+  const float* states = nullptr;                // [n_states, n_heads, head_dim]
+  const float* state_lse = nullptr;             // [n_states, n_heads], base 2
+  const int* tokens = nullptr;                  // [n_tokens] that have states
+  const int* state_begin = nullptr;             // [n_all_tokens]
+  const int* n_states = nullptr;                // [n_all_tokens]
+  const PrefixStates* prefix_states = nullptr;  // [n_all_tokens] or null
+  const float* alibi_slopes = nullptr;          // as in PagedAttentionArgs, like the rest
+  const float* sinks = nullptr;
   void* out = nullptr;
   std::int64_t out_token_stride = 0, out_head_stride = 0;
   float* lse = nullptr;
@@ -55,7 +57,13 @@ GPU_KERNEL merge_states_kernel(const MergeStatesArgs args) {
   const int token = args.tokens[pair / args.n_heads], head = pair % args.n_heads;
   const std::int64_t first = args.state_begin[token];
   const int n_states = args.n_states[token];
-  const auto lse_of = [&](int i) { return args.state_lse[(first + i) * args.n_heads + head]; };
+  const bool is_slanted = args.prefix_states != nullptr && args.alibi_slopes != nullptr;
+  const PrefixStates prefix = is_slanted ? args.prefix_states[token] : PrefixStates{};
+  // So much more, for every key of the prefix, than its distance was taken for.
+  const float further = is_slanted ? args.alibi_slopes[head] * kLog2e * static_cast<float>(prefix.n_between) : 0.0f;
+  const auto lse_of = [&](int i) {
+    return args.state_lse[(first + i) * args.n_heads + head] - (i < prefix.n ? further : 0.0f);
+  };
 
   const float sink = args.sinks != nullptr ? sink_of(args.sinks[head]) : -__builtin_huge_valf();
   const StateSum all = sum_states(n_states, sink, lse_of);

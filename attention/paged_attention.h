@@ -35,6 +35,12 @@ struct PagedAttentionItem {
   int split = 0;  // which of its tokens' states this item writes, where they have states
 };
 
+// Of a token's states the first n are over a prefix that others share: found as if it stood right behind the prefix,
+// and not n_between positions after that.
+struct PrefixStates {
+  int n = 0, n_between = 0;
+};
+
 constexpr int kNoSequence = -1;  // rows that pad the batch: they see nothing, not even a sink
 constexpr int kUnbounded = 1 << 30;
 constexpr int kNoState = -1;

@@ -63,6 +63,8 @@ void merge(const PagedAttentionLaunch& l, Stream stream) {
   args.tokens = l.merged_tokens;
   args.state_begin = l.args.state_begin;
   args.n_states = l.n_states;
+  args.prefix_states = l.prefix_states;
+  args.alibi_slopes = l.args.alibi_slopes;
   args.sinks = l.args.sinks;
   args.out = l.args.out;
   args.out_token_stride = l.args.out_token_stride;

@@ -31,6 +31,7 @@ struct PagedAttentionLaunch {
   const int* merged_tokens = nullptr;
   const int* n_states = nullptr;
   int n_merged_tokens = 0;
+  const PrefixStates* prefix_states = nullptr;  // null where no prefix is shared
 };
 
 // Throws std::invalid_argument for what no kernel was compiled for, and says what is.

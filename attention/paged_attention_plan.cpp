@@ -174,18 +174,25 @@ void put_longest_first(std::vector<PagedAttentionItem>& items, const PlanRequest
 PagedAttentionPlan plan_paged_attention(const PlanRequest& request) {
   check_request(request);
   check_prefixes(request);
-  std::vector<Run> runs = make_runs(request, prefix_keys(request));
+  const std::vector<int> n_prefix_keys = prefix_keys(request);
+  std::vector<Run> runs = make_runs(request, n_prefix_keys);
   const int split = choose_split(runs, request);
   const int n_tokens = std::max(request.n_tokens, request.cu_seqlens_q[request.seq_lens.size]);
 
   PagedAttentionPlan plan;
   plan.n_states.assign(static_cast<std::size_t>(n_tokens), 0);
   plan.state_begin.assign(static_cast<std::size_t>(n_tokens), kNoState);
+  if (!request.prefixes.empty()) plan.prefix_states.assign(static_cast<std::size_t>(n_tokens), PrefixStates{});
   // Runs over prefixes come first, so their states are the first of a token, in the order of its keys.
   for (Run& run : runs) {
     const auto begin = plan.n_states.begin() + run.token_begin;
     run.first_split = *begin;
     std::for_each(begin, begin + run.n_tokens, [&](int& n) { n += n_splits(run, split); });
+    if (run.first_split == 0) continue;
+    const int n_before = run.first_position - n_prefix_keys[static_cast<std::size_t>(run.sequence)];
+    for (int i = 0; i < run.n_tokens; ++i) {
+      plan.prefix_states[static_cast<std::size_t>(run.token_begin + i)] = {run.first_split, n_before + i};
+    }
   }
   for (int token = 0; token < n_tokens; ++token) {
     int& n = plan.n_states[static_cast<std::size_t>(token)];

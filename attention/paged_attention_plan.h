@@ -38,6 +38,7 @@ struct PlanRequest {
 struct PagedAttentionPlan {
   std::vector<PagedAttentionItem> narrow, wide;  // those that see most keys first
   std::vector<int> state_begin, n_states;        // [n_tokens]; kNoState and 0 where one item goes over all keys
+  std::vector<PrefixStates> prefix_states;       // [n_tokens], none where no prefix is shared
   std::vector<int> merged_tokens;                // that have states
   int n_all_states = 0;
   int wide_rows = kWideRows;

@@ -28,7 +28,7 @@ from typing import Any
 
 import table
 from gpu_clock import GpuClock, NoDevice, device_state, load_torch
-from resumed import DONE, RowsFile, measure_rows
+from resumed import DONE, RowsFile, id_of, measure_rows
 
 ROOT = Path(__file__).parents[1]
 FUSED = "fused"
@@ -124,10 +124,11 @@ def load_study(build: Path) -> tuple[ModuleType | None, str]:
 # ---- what is counted ---------------------------------------------------------------------------------------------
 
 
-def count(study: Any, method: str, shape: Shape, n_sms: int) -> dict[str, int]:
-    """n_bytes, n_launches, n_splits, flops; of the study's methods what scratch they need too."""
+def count(study: Any, method: str, shape: Shape, n_sms: int, is_hopper: bool = False) -> dict[str, int]:
+    """n_bytes, n_launches, n_splits, flops; of the study's methods what scratch they need too. is_hopper: where prompts
+    go to the kernel for Hopper."""
     if method == FUSED:
-        return study.describe_fused(shape.numbers, n_sms) | {"flops": shape.flops}
+        return study.describe_fused(shape.numbers, n_sms, is_hopper) | {"flops": shape.flops}
     return study.describe(method, shape.numbers, n_sms) | {"flops": shape.flops}
 
 
@@ -160,7 +161,10 @@ def measure(study: Any, reason: str, out: Path | None, limit_s: float) -> tuple[
     clock = GpuClock(torch)
     limits = clock.limits()
     device = torch.cuda.get_device_properties(0)
-    file = RowsFile(out or RESULTS, {"device": device.name})
+    from llm_decoder.backends import load_cuda
+
+    build = id_of(*(Path(str(module.__file__)) for module in (study, load_cuda())))
+    file = RowsFile(out or RESULTS, {"build": build, "device": device.name})
     makers = {
         shape.name: functools.partial(time_shape, torch, study, shape, clock, limits, device.multi_processor_count)
         for shape in SHAPES
@@ -238,7 +242,8 @@ def time_shape(
 ) -> dict[str, Any]:
     """A row: counts and times of every method. Raises RuntimeError where one gives something else than the others."""
     inputs = Inputs(torch, shape)
-    counts = {method: count(study, method, shape, n_sms) for method in methods_of(study)}
+    is_hopper = torch.cuda.get_device_capability() == (9, 0)
+    counts = {method: count(study, method, shape, n_sms, is_hopper) for method in methods_of(study)}
     times: dict[str, Any] = {}
     fused, want = inputs.call_of(study, FUSED, counts[FUSED])
     fused()

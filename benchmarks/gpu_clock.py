@@ -2,8 +2,8 @@
 way to a clock.
 
 A sample is one call, or N_INNER calls recorded as a graph, each after the L2 cache was filled with something else: a
-buffer of twice its size is read (written it would leave lines that the call's own time pays for). Of a graph's time
-that of a graph with the fillings alone is taken off.
+buffer of FILL_CACHES times its size is read (written it would leave lines that the call's own time pays for). Of a
+graph's time that of a graph with the fillings alone is taken off.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from typing import Any
 
 N_INNER = 4
 N_WARM = 3
+WARM_S = 0.1  # of replays before the samples: an idle device has lowered its clocks
+# Were lines replaced at random, of twice the cache a fifth would still be there when the filling comes round, unless a
+# call was between, and that call would pay for it; of four times a fiftieth.
+FILL_CACHES = 4
 N_SAMPLES = 30
 COPY_BYTES = 2 << 30
 PEAK_SIZE = 8192
@@ -44,7 +48,7 @@ class GpuClock:
         self._torch, self._n_samples = torch, n_samples
         properties = torch.cuda.get_device_properties(0)
         self.l2_bytes = int(properties.L2_cache_size)
-        self._filling = torch.zeros((2 * self.l2_bytes // 4096, 1024), dtype=torch.float32, device="cuda")
+        self._filling = torch.zeros((FILL_CACHES * self.l2_bytes // 4096, 1024), dtype=torch.float32, device="cuda")
         self._sums = torch.empty(self._filling.shape[0], dtype=torch.float32, device="cuda")
         self._blank: Any = None
 
@@ -86,9 +90,10 @@ class GpuClock:
         with torch.cuda.graph(graph, stream=stream):
             for _ in range(N_INNER):
                 call()
-        for _ in range(N_WARM):
+        end = time.perf_counter() + WARM_S
+        while time.perf_counter() < end:
             graph.replay()
-        torch.cuda.synchronize()
+            torch.cuda.synchronize()
         return graph
 
     def _samples_us(self, call: Call) -> list[float]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import table
 from gpu_clock import GpuClock, NoDevice, device_state, load_torch
-from resumed import RowsFile, measure_rows
+from resumed import RowsFile, id_of, measure_rows
 
 if TYPE_CHECKING:
     from gpu_rows import Bench, Row, Work
@@ -69,7 +68,7 @@ def main() -> int:
 
 
 def build_id() -> str:
-    """Of the kernels: rows of others are not these.
+    """Of the kernels.
 
     Raises NoDevice where this build has none, or they find no device.
     """
@@ -81,7 +80,7 @@ def build_id() -> str:
         cuda.n_devices()
     except (BackendError, RuntimeError) as error:
         raise NoDevice(str(error)) from error
-    return hashlib.sha256(Path(str(cuda.__file__)).read_bytes()).hexdigest()[:16]
+    return id_of(Path(str(cuda.__file__)))
 
 
 def versions(torch: Any) -> dict[str, str]:
@@ -112,7 +111,8 @@ def measure(
 def time_all(torch: Any, work: Work, clock: Any) -> tuple[dict[str, Any], dict[str, str], dict[str, float]]:
     """(time of each contestant, why others are absent, how far each lies from the first peer).
 
-    Raises whatever goes wrong with ours, and RuntimeError where ours lies too far from the peer.
+    Raises whatever goes wrong with ours, and RuntimeError where ours lies too far from the first peer. Another peer
+    that lies so far is absent.
     """
     timed = {"graph": clock.graph_us, "host": clock.host_us}[work.how]
     times: dict[str, Any] = {}
@@ -128,11 +128,12 @@ def time_all(torch: Any, work: Work, clock: Any) -> tuple[dict[str, Any], dict[s
                 if reference is None and not is_ours(name):
                     reference = result.float().clone()
                 elif reference is not None:
-                    differences[name] = difference(torch, result, reference)
-            if is_ours(name) and differences.get(name, 0.0) > work.tolerance:
-                raise RuntimeError(
-                    f"{name} lies {differences[name]:.3g} from the first peer, {work.tolerance} is allowed"
-                )
+                    distance = difference(torch, result, reference)
+                    if distance > work.tolerance:
+                        raise RuntimeError(
+                            f"{name} lies {distance:.3g} from the first peer, {work.tolerance} is allowed"
+                        )
+                    differences[name] = distance
             times[name] = facts(timed(call), work.bytes_of(name), work.flops)
         except Exception as error:  # whatever a peer raises, the others are timed
             if is_ours(name):

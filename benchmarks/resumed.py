@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 DONE, FAILED, LEFT = 0, 1, 3  # exit status
+
+
+def id_of(*compiled: Path) -> str:
+    """Of what is measured: rows of other files are not these."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in compiled)).hexdigest()[:16]
 
 
 class RowsFile:
@@ -44,6 +50,11 @@ class RowsFile:
         beside.replace(self._path)
 
 
+def tell(line: str) -> None:
+    """At once, into a pipe too: the process may be ended."""
+    print(line, flush=True)
+
+
 def measure_rows(
     makers: Mapping[str, Callable[[], Mapping[str, Any]]],
     file: RowsFile,
@@ -51,7 +62,7 @@ def measure_rows(
     *,
     can_go_on: Callable[[], bool] = lambda: True,
     clock: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> int:
     """The exit status: DONE, FAILED where a row raised, LEFT where the time was over before all were there.
 

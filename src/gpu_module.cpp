@@ -5,8 +5,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <iterator>
+#include <string>
+#include <utility>
+
 #include "device_guard.h"
 #include "device_memory.h"
+#if defined(LLM_DECODER_HOST_MACHINE)
+#include "machine.h"
+#endif
 
 namespace py = pybind11;
 
@@ -35,6 +43,25 @@ py::dict describe_device(int device) {
   return out;
 }
 
+#if defined(LLM_DECODER_HOST_MACHINE)
+constexpr std::pair<const char*, Order::Kind> kOrders[] = {{"ascending", Order::Kind::ascending},
+                                                           {"descending", Order::Kind::descending},
+                                                           {"shuffled", Order::Kind::shuffled}};
+
+void set_order_of_threads(const std::string& kind, std::uint64_t seed) {
+  const auto* const found =
+      std::find_if(std::begin(kOrders), std::end(kOrders), [&](const auto& order) { return order.first == kind; });
+  check_arg(found != std::end(kOrders), "order of threads", "must be ascending, descending or shuffled, got ", kind);
+  set_host_order({found->second, seed});
+}
+
+std::pair<std::string, std::uint64_t> order_of_threads() {
+  const auto* const found = std::find_if(std::begin(kOrders), std::end(kOrders),
+                                         [](const auto& order) { return order.second == host_order().kind; });
+  return {found->first, host_order().seed};
+}
+#endif
+
 }  // namespace
 }  // namespace gpu
 }  // namespace llm_decoder
@@ -53,6 +80,12 @@ PYBIND11_MODULE(GPU_MODULE, m) {
         synchronize(reinterpret_cast<Stream>(stream));
       },
       "Returns when all that was queued on the stream is done.", py::arg("device"), py::arg("stream"));
+#if defined(LLM_DECODER_HOST_MACHINE)
+  m.def("set_order_of_threads", &set_order_of_threads,
+        "In which the launches of this thread run theirs from now on: ascending, descending or shuffled.",
+        py::arg("kind"), py::arg("seed") = 0);
+  m.def("order_of_threads", &order_of_threads, "(kind, seed)");
+#endif
   register_gpu_attention(m);
   register_gpu_pages(m);
   register_gpu_moe(m);

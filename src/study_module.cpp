@@ -11,6 +11,7 @@
 
 #include "device_guard.h"
 #include "gpu_tensor.h"
+#include "hopper_attention_launch.h"
 #include "paged_attention_plan.h"
 #include "study/study_launch.h"
 
@@ -56,8 +57,8 @@ py::dict describe(const std::string& name, const Shape& shape, int n_multiproces
 }
 
 // The kernel that runs models, over the same inputs in pages, by its plan: keys and values of every item, states of
-// every split, queries and result.
-py::dict describe_fused(const Shape& shape, int n_multiprocessors) {
+// every split, queries and result. is_hopper: prompts by the kernel for Hopper, whose items have more rows.
+py::dict describe_fused(const Shape& shape, int n_multiprocessors, bool is_hopper) {
   constexpr int kBlocksPerSm = 2;  // as _cuda plans
   const StudyArgs a = args_of(shape, 1);
   const std::vector<int> seq_lens(static_cast<std::size_t>(a.n_batch), a.n_keys);
@@ -69,6 +70,7 @@ py::dict describe_fused(const Shape& shape, int n_multiprocessors) {
   request.n_heads = a.n_heads;
   request.n_kv_heads = a.n_kv_heads;
   request.n_blocks = kBlocksPerSm * n_multiprocessors;
+  request.wide_rows = is_hopper ? kHopperRows : kWideRows;
   const PagedAttentionPlan plan = plan_paged_attention(request);
   std::int64_t n_keys = 0;
   for (const auto* items : {&plan.narrow, &plan.wide}) {
@@ -113,7 +115,7 @@ PYBIND11_MODULE(STUDY_MODULE, m) {
   m.doc() = "The methods of attention/study, on pointers to a device's memory.";
   m.attr("METHODS") = method_names();
   m.def("describe", &describe, arg("method"), arg("shape"), arg("n_multiprocessors"));
-  m.def("describe_fused", &describe_fused, arg("shape"), arg("n_multiprocessors"));
+  m.def("describe_fused", &describe_fused, arg("shape"), arg("n_multiprocessors"), arg("is_hopper"));
   m.def("run", &run, arg("method"), arg("shape"), arg("n_splits"), arg("page_size"), arg("arrays"), arg("unified_max"),
         arg("device"), arg("stream"));
 }

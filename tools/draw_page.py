@@ -1,6 +1,6 @@
 """Draws docs/page_light.png, page_dark.png and page_phone.png: the chat page over a model that says what it is told.
 
-    python tools/draw_page.py docs        # needs playwright and chromium
+python tools/draw_page.py docs        # needs playwright and chromium
 """
 
 from __future__ import annotations

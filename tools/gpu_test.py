@@ -2,10 +2,11 @@
 
     python tools/gpu_test.py build-gpu        # after `make gpu-build`; `make gpu-test` does both
 
-First the C++ tests of the kernels, each a program; then tests/ops on the device, with the whole pairwise cover of
-attention; then compute-sanitizer over few of them. After each step its result goes into BUILD/gpu_test/results.json and
-its output into BUILD/gpu_test/STEP.log: the next run takes what has not passed, or everything where what is tested is
-another. No step begins or goes on past --limit-s.
+First the C++ tests of the kernels, each a program; then tests/ops on the device, a process for each file, with the
+whole pairwise cover of attention; then compute-sanitizer over few of them. A test that takes too long is ended with its
+process, and so is a file after an error that the device does not recover from. After each step its result goes into
+BUILD/gpu_test/results.json and its output into BUILD/gpu_test/STEP.log: the next run takes what has not passed, or
+everything where what is tested is another. No step begins or goes on past --limit-s.
 
 Exit status: 0 all passed, or were skipped for the reason that is told; 1 a step failed; 3 steps are left, run it again.
 """
@@ -31,7 +32,10 @@ PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 DONE = (PASSED, SKIPPED)
 NOT_RUN = 77  # exit status of a C++ test that found no device
 LEAST_S = 10.0  # that a step is begun with
-CPP_LIMIT_S, OPS_LIMIT_S, SANITIZER_LIMIT_S = 120.0, 420.0, 200.0
+NO_TESTS = 5  # of pytest: none of a file is for a device
+CPP_LIMIT_S, OPS_LIMIT_S, SANITIZER_LIMIT_S = 60.0, 200.0, 200.0
+TEST_LIMIT_S, SANITIZED_TEST_LIMIT_S = 45.0, 120.0  # of a test of tests/ops
+ON_A_DEVICE = re.compile(r"any_machine|mark\.device|IMPLEMENTATIONS")  # what a file with tests for a device says
 
 
 @dataclass(frozen=True)
@@ -55,27 +59,45 @@ class Outcome:
 Run = Callable[[Step, float, Path], Outcome]
 
 
-def steps_of(build: Path, sanitizer: str | None) -> list[Step]:
-    """sanitizer: path of compute-sanitizer. The first of its steps tells whether it runs here."""
+def steps_of(build: Path, sanitizer: str | None, is_thorough: bool = False) -> list[Step]:
+    """sanitizer: path of compute-sanitizer. The first of its steps tells whether it runs here. is_thorough: with those
+    that do not fit into one call beside the others."""
     programs = sorted((build / "tests/cpp/on_device").glob("*_test"))
-    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "device", "-W", "default", "-p", "no:cacheprovider"]
-    pytest.append(str(ROOT / "tests/ops"))
-    without_torch = [*pytest, "--ignore", str(ROOT / "tests/ops/test_torch_on_a_device.py")]
+    files = [path for path in sorted((ROOT / "tests/ops").glob("test_*.py")) if ON_A_DEVICE.search(path.read_text())]
     steps = [Step(f"cpp-{program.name}", [str(program)], CPP_LIMIT_S) for program in programs]
-    steps.append(Step("ops", pytest, OPS_LIMIT_S))
+    steps += [Step(name_of(path), pytest_of(path), OPS_LIMIT_S, watched(TEST_LIMIT_S)) for path in files]
     if sanitizer is None:
         return steps
-    few = {"LLM_DECODER_GRID": "few"}
+    few = {"LLM_DECODER_GRID": "few", **watched(SANITIZED_TEST_LIMIT_S)}
 
     def checked(tool: str, name: str, command: Sequence[str]) -> Step:
         watch = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--launch-timeout", "60", *command]
         return Step(f"{tool}-{name}", watch, SANITIZER_LIMIT_S, few, is_sanitized=True)
 
     small = [program for program in programs if program.name == "widen_bytes_test"]
+    without_torch = [path for path in files if "torch" not in path.name]
     steps += [checked("memcheck", program.name, [str(program)]) for program in small]
-    steps += [checked(tool, "ops", without_torch) for tool in ("memcheck", "racecheck", "initcheck")]
-    steps += [checked("racecheck", program.name, [str(program)]) for program in programs]
+    for tool in ("memcheck", "racecheck"):
+        steps += [checked(tool, name_of(path), pytest_of(path)) for path in without_torch]
+    if is_thorough:
+        steps += [checked("racecheck", program.name, [str(program)]) for program in programs]
+        steps += [checked("initcheck", name_of(path), pytest_of(path)) for path in without_torch]
     return steps
+
+
+def name_of(tests: Path) -> str:
+    return tests.stem.replace("test_", "ops-", 1)
+
+
+def pytest_of(tests: Path) -> list[str]:
+    """Each test is told before it begins, and what it says is not held back: its process may be ended."""
+    options = ["-v", "-s", "-m", "device", "-W", "default", "-p", "no:cacheprovider"]
+    return [sys.executable, "-m", "pytest", *options, str(tests)]
+
+
+def watched(limit_s: float) -> dict[str, str]:
+    """limit_s: seconds that a test of tests/ops may take."""
+    return {"LLM_DECODER_NEEDS_DEVICE": "1", "LLM_DECODER_TEST_LIMIT_S": str(limit_s)}
 
 
 def fingerprint(build: Path) -> str:
@@ -176,8 +198,8 @@ def judge(step: Step, status: int, output: str, seconds: float) -> Outcome:
         for line in lines:
             if line.startswith("=====") and re.search("not supported|unable to|failed to initialize", line, re.I):
                 return Outcome(SKIPPED, f"compute-sanitizer refuses this machine: {line.lstrip('= ')}", seconds)
-    if status == 0:
-        return Outcome(PASSED, "", seconds)
+    if status == 0 or (status == NO_TESTS and "pytest" in step.command):
+        return Outcome(PASSED, last, seconds)
     if status == NOT_RUN:
         return Outcome(FAILED, last, seconds)
     return Outcome(FAILED, f"exit status {status}: {last}", seconds)
@@ -187,6 +209,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path, help="the folder of make gpu-build")
     parser.add_argument("--limit-s", type=float, default=450.0, help="seconds in all (default 450)")
+    parser.add_argument("--thorough", action="store_true", help="also initcheck, and racecheck of the C++ tests")
     args = parser.parse_args()
     if not list(args.build.glob("python/llm_decoder/_cuda.*")):
         parser.error(f"{args.build} has no GPU kernels; make gpu-build makes them")
@@ -195,7 +218,7 @@ def main() -> int:
         print("skipped compute-sanitizer: it is not on PATH")
     logs = args.build / "gpu_test"
     record = Record(logs / "results.json", fingerprint(args.build))
-    return run_steps(steps_of(args.build, sanitizer), record, logs, args.limit_s, run_step)
+    return run_steps(steps_of(args.build, sanitizer, args.thorough), record, logs, args.limit_s, run_step)
 
 
 if __name__ == "__main__":

@@ -102,10 +102,10 @@ class Follower:
         ahead = _guarded(self._matcher.deep_copy)
         masks = np.empty((len(tokens), self.n_words), np.uint32)
         for n, token in enumerate(tokens):
-            if _guarded(ahead.try_consume_tokens, [token]) != 1 or ahead.is_stopped():
+            if _guarded(ahead.try_consume_tokens, [token]) != 1:
                 return masks[:n]
             _guarded(ahead.unsafe_compute_mask_ptr, masks[n].ctypes.data, masks[n].nbytes)
-            if ahead.is_stopped():  # with an error, or because only the end is left
+            if ahead.is_stopped():  # it is complete, or has failed
                 return masks[:n]
             if time.perf_counter() - started_s > LOOK_AHEAD_S:
                 return masks[: n + 1]
@@ -217,10 +217,22 @@ class GrammarCompiler:
             n_vocab = max(self._vocab_size, self._tokenizer.n_ids)
             eos = [token for token in self._eos_token_ids if token < n_vocab]
             try:
-                self._own = LLTokenizer(self._tokenizer.to_json(), n_vocab=n_vocab, eos_token=eos or None)
+                text = _without_marks(self._tokenizer.to_json())
+                self._own = LLTokenizer(text, n_vocab=n_vocab, eos_token=eos or None)
             except ValueError as error:
                 raise refuse("need a model whose tokens are bytes or fall back to them", str(error)) from error
         return self._own
+
+
+def _without_marks(tokenizer: str) -> str:
+    """A tokenizer.json in which added tokens that are text (<tool_call>, <think>) have names that no text holds. The
+    library takes such a token for its text where only that may follow, and then refuses it as a special one; without
+    the name the text is spelled by other tokens, and the token itself comes where a grammar asks for its id."""
+    values = json.loads(tokenizer)
+    for token in values.get("added_tokens") or ():
+        if not token["special"]:
+            token["content"] = f"<|\ufdd0{token['id']}|>"
+    return json.dumps(values, ensure_ascii=False)
 
 
 _STACK_SIZE = threading.Lock()  # guards the process's one setting of it

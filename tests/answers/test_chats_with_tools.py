@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -234,6 +235,13 @@ def test_forms_that_cannot_be_had_together_are_refused(options: Any, fields: Any
     with make_llm(scripted.CHATML_REASONS, "") as llm, pytest.raises(InvalidRequestError) as caught:
         llm.chat(QUESTION, params(structured_outputs=fields), **options)
     assert caught.value.param == param
+
+
+def test_a_form_may_hold_the_text_of_a_mark_that_is_a_token() -> None:
+    asked = params(structured_outputs={"regex": "<tool_call>[a-z]{2}</tool_call>"})
+    with make_llm(scripted.CHATML, "No.") as llm:
+        text = llm.chat(QUESTION, asked).outputs[0].text
+    assert re.fullmatch("<tool_call>[a-z]{2}</tool_call>", text)
 
 
 def test_references_of_a_schema_hold_inside_of_the_form() -> None:

@@ -43,6 +43,14 @@ def test_a_tile_of_queries_reads_the_keys_that_its_last_query_sees(study: Any) -
     assert counted(study, "flash_attention_2", 1, 2048, 2048)["n_bytes"] == n_keys * 32 * 128 * 2 * 2 + in_and_out
 
 
+def test_on_hopper_a_prompt_reads_its_keys_for_twice_as_many_rows(study: Any) -> None:
+    prompt, decode = Shape(1, 2048, 2048), Shape(8, 1, 4096)
+    n_bytes = [attention_methods.count(study, FUSED, prompt, 132, is_hopper)["n_bytes"] for is_hopper in (False, True)]
+    in_and_out, last_tile = 2 * 2048 * 32 * 128 * 2, 2048 * 8 * 128 * 2 * 2
+    assert abs((n_bytes[0] - in_and_out) - 2 * (n_bytes[1] - in_and_out)) <= last_tile
+    assert counted(study, FUSED, 8, 1, 4096) == attention_methods.count(study, FUSED, decode, 132, True)
+
+
 def test_few_queries_are_split_and_many_are_not(study: Any) -> None:
     for method in ("flash_decoding", "flash_decoding_pp", "paged_attention", FUSED):
         assert counted(study, method, 1, 1, 16384)["n_splits"] > 4

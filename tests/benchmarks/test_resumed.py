@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from resumed import DONE, FAILED, LEFT, RowsFile, measure_rows
+from resumed import DONE, FAILED, LEFT, RowsFile, id_of, measure_rows
 
 OF = {"build": "one"}
 
@@ -67,6 +67,16 @@ def test_rows_of_another_build_are_measured_again(tmp_path: Path) -> None:
     clock.run(other, clock.makers("a"))
     assert clock.measured == ["a", "b", "a"]
     assert list(RowsFile(path, OF).rows) == ["b"]
+
+
+def test_compiled_files_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in "ab"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    before = id_of(*files)
+    assert before == id_of(*files)
+    files[1].write_bytes(b"c")
+    assert before != id_of(*files)
 
 
 def test_a_row_that_failed_is_told_and_tried_again_after_the_others(tmp_path: Path) -> None:

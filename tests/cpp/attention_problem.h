@@ -229,6 +229,7 @@ struct Problem {
     l.n_wide = static_cast<int>(p.wide.size());
     l.merged_tokens = p.merged_tokens.data();
     l.n_states = p.n_states.data();
+    l.prefix_states = p.prefix_states.empty() ? nullptr : p.prefix_states.data();
     l.n_merged_tokens = static_cast<int>(p.merged_tokens.size());
     l.wide_rows = p.wide_rows;
     l.path = c.path;

@@ -59,6 +59,9 @@ inline void message_holds(const std::exception& error, const std::string& part, 
 }
 
 inline bool run(const Test& test) {
+#if defined(LLM_DECODER_ON_DEVICE)
+  std::fprintf(stderr, "%s\n", test.name);  // its kernels may never end
+#endif
   try {
     test.body();
     return true;

@@ -92,6 +92,26 @@ TEST(tokens_of_no_sequence_are_planned_without_keys) {
   CHECK_EQ(last.key_end - last.key_begin, 0);
 }
 
+TEST(a_token_behind_a_shared_prefix_knows_how_far) {
+  DevicePlan plan;
+  const std::vector<int> lens = {100, 90, 40}, cu = {0, 2, 3, 4};
+  PlanRequest request = request_of(lens, cu);
+  request.window_left = kUnbounded;
+  PagedAttentionLaunch launch;
+  plan.update(request, kHeadDim, nullptr);
+  plan.fill(launch);
+  CHECK(launch.prefix_states == nullptr);
+  const SharedPrefix prefix{0, 2, 64};
+  request.prefixes = Span<const SharedPrefix>(&prefix, 1);
+  plan.update(request, kHeadDim, nullptr);
+  plan.fill(launch);
+  const int n_between[] = {34, 35, 25, 0};
+  for (int token = 0; token < 4; ++token) {
+    CHECK_EQ(launch.prefix_states[token].n, token < 3 ? 1 : 0);
+    CHECK_EQ(launch.prefix_states[token].n_between, n_between[token]);
+  }
+}
+
 TEST(a_plan_for_no_tokens_is_empty) {
   DevicePlan plan;
   const std::vector<int> lens = {5}, cu = {0, 0};

@@ -111,6 +111,9 @@ TEST(a_shared_prefix_is_read_once_and_gives_the_same) {
   Case c = hopper_case({{12, 290}, {9, 201}, {1, 40}}, 64);
   c.prefixes = {{0, 2, 192}};
   check_case<Bf16, Bf16>(c, "shared prefix");
+  c.has_alibi = c.has_sinks = true;
+  c.softcap = 3.0f;
+  check_case<Bf16, Bf16>(c, "shared prefix, every feature");
 }
 
 TEST(with_a_fixed_split_a_prompt_gives_the_same_bits_beside_others) {

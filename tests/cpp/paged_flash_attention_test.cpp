@@ -92,6 +92,20 @@ TEST(a_shared_prefix_is_read_once_and_gives_the_same) {
   check_case<Bf16, Bf16>(c, "shared prefix, split");
 }
 
+TEST(every_feature_reaches_the_keys_of_a_shared_prefix) {
+  for (int bits = 0; bits < 16; ++bits) {
+    Case c{{{1, 30}, {1, 270}, {3, 300}, {20, 330}, {1, 40}}};
+    c.prefixes = {{1, 3, 240}, {4, 1, 16}};
+    if (bits & 1) c.softcap = 3.0f;
+    c.has_alibi = (bits & 2) != 0;
+    c.has_sinks = (bits & 4) != 0;
+    if (bits & 8) c.fixed_split = 64;
+    check_case<Bf16, Bf16>(c, concat("shared prefix, features ", bits));
+    c.scale = Case::per_slot;
+    check_case<Fp16, Int8>(c, concat("shared prefix, int8, features ", bits));
+  }
+}
+
 TEST(with_a_fixed_split_a_sequence_gives_the_same_bits_alone_and_in_a_batch) {
   Case c{{{1, 200}, {7, 77}, {1, 333}}};
   c.fixed_split = 64;

@@ -185,10 +185,24 @@ def test_what_a_grammar_forces_is_drafted() -> None:
 
 
 def test_drafts_that_the_grammar_forbids_are_not_computed() -> None:
-    text = "abcdefgh" * 8
-    output = desk().ask(text, max_tokens=64, structured_outputs={"regex": "(abcd1){12}"})
-    assert output.outputs[0].text == "abcd1" * 12
-    assert output.metrics.n_drafted_tokens == output.metrics.n_accepted_tokens
+    def count_on(history: Any, logits: Any) -> None:
+        logits[history[-1] + 1] += 20
+
+    watched = desk()
+    watched.backend.spoil = count_on
+    step = watched.backend.step
+    seen: list[set[int]] = []
+
+    def spy(tokens: Any, *arguments: Any) -> int:
+        seen.append(set(tokens.tolist()))
+        return step(tokens, *arguments)
+
+    watched.backend.step = spy  # type: ignore[method-assign]
+    # What followed "abcd" in the prompt must not follow it in the answer.
+    output = watched.ask("abcdefgh" * 8, max_tokens=64, structured_outputs={"regex": "[a-d]{60}"})
+    assert output.metrics.n_drafted_tokens > 0
+    assert ord("e") in seen[0]
+    assert not any(ord("e") in tokens for tokens in seen[1:])
 
 
 def test_a_stop_string_ends_an_answer_inside_its_grammar() -> None:

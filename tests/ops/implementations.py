@@ -38,6 +38,7 @@ class Implementation:
     scales: tuple[str, ...] = ("none", "all", "head", "slot")
     int8_is_vnni: bool = False  # int8 pages meet queries in int8, and probabilities in 8 bits a page
     needs_device: bool = False
+    is_gpu_on_host: bool = False  # GPU kernels on the host machine
 
     def attend(self, batch: Batch) -> Result:
         """Through the door. The result begins as poison."""
@@ -74,13 +75,14 @@ IMPLEMENTATIONS = [
         Implementation(f"cpu-{isa}", functools.partial(the_cpu, isa), EVERY_DTYPE, "float32", int8_is_vnni=True)
         for isa in _core.isas()
     ),
-    Implementation("cuda_host", the_host_machine, GPU_DTYPES),
+    Implementation("cuda_host", the_host_machine, GPU_DTYPES, is_gpu_on_host=True),
     Implementation("cuda", on_the_device, GPU_DTYPES, needs_device=True),
     Implementation(
         "cuda_host_wgmma",
         the_host_machine_with_warpgroups,
         (("bfloat16", "bfloat16"), ("float16", "float16")),
         scales=("none", "all", "head"),
+        is_gpu_on_host=True,
     ),
 ]
 

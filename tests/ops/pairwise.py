@@ -50,5 +50,10 @@ def cover(factors: Mapping[str, Sequence[Any]], seed: int) -> list[dict[str, Any
     return every_level(rows) if os.environ.get("LLM_DECODER_GRID") == "few" else rows
 
 
+def some(levels: Sequence[Any], n: int) -> list[Any]:
+    """All; under LLM_DECODER_GRID=few the first, and n - 1 that lie evenly behind it."""
+    return list(levels[:: -(-len(levels) // n)] if os.environ.get("LLM_DECODER_GRID") == "few" else levels)
+
+
 def _pair(a: tuple[str, Any], b: tuple[str, Any]) -> Pair:
     return (a, b) if a[0] < b[0] else (b, a)

@@ -22,6 +22,17 @@ def test_an_error_of_compiled_code_keeps_its_words(raised: Exception, error: typ
     assert caught.value.__cause__ is raised
 
 
+@pytest.mark.parametrize("inner", ["here", "ops.here"])
+def test_a_place_is_named_once(inner: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^\[here\] q must be$"), compiled_code("here"):
+        raise ValueError(f"[{inner}] q must be")
+
+
+def test_the_place_of_another_is_kept() -> None:
+    with pytest.raises(BackendError, match=r"^\[here\] \[make_tensor_map\] cudaError$"), compiled_code("here"):
+        raise RuntimeError("[make_tensor_map] cudaError")
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(KeyError), compiled_code("here"):
         raise KeyError("x")

@@ -146,6 +146,8 @@ def test_on_a_device_small_arrays_may_be_in_host_memory() -> None:
         ({"topk_ids": np.zeros((T, 0), np.int32)}, "top_k .* must be a whole number of at least 1, got 0"),
         ({"topk_weights": np.zeros((T, 3), np.float32)}, r"topk_weights must have shape \[5, 2\], got \[5, 3\]"),
         ({"expert_map": np.zeros((2, 2), np.int32)}, r"expert_map must have shape \[n_ids\]"),
+        ({"topk_weights": None}, "topk_weights must be a NumPy array or a tensor that speaks DLPack, got NoneType"),
+        ({"tile_rows": np.zeros(2)}, "tile_rows must be a whole number of at least 0, got array"),
         ({"tile_rows": 16}, "tile_rows must be one of 0, 8, 32, 64, 128, got 16"),
         ({"out": np.zeros((T, 8), np.uint16)}, r"out must have shape \[T, K\] = \[5, 40\]"),
     ],

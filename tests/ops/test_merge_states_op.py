@@ -101,6 +101,7 @@ def test_the_result_goes_where_it_is_told() -> None:
         ({"lses": [np.zeros((H, T), np.float32).T] * 2}, r"lses\[0\] must be contiguous"),
         ({"out": np.zeros((T, H, D), np.float16)}, "out must be float32, got float16"),
         ({"outs": [np.zeros((T, H, 12), np.float32)] * 2}, "head_dim must be a multiple of 8 up to 256, got 12"),
+        ({"return_lse": 1}, "return_lse must be True or False, got 1"),
         ({"dtype": "bfloat16"}, r"outs\[0\] was said to hold bfloat16: must be bfloat16 or uint16, got float32"),
     ],
 )

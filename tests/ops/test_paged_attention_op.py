@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from element_codes import decode, encode
 from paged_batch import PagedBatch
+from pairwise import some
 
 from llm_decoder import ops
 
@@ -52,10 +53,39 @@ def test_windows_softcaps_slopes_and_sinks_together(causal: bool, window: tuple[
     batch.check(*attend(batch, **options), **options)
 
 
-@pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(3, 3, 8), (5, 1, 40), (8, 2, 72), (4, 1, 256)])
-def test_any_ratio_of_heads_and_any_head_size_of_eights(n_heads: int, n_kv_heads: int, head_dim: int) -> None:
-    batch = PagedBatch(((1, 20), (9, 25)), n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, page_size=48)
+@pytest.mark.parametrize("head_dim", some(range(8, 257, 8), 4))
+def test_every_head_size_of_eights(head_dim: int) -> None:
+    for kv_dtype in ("bfloat16", "fp8"):
+        batch = PagedBatch(((1, 20), (9, 25)), head_dim=head_dim, page_size=48, kv_dtype=kv_dtype)
+        batch.check(*attend(batch))
+
+
+@pytest.mark.parametrize("ratio", some([*range(1, 17), 64, 71], 3))
+def test_any_ratio_of_heads(ratio: int) -> None:
+    batch = PagedBatch(((1, 20), (9, 25), (2, 70)), n_heads=2 * ratio, n_kv_heads=2, head_dim=40)
     batch.check(*attend(batch))
+
+
+@pytest.mark.parametrize("page_size", some([16, 32, 48, 64, 80, 112, 128, 208, 1024], 2))
+def test_pages_of_any_multiple_of_sixteen(page_size: int) -> None:
+    batch = PagedBatch(((1, 20), (9, 65), (70, 130)), page_size=page_size)
+    batch.check(*attend(batch))
+
+
+# (tokens, keys) that the tests of FlashAttention-3 and vLLM name, each beside an edge of a tile, a page or the causal
+# limit.
+ODD_SHAPES = (
+    ((1, 1), (1, 3), (2, 1), (511, 1), (3, 513), (113, 203), (239, 1)),
+    ((799, 3), (1, 1328), (5, 18), (129, 463), (1, 523), (1, 37), (1, 2011)),
+    ((1023, 1024),),
+)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("sequences", some(ODD_SHAPES, 1), ids=len)
+def test_odd_numbers_of_tokens_and_keys(sequences: tuple[tuple[int, int], ...], causal: bool) -> None:
+    batch = PagedBatch(sequences, n_heads=1, n_kv_heads=1)
+    batch.check(*attend(batch, causal=causal), causal=causal)
 
 
 def test_a_plan_is_made_once_and_used_by_every_layer() -> None:
@@ -146,13 +176,24 @@ def test_with_a_fixed_split_a_sequence_gives_the_same_bits_alone_and_in_a_batch(
         np.testing.assert_array_equal(lse, lses[begin:end])
 
 
-def test_a_shared_prefix_gives_the_same() -> None:
-    batch = PagedBatch(((1, 70), (1, 90), (2, 66)))
-    batch.block_table[1:, :4] = batch.block_table[0, :4]
+SLOPES = np.array([0.5, 0.25, 0.0625, 0.03125], np.float32)
+SINKS = np.array([0.3, -1.0, 2.0, 0.0], np.float32)
+
+
+@pytest.mark.parametrize("fixed_split", [0, 64])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"alibi_slopes": SLOPES}, {"alibi_slopes": SLOPES, "sinks": SINKS, "softcap": 3.0}],
+    ids=["plain", "alibi", "everything"],
+)
+def test_a_shared_prefix_gives_the_same(fixed_split: int, options: dict[str, Any]) -> None:
+    batch = PagedBatch(((1, 150), (1, 400), (2, 146), (9, 210), (1, 30)))
+    batch.block_table[1:4, :8] = batch.block_table[0, :8]
     plan = ops.plan_attention(
-        batch.seq_lens, batch.cu_seqlens_q, n_heads=4, n_kv_heads=2, head_dim=64, shared_prefixes=[(0, 3, 64)]
-    )
-    batch.check(*attend(batch, plan=plan))
+        batch.seq_lens, batch.cu_seqlens_q, n_heads=4, n_kv_heads=2, head_dim=64, fixed_split=fixed_split,
+        shared_prefixes=[(0, 4, 128), (4, 1, 16)],
+    )  # fmt: skip
+    batch.check(*attend(batch, plan=plan, **options), **options)
 
 
 def test_a_gpu_reads_a_shared_prefix_by_the_table_of_its_first_sequence(any_machine: str) -> None:

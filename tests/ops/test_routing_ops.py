@@ -152,7 +152,12 @@ LOGITS = np.zeros((3, 8), np.float32)
         ("moe_routing", {"logits": LOGITS[:, :0], "top_k": 1}, "1 to 1024 experts .*, got 0"),
         ("moe_routing", {"logits": LOGITS, "top_k": 0}, "top_k must be a whole number of at least 1, got 0"),
         ("moe_routing", {"logits": LOGITS, "top_k": 9}, "top_k must be at most 32 and .*, 8, got 9"),
-        ("moe_routing", {"logits": LOGITS, "top_k": 2, "scoring": "tanh"}, "scoring must be softmax or sigmoid"),
+        (
+            "moe_routing",
+            {"logits": LOGITS, "top_k": 2, "scoring": "tanh"},
+            "scoring must be one of softmax, sigmoid, got 'tanh'",
+        ),
+        ("moe_routing", {"logits": LOGITS, "top_k": 2, "scoring": LOGITS}, "scoring must be one of softmax, sigmoid"),
         ("moe_routing", {"logits": LOGITS, "top_k": 2, "n_groups": 3}, "n_groups must be 1 to 32 and divide the 8"),
         ("moe_routing", {"logits": LOGITS, "top_k": 2, "top_k_groups": 2}, "top_k_groups must be at most n_groups, 1"),
         ("moe_routing", {"logits": LOGITS, "top_k": 2, "group_best": 3}, "group_best must be 1, or 2 where"),

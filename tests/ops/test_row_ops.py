@@ -249,6 +249,11 @@ X, W = np.zeros((3, 16), np.float32), np.ones(16, np.float32)
         ("layer_norm", {"x": X, "weight": W, "bias": W[None]}, r"bias must have shape \[N\] = \[16\], got \[1, 16\]"),
         ("gated", {"x": X[:, :15]}, "x must have an even number of columns, gate and up, got 15"),
         ("gated", {"x": X, "activation": "swish"}, "activation must be one of silu, gelu, gelu_tanh, relu, identity"),
+        (
+            "gated",
+            {"x": X, "activation": X},
+            "activation must be one of silu, gelu, gelu_tanh, relu, identity, got array",
+        ),
         ("gated", {"x": X, "out": X}, r"out must have shape \[T, N\] = \[3, 8\], got \[3, 16\]"),
         ("embed", {"ids": np.array([0, 3], np.int32), "table": X}, r"ids must be in \[0, 3\), got 3 at 1"),
         ("embed", {"ids": np.array([-1], np.int32), "table": X}, r"ids must be in \[0, 3\), got -1 at 0"),

@@ -158,6 +158,7 @@ W = np.ones((8, 64), np.float32)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"weights": W, "format": W}, "format must be one of half, w8, w4, got array"),
         ({"weights": W, "format": "w5"}, "format must be one of half, w8, w4, got 'w5'"),
         ({"weights": W[0], "format": "w8"}, r"weights must have shape \[N, K\]"),
         ({"weights": W[:0], "format": "w8"}, r"weights must have at least one row and one column, got \[0, 64\]"),

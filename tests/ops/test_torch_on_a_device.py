@@ -56,6 +56,20 @@ def test_lengths_may_be_there_too(torch: Any) -> None:
     batch.check(codes(torch, out), lse.cpu().numpy())
 
 
+def test_pools_of_more_than_2_to_the_31_elements(torch: Any) -> None:
+    batch = PagedBatch(((1, 300), (20, 40)))
+    q, *caches, table, seq_lens, cu_seqlens_q = on_device(torch, batch)
+    n_before = 1 << 20  # pages of 2048 elements
+    pools = [
+        torch.empty((n_before + len(cache), *cache.shape[1:]), dtype=cache.dtype, device="cuda") for cache in caches
+    ]
+    for pool, cache in zip(pools, caches, strict=True):
+        pool[n_before:] = cache
+    table = torch.where(table >= 0, table + n_before, table)
+    out, lse = ops.paged_attention(q, *pools, table, seq_lens, cu_seqlens_q, return_lse=True)
+    batch.check(codes(torch, out), lse.cpu().numpy())
+
+
 def test_a_call_on_another_stream_sees_what_was_written_there_before_it(torch: Any) -> None:
     batch = PagedBatch(((1, 3000), (1, 900)))
     tensors = on_device(torch, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -97,14 +98,99 @@ def test_a_program_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert gpu_test.run_step(sleeping, 0.2, tmp_path / "a.log") == Outcome(FAILED, "not done after 0 s", 0.2)
 
 
-def test_steps_are_programs_then_ops_then_sanitizers(tmp_path: Path) -> None:
+def test_steps_are_programs_then_files_of_ops_then_sanitizers(tmp_path: Path) -> None:
     for name in ("norm_test", "widen_bytes_test"):
         (tmp_path / "tests/cpp/on_device").mkdir(parents=True, exist_ok=True)
         (tmp_path / "tests/cpp/on_device" / name).touch()
     names = [step.name for step in gpu_test.steps_of(tmp_path, "/bin/compute-sanitizer")]
-    assert names[:4] == ["cpp-norm_test", "cpp-widen_bytes_test", "ops", "memcheck-widen_bytes_test"]
-    assert {"memcheck-ops", "racecheck-ops", "initcheck-ops", "racecheck-norm_test"} <= set(names)
-    assert [step.name for step in gpu_test.steps_of(tmp_path, None)] == names[:3]
+    assert names[:3] == ["cpp-norm_test", "cpp-widen_bytes_test", "ops-append_kv_op"]
+    alone = [step.name for step in gpu_test.steps_of(tmp_path, None)]
+    assert names[: len(alone)] == alone
+    assert {"ops-attention_grid", "ops-torch_on_a_device"} <= set(alone)
+    assert names[len(alone)] == "memcheck-widen_bytes_test"
+    assert {"memcheck-ops-row_ops", "racecheck-ops-row_ops"} <= set(names)
+    thorough = [step.name for step in gpu_test.steps_of(tmp_path, "/bin/compute-sanitizer", is_thorough=True)]
+    assert thorough[: len(names)] == names
+    assert {"racecheck-norm_test", "initcheck-ops-row_ops"} <= set(thorough[len(names) :])
+    assert not [name for name in names[len(alone) :] if "torch" in name]
+
+
+def test_every_file_with_tests_for_a_device_is_a_step() -> None:
+    said = {path.name for path in (ROOT / "tests/ops").glob("test_*.py") if "device" in path.read_text()}
+    steps = {Path(step.command[-1]).name for step in gpu_test.steps_of(Path("nowhere"), None)}
+    assert said - steps == {"test_addresses.py", "test_device_rig.py"}  # of fakes
+
+
+def test_a_file_without_a_test_for_a_device_passes_and_a_machine_without_one_does_not() -> None:
+    step = next(step for step in gpu_test.steps_of(Path("nowhere"), None) if step.name == "ops-csr_page_lists")
+    assert gpu_test.judge(step, 5, "3 deselected\n", 1) == Outcome(PASSED, "3 deselected", 1)
+    assert gpu_test.judge(Step("cpp-a", ["a"], 1), 5, "", 1).result == FAILED
+    assert step.environment["LLM_DECODER_NEEDS_DEVICE"]
+
+
+def test_without_a_device_tests_for_one_fail_where_it_is_needed(tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a driver")
+    step = next(step for step in gpu_test.steps_of(Path("nowhere"), None) if step.name == "ops-csr_page_lists")
+    outcome = gpu_test.run_step(step, 60, tmp_path / "log")
+    assert outcome.result == FAILED
+    assert "no device: " in outcome.reason
+
+
+WATCHED = """
+import time
+
+import device_watch
+import pytest
+
+
+class Broken:
+    def synchronize(self, device, stream):
+        raise RuntimeError("an illegal memory access")
+
+
+device_watch.load_cuda = Broken
+
+
+@pytest.mark.device
+def test_first():
+    raise AssertionError("wrong")
+
+
+def test_second():
+    print("second has begun")
+
+
+def test_waits():
+    time.sleep(60)
+"""
+
+
+def run_watched(tmp_path: Path, chosen: str) -> Outcome:
+    tests = tmp_path / "test_watched.py"
+    tests.write_text(WATCHED)
+    command = gpu_test.pytest_of(tests)
+    command[command.index("-m", 3)] = "-k"
+    command[command.index("device")] = chosen
+    paths = os.pathsep.join([str(ROOT / "tests/ops"), *sys.path])
+    environment = {**gpu_test.watched(1.0), "PYTHONPATH": paths}
+    step = Step("a", [*command, "-p", "device_watch", f"--rootdir={tmp_path}", "-c", os.devnull], 60, environment)
+    return gpu_test.run_step(step, 60, tmp_path / "a.log")
+
+
+def test_after_an_error_that_stays_no_test_of_the_file_is_begun(tmp_path: Path) -> None:
+    assert run_watched(tmp_path, "first or second").result == FAILED
+    log = (tmp_path / "a.log").read_text()
+    assert "the device answers no more after test_watched.py::test_first: an illegal memory access" in log
+    assert "second has begun" not in log
+
+
+def test_a_test_that_takes_too_long_is_ended_and_named(tmp_path: Path) -> None:
+    outcome = run_watched(tmp_path, "second or waits")
+    assert (outcome.result, outcome.seconds < 30) == (FAILED, True)
+    log = (tmp_path / "a.log").read_text()
+    assert "test_watched.py::test_waits" in log
+    assert "Timeout (0:00:01)!" in log
 
 
 def check(tmp_path: Path, *programs: str) -> subprocess.CompletedProcess[str]:

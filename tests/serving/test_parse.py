@@ -127,6 +127,7 @@ def test_json_by_any_of_its_spellings_is_taken(server, given):
         {"response_format": {"type": "json_schema"}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
         {"response_format": {"type": "json_object"}, "guided_regex": "a"},
+        {"guided_regex": "a", "structured_outputs": {"regex": "b"}},
         {"structured_outputs": {}},
         {"structured_outputs": {"regex": "a", "choice": ["b"]}},
         {"structured_outputs": {"choice": []}},

@@ -39,6 +39,15 @@ def test_text_becomes_special_tokens_only_when_asked(server, storyteller):
     assert special == [storyteller.tokenizer.token_id("<|end|>")]
 
 
+def test_harnesses_learn_of_special_tokens_and_their_ids(server, storyteller):
+    info = server.get("/tokenizer_info")[1]
+    assert info["eos_token"] == "<|end_of_text|>"
+    assert info["chat_template"] == storyteller.tokenizer.chat_template.source
+    asked = {"prompt": info["eos_token"], "add_special_tokens": False}
+    assert server.post("/tokenize", asked)[1]["tokens"] == [storyteller.tokenizer.token_id("<|end_of_text|>")]
+    assert server.post("/tokenize", {"prompt": info["eos_token"] + "a"})[1]["count"] > 3
+
+
 def test_detokenize_gives_the_text_back_under_both_names(server, storyteller):
     answer = server.post("/detokenize", {"tokens": storyteller.tokenizer.encode(TEXT, add_special_tokens=False)})[1]
     assert answer == {"prompt": TEXT, "content": TEXT}

@@ -10,9 +10,9 @@ from chromium import CHROMIUM, FLAGS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
     from reader import Reader
     from scripted_site import Site
+
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
@@ -44,14 +44,14 @@ def site(_site: Site) -> Site:
 def new_reader(browser: Browser) -> Iterator[Callable[..., Reader]]:
     """Makes readers, each with a browser of his own. None of them may see an error, a refused script, or a request to
     another origin."""
-    from reader import Reader
+    from reader import TIMEOUT_MS, Reader
 
     readers: list[Reader] = []
 
     def make(site: Site, **options: Any) -> Reader:
         options = {"viewport": {"width": 1280, "height": 860}, "locale": "en-GB"} | options
         context = browser.new_context(**options, permissions=["clipboard-read", "clipboard-write"])
-        context.set_default_timeout(8000)
+        context.set_default_timeout(TIMEOUT_MS)
         readers.append(Reader(context.new_page(), site.url))
         return readers[-1]
 

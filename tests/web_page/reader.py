@@ -13,7 +13,11 @@ if CHROMIUM is None:
 
 from playwright.sync_api import Locator, Page, expect
 
-__all__ = ["Page", "Reader", "expect"]
+# A machine that is busy with other things takes its time.
+TIMEOUT_MS = 30_000
+expect.set_options(timeout=TIMEOUT_MS)
+
+__all__ = ["TIMEOUT_MS", "Page", "Reader", "expect"]
 
 
 class Reader:

@@ -106,11 +106,15 @@ class Site:
     def __init__(self, open_llm: Callable[[Script], LLM] = open_llm, **settings: Any) -> None:
         self.script = Script()
         self.service = Service(lambda: open_llm(self.script), ServerSettings(port=0, **settings))
+        self.url = f"http://127.0.0.1:{self._serve()}/"
+        self.service.start()
+
+    def _serve(self) -> int:
+        """Starts the server; returns its port."""
         self._server = Server(create_app(self.service), self.service)
-        self.url = f"http://127.0.0.1:{self._server.port}/"
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
-        self.service.start()
+        return self._server.port
 
     def close(self) -> None:
         self._server.stop(0.0)
@@ -127,3 +131,24 @@ class Site:
         """Whether the engine has nothing to do."""
         stats = self.service.llm.stats()
         return stats["n_running"] == 0 and stats["n_waiting"] == 0
+
+
+class ApiSite(Site):
+    """The same by the FastAPI server."""
+
+    def _serve(self) -> int:
+        import uvicorn
+
+        from llm_decoder.api.app import create_app
+        from llm_decoder.web import page
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        app = create_app(self.service, page.endpoints())
+        self._uvicorn = uvicorn.Server(uvicorn.Config(app, ws="none", log_config=None, access_log=False))
+        self._thread = threading.Thread(target=self._uvicorn.run, args=([listener],), daemon=True)
+        self._thread.start()
+        return int(listener.getsockname()[1])
+
+    def close(self) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(20)

@@ -9,7 +9,7 @@ import pytest
 from reader import Reader, expect
 from scripted_site import Site, open_llm
 
-WORDS = " ".join(str(i) for i in range(300))
+WORDS = " ".join(str(i) for i in range(150))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_an_answer_nobody_came_back_for_is_shown_as_far_as_it_was_kept(reader: R
     site.script.answer = lambda prompt: WORDS
     site.script.step_s = 0.004
     reader.say("Count.")
-    expect(reader.text).to_contain_text("120")
+    expect(reader.text).to_contain_text("90")
     gone = {"error": {"message": "[stream] it is over", "type": "not_found_error", "param": None, "code": None}}
     reader.page.route("**/page/stream/*", lambda route: route.fulfill(status=404, json=gone))
     reader.page.reload()

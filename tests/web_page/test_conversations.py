@@ -37,7 +37,7 @@ def test_a_new_one_begins_empty_and_the_old_one_can_be_opened_again(reader: Read
 def test_an_answer_goes_on_while_another_conversation_is_read(reader: Reader, site: Site) -> None:
     reader.ask("Quiet")
     reader.begin()
-    site.script.answer = lambda prompt: "word " * 300
+    site.script.answer = lambda prompt: "word " * 100
     site.script.step_s = 0.002
     reader.say("Loud")
     expect(reader.text).to_contain_text("word")
@@ -49,8 +49,22 @@ def test_an_answer_goes_on_while_another_conversation_is_read(reader: Reader, si
     expect(reader.button("Stop")).to_be_visible()
     site.script.step_s = 0.0
     reader.wait()
-    assert reader.text.inner_text().count("word") == 300
+    assert reader.text.inner_text().count("word") == 100
     expect(reader.page.locator("#conversations .is-running")).to_have_count(0)
+
+
+def test_the_one_that_was_opened_last_is_shown_however_fast_the_reader_clicks(reader: Reader) -> None:
+    reader.ask("One").begin().ask("Two").begin().ask("Three")
+    reader.page.route("**/page/render", lambda route: None)  # its answer never comes
+    reader.page.reload()
+    reader.page.evaluate(
+        """() => {
+            for (const at of [1, 2, 0, 1]) location.hash = document.querySelectorAll("#conversations a")[at].hash;
+        }"""
+    )
+    expect(reader.page.get_by_role("heading", name="Two")).to_be_visible()
+    expect(reader.questions).to_contain_text(["Two"])
+    expect(reader.answers).to_have_count(1)
 
 
 def test_a_title_is_the_first_line_cut_after_a_word(reader: Reader) -> None:
@@ -197,9 +211,7 @@ def test_a_file_that_is_wrong_in_its_details_brings_in_what_is_right(reader: Rea
     settings = {"system": 5, "sampling": {"temperature": 99, "top_k": 40, "__proto__": 1, "evil": 2}}
     conversation = {"title": ["x"], "messages": messages, "leaf": "d", "settings": settings}
     path = tmp_path / "x.json"
-    path.write_text(
-        json.dumps({"format": "llm_decoder.conversations", "version": 1, "conversations": [conversation]})
-    )
+    path.write_text(json.dumps({"format": "llm_decoder.conversations", "version": 1, "conversations": [conversation]}))
     reader.page.locator("#import-file").set_input_files(path)
     expect(reader.titles).to_have_text(["Imported conversation"])
     reader.titles.click()

@@ -63,7 +63,8 @@ def contrast(page: Page, selector: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_can_be_told_from_its_ground(reader: Reader, site: Site, scheme: str) -> None:
-    site.script.answer = lambda prompt: "Text `code` [link](https://example.org)\n\n> quote\n\n```python\n# note\nx = 'a' + 1\n```\n"
+    code = "```python\n# note\nx = 'a' + 1\n```"
+    site.script.answer = lambda prompt: f"Text `code` [link](https://example.org)\n\n> quote\n\n{code}\n"
     site.script.step_s = 0.001
     reader.page.emulate_media(color_scheme=scheme)
     reader.ask("Show.").click("Settings")

@@ -21,7 +21,7 @@ HOSTILE = [
     f'<a href="javascript:{CALL}">a</a>',
     f"[link](javascript:{CALL})",
     f"[link](JaVaScRiPt&colon;{CALL})",
-    f"[link](data:text/html;base64,PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg== \"{CALL}\")",
+    f'[link](data:text/html;base64,PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg== "{CALL}")',
     f"[link](vbscript:{CALL})",
     f"[ref]\n\n[ref]: javascript:{CALL}",
     f"<javascript:{CALL}>",
@@ -29,9 +29,9 @@ HOSTILE = [
     '<img src="https://evil.example/pixel.png">',
     '<link rel="stylesheet" href="https://evil.example/x.css"><base href="https://evil.example/">',
     '<meta http-equiv="refresh" content="0;url=https://evil.example/">',
-    f'<style>@import "https://evil.example/x.css"; body {{ background: url(https://evil.example/y) }}</style>',
+    '<style>@import "https://evil.example/x.css"; body { background: url(https://evil.example/y) }</style>',
     f'<p style="background:url(https://evil.example/z)" onmouseover={CALL}>styled</p>',
-    f"```\"><script>{CALL}</script>\ncode\n```",
+    f'```"><script>{CALL}</script>\ncode\n```',
     f'```"onmouseover="{CALL}\ncode\n```',
     f"```html\n<script>{CALL}</script>\n<img src=x onerror={CALL}>\n```",
     f"`<img src=x onerror={CALL}>` and **<img src=x onerror={CALL}>**",
@@ -39,7 +39,7 @@ HOSTILE = [
     f"- [x] <img src=x onerror={CALL}>",
     f"# <img src=x onerror={CALL}>",
     f"> <math><mtext></mtext><mglyph><style><img src=x onerror={CALL}>",
-    f"<noscript><p title=\"</noscript><img src=x onerror={CALL}>\">",
+    f'<noscript><p title="</noscript><img src=x onerror={CALL}>">',
     f"<form action=https://evil.example/ id=composer><input name=attributes><button formaction=javascript:{CALL}>b",
     f"<a id=pageTheme><a id=pageTheme name=set href=javascript:{CALL}>",
     f"<template><img src=x onerror={CALL}></template><xmp><img src=x onerror={CALL}></xmp>",
@@ -57,8 +57,8 @@ def assert_nothing_ran(reader: Reader) -> None:
     assert inside.locator("script, iframe, style, link, meta, base, img, object, embed, form, math").count() == 0
     bad = page.evaluate(
         """() => [...document.querySelectorAll("#messages *, #conversations *, .toast *")].flatMap((node) =>
-            [...node.attributes].filter(({ name, value }) =>
-                /^on/i.test(name) || (/^(href|src|action|formaction)$/i.test(name) && !/^(#|https?:|mailto:)/i.test(value)))
+            [...node.attributes].filter(({ name, value }) => /^on/i.test(name)
+                || (/^(href|src|action|formaction)$/i.test(name) && !/^(#|https?:|mailto:)/i.test(value)))
             .map(({ name, value }) => `${node.tagName} ${name}=${value}`))"""
     )
     assert bad == []
@@ -73,7 +73,7 @@ def test_a_block_of_an_answer_runs_nothing(reader_of_blocks: Reader, site: Site,
 
 
 def test_the_open_block_runs_nothing_either(reader: Reader, site: Site) -> None:
-    for opening in ("", "# ", "- ", "```html\n", "```\"><img src=x>\n"):
+    for opening in ("", "# ", "- ", "```html\n", '```"><img src=x>\n'):
         site.script.answer = lambda prompt, opening=opening: opening + f"<img src=x onerror={CALL}> " * 30  # type: ignore[misc]
         site.script.step_s = 0.001
         reader.begin().say("Attack.")
@@ -113,9 +113,7 @@ def test_a_hostile_file_stays_text(reader: Reader, tmp_path: Path) -> None:
     ]
     conversation = {"id": evil, "title": evil, "messages": messages, "leaf": "b", "settings": {"system": evil}}
     path = tmp_path / "evil.json"
-    path.write_text(
-        json.dumps({"format": "llm_decoder.conversations", "version": 1, "conversations": [conversation]})
-    )
+    path.write_text(json.dumps({"format": "llm_decoder.conversations", "version": 1, "conversations": [conversation]}))
     reader.page.locator("#import-file").set_input_files(path)
     reader.titles.click()
     expect(reader.text).to_contain_text("code")

@@ -84,6 +84,15 @@ def test_deleting_one_version_shows_another(reader: Reader, site: Site) -> None:
     expect(reader.answer.locator(".versions")).to_be_hidden()
 
 
+def test_a_message_whose_answer_is_gone_can_be_answered(reader: Reader, site: Site) -> None:
+    site.script.answers("First.", "Second.")
+    reader.ask("Well?").click("Delete", reader.answer)
+    expect(reader.answers).to_have_count(0)
+    reader.click("Answer this").wait()
+    expect(reader.text).to_have_text("Second.")
+    expect(reader.button("Answer this")).to_be_hidden()
+
+
 def test_versions_are_still_there_after_a_reload(reader: Reader, site: Site) -> None:
     site.script.answers("First.", "Second.")
     reader.ask("Well?").click("Regenerate").wait()

@@ -55,24 +55,21 @@ export class Chat extends EventTarget {
   }
 
   async #open(id) {
-    const conversation = id ? await this.store.conversation(id) : null;
-    if (!conversation) {
-      this.conversation = null;
-      this.tree = new Tree();
-      this.settings = lastSettings();
-    } else {
-      this.conversation = conversation;
-      this.tree = this.trees.get(id) ?? new Tree(await this.store.messages(id));
-      this.settings = { ...emptySettings(), ...conversation.settings };
-      await this.#renderPath();
-    }
+    const turn = (this.turn = (this.turn ?? 0) + 1);
+    const conversation = id ? ((await this.#known(id)) ?? null) : null;
+    const tree = conversation ? (this.trees.get(id) ?? new Tree(await this.store.messages(id))) : new Tree();
+    if (conversation) await this.#renderPath(tree.path(conversation.leaf));
+    if (turn !== this.turn) return; // another one was opened meanwhile
+    this.conversation = conversation;
+    this.tree = tree;
+    this.settings = conversation ? { ...emptySettings(), ...conversation.settings } : lastSettings();
     this.#tell("open");
-    if (conversation) this.#takeUp();
+    this.#takeUp();
   }
 
-  /** Blocks of all answers that are shown; those of a slow server come later. */
-  #renderPath() {
-    const open = this.path.filter((message) => message.role === "assistant" && message.state !== "streaming");
+  /** Blocks of all answers of a path; those of a slow server come later. */
+  #renderPath(path = this.path) {
+    const open = path.filter((message) => message.role === "assistant" && message.state !== "streaming");
     const all = open.map((message) => this.#render(message));
     return Promise.race([Promise.all(all), new Promise((resolve) => setTimeout(resolve, RENDER_WAIT_MS))]);
   }
@@ -123,9 +120,10 @@ export class Chat extends EventTarget {
     }
   }
 
-  /** Another answer beside this one. */
+  /** Another answer beside this one; to a message of the reader's own, an answer. */
   regenerate(id) {
-    return this.run ? undefined : this.#answer(this.tree.get(id).parent);
+    const message = this.tree.get(id);
+    return this.run ? undefined : this.#answer(message.role === "user" ? id : message.parent);
   }
 
   /** The answer goes on where it ended. */
@@ -205,6 +203,7 @@ export class Chat extends EventTarget {
     message.state = "streaming";
     this.#tell("path");
     this.#tell("running");
+    run.conversation = conversation;
     run.end = run.run();
     const error = await run.end;
     this.runs.delete(conversation.id);
@@ -262,8 +261,14 @@ export class Chat extends EventTarget {
 
   // -- conversations
 
+  /** The one object of a conversation that is shown or written: whoever saves it saves all of it. */
+  async #known(id) {
+    if (id === this.conversation?.id) return this.conversation;
+    return this.runs.get(id)?.conversation ?? this.store.conversation(id);
+  }
+
   async rename(id, title) {
-    const conversation = id === this.conversation?.id ? this.conversation : await this.store.conversation(id);
+    const conversation = await this.#known(id);
     conversation.title = title.trim().slice(0, 200) || conversation.title;
     await this.store.save(conversation);
     this.#tell("list");

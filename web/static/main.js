@@ -13,6 +13,7 @@ import { complain, tell } from "./toasts.js";
 import { Transcript } from "./transcript.js";
 
 const LOADING_MS = 1500;
+const WAITING = { loading: "Loading the model …", closing: "The server is shutting down" };
 const number = new Intl.NumberFormat("en");
 
 const chat = new Chat(await openStore());
@@ -57,6 +58,7 @@ function showSession(session) {
 
 async function meet() {
   for (;;) {
+    let state = "loading";
     try {
       const session = await readSession();
       if (session.needs_key) {
@@ -65,14 +67,15 @@ async function meet() {
       }
       showSession(session);
       if (session.model) return;
-      if (session.state === "failed") {
+      state = session.state;
+      if (state === "failed") {
         byId("model").textContent = "No model";
         return complain(new Error("The model could not be loaded; the server's log says why."));
       }
     } catch (error) {
       if (!(error instanceof ServerError) || error.status !== 503) return complain(error);
     }
-    byId("model").textContent = "Loading the model …";
+    byId("model").textContent = WAITING[state] ?? WAITING.loading;
     await new Promise((resolve) => setTimeout(resolve, LOADING_MS));
   }
 }
@@ -175,7 +178,7 @@ listen({
   },
   sidebar: () => panes.toggle("sidebar"),
   settings: () => panes.toggle("settings"),
-  regenerate: () => onAnswer((message) => chat.regenerate(message.id)),
+  regenerate: () => chat.path.length && chat.regenerate(chat.path.at(-1).id),
   continue: () => onAnswer((message) => message.id === chat.path.at(-1).id && message.content && chat.goOn(message.id)),
   edit: editLast,
   copy: () =>

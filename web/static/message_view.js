@@ -32,7 +32,8 @@ export class MessageView {
     this.place = element("span", { class: "place" });
     this.versions.append(this.previous, this.place, this.next);
     this.copy = iconButton("copy", "Copy", () => this.#copy());
-    this.regenerate = isAnswer && iconButton("again", "Regenerate", () => chat.regenerate(message.id));
+    const again = isAnswer ? "Regenerate" : "Answer this";
+    this.regenerate = iconButton("again", again, () => chat.regenerate(message.id));
     this.goOn = isAnswer && iconButton("continue", "Continue", () => chat.goOn(message.id));
     this.editButton = iconButton("edit", "Edit", () => this.edit());
     this.remove = iconButton("delete", "Delete", async () => this.onRemoved(await chat.removeMessage(message.id)));
@@ -72,6 +73,7 @@ export class MessageView {
     this.#updateVersions(siblings, isBusy);
     this.updateText(run);
     for (const button of [this.editButton, this.remove, this.regenerate, this.goOn]) if (button) button.disabled = isBusy;
+    if (!this.isAnswer) this.regenerate.hidden = !isLast;
     if (this.goOn) this.goOn.hidden = !isLast || message.content === "";
     this.copy.hidden = this.editButton.hidden = message.content === "";
     this.#updateStats();
@@ -201,7 +203,12 @@ export class MessageView {
     );
     this.root.classList.add("is-edited");
     this.content.replaceWith(this.editor);
-    field.style.height = `${Math.min(field.scrollHeight + 4, window.innerHeight * 0.6)}px`;
+    const grow = () => {
+      field.style.height = "auto";
+      field.style.height = `${Math.min(field.scrollHeight + 4, window.innerHeight * 0.6)}px`;
+    };
+    field.addEventListener("input", grow);
+    grow();
     field.focus();
     field.setSelectionRange(field.value.length, field.value.length);
   }

@@ -32,10 +32,11 @@ function show(text, { isError = false, action = null }) {
   while (all.children.length > 4) all.firstElementChild.remove();
   let timer;
   const wait = () => {
+    clearTimeout(timer);
     timer = setTimeout(close, isError ? LONG_MS : SHORT_MS);
   };
-  toast.addEventListener("pointerenter", () => clearTimeout(timer));
-  toast.addEventListener("pointerleave", wait);
+  for (const kind of ["pointerenter", "focusin"]) toast.addEventListener(kind, () => clearTimeout(timer));
+  for (const kind of ["pointerleave", "focusout"]) toast.addEventListener(kind, wait);
   wait();
 }
 

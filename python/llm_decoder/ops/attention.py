@@ -107,7 +107,8 @@ def paged_attention(
 
     result = make_like(PLACE, call.q, call.q.shape) if out is None else out
     out_tensor = _check_out(call, result, q_dtype, handle)
-    lse = make_like(PLACE, call.q, call.q.shape[:2], "float32") if return_lse else None
+    has_lse = checks.check_flag(PLACE, "return_lse", return_lse)
+    lse = make_like(PLACE, call.q, call.q.shape[:2], "float32") if has_lse else None
     lse_tensor = None if lse is None else view_tensor(PLACE, "lse", lse, stream=handle)
     if kernels is None:
         _run_on_cpu(call, lengths, out_tensor, lse_tensor)

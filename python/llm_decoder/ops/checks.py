@@ -103,11 +103,17 @@ def check_ids(place: str, name: str, ids: npt.NDArray[Any], n: int) -> None:
         raise refuse(place, f"{name} must be in [0, {n}), got {ids[i]} at {i}")
 
 
+def check_choice(place: str, name: str, value: Any, choices: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise refuse(place, f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
 def check_device(place: str, device: Any) -> str:
     name, _, index = str(device).partition(":")
     if name == "cuda" and (index.isdigit() or not index):
         return f"cuda:{index or 0}"
-    if device == "cpu":
+    if isinstance(device, str) and device == "cpu":
         return "cpu"
     raise refuse(place, f"device must be cpu, cuda or cuda:N, got {device!r}")
 

@@ -79,11 +79,16 @@ def compiled_code(place: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise NotEnoughMemoryError(f"[{place}] {error}") from error
+        raise NotEnoughMemoryError(_said_at(place, error)) from error
     except ValueError as error:
-        raise InvalidArgumentError(f"[{place}] {error}") from error
+        raise InvalidArgumentError(_said_at(place, error)) from error
     except RuntimeError as error:
-        raise BackendError(f"[{place}] {error}") from error
+        raise BackendError(_said_at(place, error)) from error
+
+
+def _said_at(place: str, error: Exception) -> str:
+    """Compiled code names its own place, which is mostly the same."""
+    return f"[{place}] {str(error).removeprefix(f'[{place}] ').removeprefix(f'[ops.{place}] ')}"
 
 
 def device_index(device: str) -> int:
@@ -100,7 +105,7 @@ def n_threads() -> int:
 def stream_of(place: str, value: Any, device: str, stream: int | None) -> int:
     """The handle of the CUDA stream to work on: the one given, else that of the framework of `value`."""
     if stream is not None:
-        if isinstance(stream, bool) or not isinstance(stream, int) or stream < 0:
+        if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < 1 << 64:
             raise checks.refuse(place, f"stream must be the handle of a CUDA stream, got {stream!r}")
         return stream
     return 0 if device == "cpu" else current_stream(value, device_index(device))

@@ -56,7 +56,8 @@ def merge_states(
     to = view_tensor(PLACE, "out", result, dtype, handle)
     _check_rows(to, first)
     checks.check_writeable(PLACE, to)
-    lse = make_like(PLACE, first, first.shape[:2], "float32") if return_lse else None
+    has_lse = checks.check_flag(PLACE, "return_lse", return_lse)
+    lse = make_like(PLACE, first, first.shape[:2], "float32") if has_lse else None
     lse_to = None if lse is None else view_tensor(PLACE, "lse", lse, stream=handle)
     kernels = kernels_for(PLACE, device)
     if kernels is None:

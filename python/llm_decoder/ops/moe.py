@@ -86,9 +86,9 @@ def fused_moe(
     ids = read_ints(PLACE, "topk_ids", topk_ids, device, handle, "[T, top_k]", [n_tokens, None])
     top_k = ids.shape[1]
     checks.check_count(PLACE, "top_k (axis 1 of topk_ids)", top_k, 1)
-    shares = floats("topk_weights", topk_weights, [n_tokens, top_k])
+    shares = read_floats(PLACE, "topk_weights", topk_weights, device, handle, [[n_tokens, top_k]])
     here = None if expert_map is None else read_ints(PLACE, "expert_map", expert_map, device, handle, "[n_ids]", [None])
-    if tile_rows not in TILE_ROWS:
+    if checks.check_count(PLACE, "tile_rows", tile_rows) not in TILE_ROWS:
         raise checks.refuse(PLACE, f"tile_rows must be one of {', '.join(map(str, TILE_ROWS))}, got {tile_rows!r}")
 
     result = make_like(PLACE, rows, rows.shape) if out is None else out

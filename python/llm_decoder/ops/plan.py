@@ -193,6 +193,7 @@ def check_fixed_split(place: str, fixed_split: Any) -> int:
 def _check_prefixes(
     prefixes: Sequence[tuple[int, int, int]], lengths: Lengths, causal: bool, window: tuple[int, int]
 ) -> list[tuple[int, int, int]]:
+    prefixes = checks.check_list(PLACE, "shared_prefixes", prefixes)
     if not prefixes:
         return []
     if not causal or window[0] >= 0:

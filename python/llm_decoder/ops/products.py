@@ -80,8 +80,7 @@ def pack_weights(
     Raises InvalidArgumentError, BackendError for a device that cannot be used.
     """
     place = "pack_weights"
-    if format not in FORMATS:
-        raise checks.refuse(place, f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    checks.check_choice(place, "format", format, FORMATS)
     where = device_of(place, "weights", weights)
     to = where if device is None else checks.check_device(place, device)
     handle = stream_of(place, weights, where, stream)

@@ -60,8 +60,7 @@ def moe_routing(
     n_tokens, n_experts = rows.shape
     if not 1 <= n_experts <= MAX_EXPERTS:
         raise checks.refuse(place, f"logits must be of 1 to {MAX_EXPERTS} experts (axis 1), got {n_experts}")
-    if scoring not in SCORINGS:
-        raise checks.refuse(place, f"scoring must be softmax or sigmoid, got {scoring!r}")
+    checks.check_choice(place, "scoring", scoring, SCORINGS)
     groups = checks.check_count(place, "n_groups", n_groups, 1)
     if groups > MAX_GROUPS or n_experts % groups:
         raise checks.refuse(

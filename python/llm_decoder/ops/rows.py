@@ -80,8 +80,7 @@ def gated(
     place = "gated"
     device, handle = _where(place, x, stream)
     rows = _read_rows(place, "x", x, dtype, handle, device, [None, None])
-    if activation not in ACTIVATIONS:
-        raise checks.refuse(place, f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    checks.check_choice(place, "activation", activation, ACTIVATIONS)
     n_tokens, n_in = rows.shape
     if checks.check_flag(place, "is_gated", is_gated) and n_in % 2:
         raise checks.refuse(place, f"x must have an even number of columns, gate and up, got {n_in}")

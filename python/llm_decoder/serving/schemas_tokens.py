@@ -9,7 +9,7 @@ from pydantic import Field
 from llm_decoder.serving.schemas_base import Name, Reply, Schema, TokenId
 from llm_decoder.serving.schemas_messages import Messages
 
-__all__ = ["DetokenizeReply", "DetokenizeRequest", "TokenizeReply", "TokenizeRequest"]
+__all__ = ["DetokenizeReply", "DetokenizeRequest", "TokenizeReply", "TokenizeRequest", "TokenizerInfo"]
 
 
 class TokenizeRequest(Schema):
@@ -44,3 +44,13 @@ class DetokenizeRequest(Schema):
 class DetokenizeReply(Reply):
     prompt: str
     content: str
+
+
+class TokenizerInfo(Reply):
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+    vocab_size: int
+    model_max_length: int

@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize: text to token ids and back, without the model."""
+"""/tokenize, /detokenize, /tokenizer_info: text to token ids and back, without the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import TokenTexts
 from llm_decoder.serving.parse import parse_body
 from llm_decoder.serving.plan import check_model
-from llm_decoder.serving.schemas_tokens import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
+from llm_decoder.serving.schemas_tokens import (
+    DetokenizeReply,
+    DetokenizeRequest,
+    TokenizeReply,
+    TokenizeRequest,
+    TokenizerInfo,
+)
 from llm_decoder.serving.service import Service
 
 if TYPE_CHECKING:
@@ -49,8 +55,16 @@ def _ids(service: Service, tokenizer: Tokenizer, request: TokenizeRequest) -> li
     if len(text) > max_chars:
         raise ContextLengthExceededError(f"[{given[0]}] need at most {max_chars} characters, got {len(text)}",
                                          param=given[0])  # fmt: skip
+    if request.prompt is not None and _is_special(tokenizer, text):
+        return tokenizer.encode(text, False, allow_special_tokens=True)
     is_whole = request.add_special_tokens is not False if request.prompt is not None else bool(request.add_special)
     return tokenizer.encode(text, is_whole, allow_special_tokens=bool(request.parse_special))
+
+
+def _is_special(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a text is a special token and nothing else: so evaluation harnesses ask for the id of an end token."""
+    id_ = tokenizer.token_id(text)
+    return id_ is not None and text == tokenizer.decode([id_], skip_special_tokens=False) != tokenizer.decode([id_])
 
 
 def detokenize(service: Service, incoming: Incoming) -> exchange.Reply:
@@ -64,6 +78,21 @@ def detokenize(service: Service, incoming: Incoming) -> exchange.Reply:
         )
     text = _tokenizer(service).decode(request.tokens, skip_special_tokens=False)
     return exchange.Reply.of_json({"prompt": text, "content": text}, headers=headers)
+
+
+def tokenizer_info(service: Service, incoming: Incoming) -> exchange.Reply:
+    """vLLM's: what a client that tokenizes through this server needs beside. Raises HttpError."""
+    tokenizer = _tokenizer(service)
+    template = tokenizer.chat_template
+    texts = {name: tokenizer.special_tokens.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    return exchange.Reply.of_json(
+        texts
+        | {
+            "chat_template": None if template is None else template.source,
+            "vocab_size": len(tokenizer),
+            "model_max_length": service.llm.max_model_len,
+        }
+    )
 
 
 def _tokenizer(service: Service) -> Tokenizer:
@@ -90,5 +119,12 @@ ENDPOINTS = (
         "Token ids as text",
         request=DetokenizeRequest,
         response=DetokenizeReply,
+    ),
+    Endpoint(
+        "GET",
+        "/tokenizer_info",
+        tokenizer_info,
+        "Special tokens and the chat template",
+        response=TokenizerInfo,
     ),
 )
