@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import llm_decoder
-from llm_decoder.api.door import Door
+from llm_decoder.api.door import Door, starlette_path
 from llm_decoder.api.drain import drain_on_signals
 from llm_decoder.api.transport import EndpointApp, Transport
 from llm_decoder.serving import openapi
@@ -37,7 +37,6 @@ def create_app(
 
         endpoints = all_endpoints()
     table = (*endpoints, *extra_endpoints)
-    table += openapi.endpoints_of(table)
     transport = Transport(service)
 
     @contextlib.asynccontextmanager
@@ -61,7 +60,9 @@ def create_app(
     app.state.service = service
     app.openapi = lambda: openapi.document(table)  # type: ignore[method-assign]
     for endpoint in table:
-        app.router.routes.append(Route(endpoint.path, EndpointApp(transport, endpoint), methods=[endpoint.method]))
+        app.router.routes.append(
+            Route(starlette_path(endpoint.path), EndpointApp(transport, endpoint), methods=[endpoint.method])
+        )
     app.add_exception_handler(HTTPException, _no_route)
     app.add_middleware(Door, service=service, endpoints=table)
     return app

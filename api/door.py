@@ -19,7 +19,7 @@ from llm_decoder.serving.limits import check_headers
 from llm_decoder.serving.logs import LOGGER, RequestLine, request_id_of
 from llm_decoder.serving.service import Service
 
-__all__ = ["Door"]
+__all__ = ["Door", "starlette_path"]
 
 _MAX_QUERY_FIELDS = 100
 
@@ -32,7 +32,7 @@ class Door:
         self._app = app
         self._service = service
         self._open = [
-            (_methods(endpoint.method), compile_path(endpoint.path)[0])
+            (_methods(endpoint.method), compile_path(starlette_path(endpoint.path))[0])
             for endpoint in endpoints
             if endpoint.access == "open"
         ]
@@ -126,6 +126,11 @@ class _Sender:
         message["headers"] = [*message.get("headers", ()), *(pair for pair in more if pair[0] not in given)]
         ignored = given.get(b"x-ignored-fields")
         self.line.ignored_fields = None if ignored is None else ignored.decode("latin-1")
+
+
+def starlette_path(path: str) -> str:
+    """A name at the end of a path may have slashes."""
+    return f"{path[:-1]}:path}}" if path.endswith("}") else path
 
 
 def _methods(method: str) -> set[str]:

@@ -63,7 +63,7 @@ def fail(service: Service, incoming: Incoming) -> Reply:
 ENDPOINTS = (
     Endpoint("POST", "/complete", complete, "Completes"),
     Endpoint("POST", "/echo", echo, "Tells what was asked"),
-    Endpoint("GET", "/echo/{name:path}", echo, "Tells what was asked"),
+    Endpoint("GET", "/echo/{name}", echo, "Tells what was asked"),
     Endpoint("GET", "/open", echo, "Tells it to everybody", access="open"),
     Endpoint("GET", "/open/{name}/part", echo, "Tells it to everybody", access="open"),
     Endpoint("POST", "/fail", fail, "Fails"),

@@ -140,7 +140,7 @@ def locked() -> Iterator[Any]:
 
 def routes_behind_the_key() -> list[tuple[str, str]]:
     endpoints = [endpoint for endpoint in TABLE if endpoint.access == "key"]
-    return [(endpoint.method, endpoint.path.replace("{name:path}", "n")) for endpoint in endpoints]
+    return [(endpoint.method, endpoint.path.replace("{name}", "n")) for endpoint in endpoints]
 
 
 @pytest.mark.parametrize(("method", "path"), [*routes_behind_the_key(), ("GET", "/nowhere"), ("DELETE", "/open")])

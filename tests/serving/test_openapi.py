@@ -28,7 +28,7 @@ def nothing(service: Service, incoming: Incoming) -> Reply:
 
 TABLE = (
     Endpoint("POST", "/ask", nothing, "Asks", request=Asked, response=Answered),
-    Endpoint("GET", "/models/{model:path}", nothing, "Shows <one>", response=Answered),
+    Endpoint("GET", "/models/{model}", nothing, "Shows <one>", response=Answered),
     Endpoint("GET", "/free", nothing, "Is open", access="open"),
 )
 

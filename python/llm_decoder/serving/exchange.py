@@ -52,8 +52,8 @@ Handler: TypeAlias = "Callable[[Service, Incoming], Reply | Call | EventStream]"
 class Endpoint:
     """A route of both servers. `handle` may take its time (it tokenizes, renders, compiles), so transports call it on a
     worker thread. It answers at once with a Reply; a Call is run; an EventStream, which runs already, is streamed as it
-    is. path: "/page/stream/{id}", or "/v1/models/{model:path}" for a name that may have slashes. access: "open" goes
-    without a key. request, response: their schemas, for the documentation. Errors are HttpError, or the package's own
+    is. path: "/v1/models/{model}"; a name at its end may have slashes, as hub ids do. access: "open" goes without a
+    key. request, response: their schemas, for the documentation. Errors are HttpError, or the package's own
     (errors.as_http_error).
     """
 

@@ -42,5 +42,5 @@ def _card(service: Service) -> dict[str, Any]:
 
 ENDPOINTS = (
     Endpoint("GET", "/v1/models", list_models, "Lists the model that is served", response=ModelList),
-    Endpoint("GET", "/v1/models/{model:path}", show_model, "The model that is served, by its name", response=ModelCard),
+    Endpoint("GET", "/v1/models/{model}", show_model, "The model that is served, by its name", response=ModelCard),
 )

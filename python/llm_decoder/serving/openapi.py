@@ -13,7 +13,7 @@ from llm_decoder.serving.service import Service
 
 __all__ = ["document", "endpoints_of"]
 
-_PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
+_PARAMETER = re.compile(r"\{(\w+)\}")
 _REFERENCE = "#/components/schemas/{model}"
 _ERROR = {
     "type": "object",
@@ -71,7 +71,7 @@ def document(table: Sequence[Endpoint]) -> dict[str, Any]:
     )
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in table:
-        operations = paths.setdefault(_PARAMETER.sub(r"{\1}", endpoint.path), {})
+        operations = paths.setdefault(endpoint.path, {})
         operations[endpoint.method.lower()] = _operation(endpoint, references)
     return {
         "openapi": "3.1.0",

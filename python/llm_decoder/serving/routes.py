@@ -8,6 +8,7 @@ from llm_decoder.serving import (
     embeddings,
     metrics,
     models,
+    openapi,
     operations,
     own_routes,
     tokens,
@@ -18,7 +19,7 @@ __all__ = ["all_endpoints"]
 
 
 def all_endpoints() -> tuple[Endpoint, ...]:
-    return (
+    table = (
         *completions.ENDPOINTS,
         *chat_completions.ENDPOINTS,
         *embeddings.ENDPOINTS,
@@ -28,3 +29,4 @@ def all_endpoints() -> tuple[Endpoint, ...]:
         *operations.ENDPOINTS,
         *metrics.ENDPOINTS,
     )
+    return (*table, *openapi.endpoints_of(table))
