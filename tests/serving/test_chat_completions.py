@@ -125,6 +125,7 @@ def test_an_answer_that_a_client_sends_back_is_taken_as_it_is(client):
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}, 0]}]}, "messages.0.content.1"),
         ({"messages": CHAT, "top_logprobs": 3}, "top_logprobs"),
         ({"messages": CHAT, "top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"messages": CHAT, "chat_template": "{{ 1 }}"}, "chat_template"),
