@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 from scripted_site import Site  # noqa: E402
 
 DAY_MS = 86_400_000
+VIEWPORTS = {"light": {"width": 1200, "height": 900}, "dark": {"width": 1200, "height": 820}}
 OLDER = {
     "Names for a small sailing boat": 0.1,
     "Why bread needs salt": 1.0,
@@ -104,7 +105,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for scheme in ("light", "dark"):
             site.script.answer = lambda prompt: ANSWER
-            page = open_page(browser, site, file, viewport={"width": 1200, "height": 820}, color_scheme=scheme)
+            page = open_page(browser, site, file, viewport=VIEWPORTS[scheme], color_scheme=scheme)
             ask(page, QUESTION)
             if scheme == "dark":
                 page.locator("#show-settings").click()

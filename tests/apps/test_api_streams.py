@@ -232,7 +232,9 @@ def test_what_fails_later_is_an_event_and_the_end() -> None:
         assert (error["error"]["type"], done) == ("server_error", "[DONE]")
         assert exchange.is_complete
 
-    Rig().run(test)
+    rig = Rig()
+    rig.slow_down(0.05)
+    rig.run(test)
 
 
 def test_a_full_queue_is_told_before_the_stream_begins() -> None:

@@ -103,6 +103,15 @@ def test_arguments_are_streamed_as_they_come(client, model):
     assert "".join(call.function.arguments for call in first) == '{"city": "Paris"}'
 
 
+def test_each_token_has_its_log_probability_once_however_many_pieces_it_becomes(server, model):
+    model.says("Let me look.\n" + CALLS)
+    body = {"messages": CHAT, "temperature": 0, "tools": [WEATHER, CLOCK], "logprobs": True, "stream": True}
+    events = server.post("/v1/chat/completions", body | {"stream_options": {"include_usage": True}})[1]
+    choices = [choice for event in events for choice in event["choices"]]
+    entries = [entry for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]]
+    assert len(entries) == events[-1]["usage"]["completion_tokens"]
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_call_that_must_come_does_whatever_the_model_would_say(client, model, choice):
     model.says("I will not call anything.")
@@ -141,7 +150,7 @@ def test_reasoning_is_counted_and_can_be_left_out(server, model):
     assert events[-1]["usage"]["completion_tokens_details"] == answer["usage"]["completion_tokens_details"]
     for stream in (False, True):
         answer = server.post("/v1/chat/completions", body | {"include_reasoning": False, "stream": stream})[1]
-        assert "France" not in json.dumps(answer)
+        assert "reasoning_content" not in json.dumps(answer)
         assert "".join(texts_of(answer)) == "Sunny."
 
 

@@ -2,8 +2,10 @@ import asyncio
 
 import openai
 import pytest
+from direct import DirectServer, ready_service
 
 from llm_decoder.sampling import SamplingParams
+from llm_decoder.serving.settings import ServerSettings
 
 PROMPT = "Once upon a time"
 
@@ -210,3 +212,15 @@ def test_models_are_listed_and_shown(client):
     assert client.models.retrieve("storyteller").id == "storyteller"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other/model")
+
+
+def test_a_clients_own_name_for_a_request_is_its_answers_id(server):
+    assert server.post("/v1/completions", {"prompt": "a", "request_id": "mine-1"})[1]["id"] == "cmpl-mine-1"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/org/name", "/v1/models/org%2Fname"])
+def test_a_models_name_may_have_a_slash(storyteller, path):
+    server = DirectServer(ready_service(storyteller, ServerSettings(served_model_name="org/name")))
+    status, card, _ = server.get(path)
+    assert (status, card["id"], card["root"]) == (200, "org/name", "storyteller")
+    assert server.post("/v1/completions", {"prompt": "a", "model": "org/name"})[1]["model"] == "org/name"

@@ -9,7 +9,7 @@ import pytest
 from chromium import CHROMIUM, FLAGS
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
     from reader import Reader
     from scripted_site import Site
 
@@ -49,7 +49,8 @@ def new_reader(browser: Browser) -> Iterator[Callable[..., Reader]]:
     readers: list[Reader] = []
 
     def make(site: Site, **options: Any) -> Reader:
-        options = {"viewport": {"width": 1280, "height": 860}, "locale": "en-GB"} | options
+        calm = {"viewport": {"width": 1280, "height": 860}, "locale": "en-GB", "reduced_motion": "reduce"}
+        options = calm | options
         context = browser.new_context(**options, permissions=["clipboard-read", "clipboard-write"])
         context.set_default_timeout(TIMEOUT_MS)
         readers.append(Reader(context.new_page(), site.url))
@@ -67,23 +68,3 @@ def new_reader(browser: Browser) -> Iterator[Callable[..., Reader]]:
 @pytest.fixture
 def reader(new_reader: Callable[..., Reader], site: Site) -> Reader:
     return new_reader(site).open()
-
-
-@pytest.fixture(scope="module")
-def _page_of_blocks(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 860})
-    yield context.new_page()
-    context.close()
-
-
-@pytest.fixture
-def reader_of_blocks(_page_of_blocks: Page, site: Site) -> Iterator[Reader]:
-    """One reader for many small tests of a file."""
-    from reader import Reader
-
-    reader = Reader(_page_of_blocks, site.url)
-    if not _page_of_blocks.url.startswith(site.url):
-        reader.open()
-    yield reader
-    assert reader.troubles == []
-    assert reader.foreign == []

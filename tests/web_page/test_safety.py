@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from reader import Reader, expect
 from scripted_site import Site
 
@@ -64,12 +63,17 @@ def assert_nothing_ran(reader: Reader) -> None:
     assert bad == []
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
-def test_a_block_of_an_answer_runs_nothing(reader_of_blocks: Reader, site: Site, hostile: str) -> None:
-    site.script.answer = lambda prompt: hostile + "\n\nafter"
-    reader_of_blocks.begin().ask("Attack.")
-    expect(reader_of_blocks.text).to_contain_text("after")
-    assert_nothing_ran(reader_of_blocks)
+def test_no_block_of_an_answer_runs_anything(reader: Reader, site: Site) -> None:
+    for first in range(0, len(HOSTILE), 4):
+        some = HOSTILE[first : first + 4]
+        site.script.answer = lambda prompt, some=some: "\n\n".join([*some, "after"])  # type: ignore[misc]
+        reader.ask("Attack.")
+        expect(reader.text).to_contain_text("after")
+        assert_nothing_ran(reader)
+    reader.page.mouse.move(600, 300)
+    reader.page.reload()
+    expect(reader.text).to_contain_text("after")
+    assert_nothing_ran(reader)
 
 
 def test_the_open_block_runs_nothing_either(reader: Reader, site: Site) -> None:

@@ -33,7 +33,7 @@ async function openStore() {
   try {
     return await Store.open();
   } catch {
-    complain(new Error("This browser keeps no data for this page, so there can be no conversations. Is its storage off?"));
+    complain(new Error("This browser keeps no data for this page, and so no conversations. Is its storage off?"));
     throw new Error("no storage");
   }
 }
@@ -182,7 +182,9 @@ listen({
   continue: () => onAnswer((message) => message.id === chat.path.at(-1).id && message.content && chat.goOn(message.id)),
   edit: editLast,
   copy: () =>
-    onAnswer(async (message) => tell((await copyText(message.content)) ? "Answer copied." : "The browser did not allow to copy.")),
+    onAnswer(async (message) => {
+      tell((await copyText(message.content)) ? "Answer copied." : "The browser did not allow to copy.");
+    }),
   previous: () => onAnswer((message) => chat.walk(message.id, -1)),
   next: () => onAnswer((message) => chat.walk(message.id, 1)),
   help: toggleHelp,

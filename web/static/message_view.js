@@ -72,7 +72,9 @@ export class MessageView {
     this.root.setAttribute("aria-busy", String(message.state === "streaming"));
     this.#updateVersions(siblings, isBusy);
     this.updateText(run);
-    for (const button of [this.editButton, this.remove, this.regenerate, this.goOn]) if (button) button.disabled = isBusy;
+    for (const button of [this.editButton, this.remove, this.regenerate, this.goOn].filter(Boolean)) {
+      button.disabled = isBusy;
+    }
     if (!this.isAnswer) this.regenerate.hidden = !isLast;
     if (this.goOn) this.goOn.hidden = !isLast || message.content === "";
     this.copy.hidden = this.editButton.hidden = message.content === "";
@@ -114,7 +116,8 @@ export class MessageView {
     const isThinking = message.state === "streaming" && message.content === "";
     const took = message.stats.thoughtS;
     this.reasoning.classList.toggle("is-thinking", isThinking);
-    this.thoughtLabel.textContent = isThinking ? "Thinking" : took >= 1 ? `Thought for ${Math.round(took)} s` : "Thought for a moment";
+    const thought = took >= 1 ? `Thought for ${Math.round(took)} s` : "Thought for a moment";
+    this.thoughtLabel.textContent = isThinking ? "Thinking" : thought;
     const shown = this.thought.textContent;
     const text = message.reasoning.trim();
     if (text.startsWith(shown)) this.thought.append(text.slice(shown.length));
@@ -129,8 +132,12 @@ export class MessageView {
     };
     let text = notes[message.state] ?? "";
     const { dropped } = message.stats;
-    if (message.state === "done" && dropped) text = `The conversation has outgrown the context: its ${dropped} oldest messages were left out.`;
-    if (message.state === "done" && message.stats.finishReason === "length") text = "It ends here for its length; Continue goes on.";
+    if (message.state === "done" && dropped) {
+      text = `The conversation has outgrown the context: its ${dropped} oldest messages were left out.`;
+    }
+    if (message.state === "done" && message.stats.finishReason === "length") {
+      text = "It ends here for its length; Continue goes on.";
+    }
     if (message.state === "streaming" && run?.connection === "lost") text = "The connection was lost. Reconnecting …";
     this.note.hidden = text === "";
     if (this.note.textContent !== text) this.note.textContent = text;
@@ -150,7 +157,9 @@ export class MessageView {
     const { stats, state } = this.message;
     const parts = [];
     if (state !== "streaming") {
-      if (stats.tokensPerS) parts.push(element("span", { class: "speed" }, `${rate.format(stats.tokensPerS)} tokens/s`));
+      if (stats.tokensPerS) {
+        parts.push(element("span", { class: "speed" }, `${rate.format(stats.tokensPerS)} tokens/s`));
+      }
       if (stats.tokens) parts.push(element("span", {}, `${number.format(stats.tokens)} tokens`));
       if (stats.firstTokenS !== undefined) {
         parts.push(element("span", { title: "Time to the first token" }, `${shortly(stats.firstTokenS)} to the first`));
@@ -232,5 +241,6 @@ function gauge(used, max) {
   ring.style.setProperty("--share", `${Math.round(share * 100)}%`);
   const words = `${number.format(used)} of ${number.format(max)} tokens of context`;
   const classes = share > 0.9 ? "gauge is-full" : "gauge";
-  return element("span", { class: classes, title: words, role: "img", "aria-label": words }, ring, `${Math.round(share * 100)} %`);
+  const attributes = { class: classes, title: words, role: "img", "aria-label": words };
+  return element("span", attributes, ring, `${Math.round(share * 100)} %`);
 }

@@ -123,6 +123,6 @@ class OpenBlock {
 function withoutClosing(text, fence) {
   const end = text.lastIndexOf("\n");
   const last = text.slice(end + 1).trim();
-  const isFence = last !== "" && fence.startsWith(last.slice(0, fence.length)) && [...last].every((c) => c === fence[0]);
+  const isFence = last !== "" && [...last].every((sign) => sign === fence[0]);
   return (isFence ? text.slice(0, Math.max(end, 0)) : text).replace(/\n$/, "");
 }

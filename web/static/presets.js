@@ -2,19 +2,46 @@
 
 /** Each knob of the panel. `fallback`: where the server says nothing about its own default. */
 export const KNOBS = [
-  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, fallback: 1, hint: "0 always takes the likeliest word; higher is freer." },
-  { name: "top_p", label: "Top p", min: 0.01, max: 1, step: 0.01, fallback: 1, hint: "Chooses among the likeliest words that make up this share." },
-  { name: "top_k", label: "Top k", min: 0, max: 200, step: 1, fallback: 0, hint: "Chooses among so many words; 0 is off." },
-  { name: "min_p", label: "Min p", min: 0, max: 1, step: 0.01, fallback: 0, hint: "Drops words less likely than this share of the likeliest." },
-  { name: "repetition_penalty", label: "Repetition penalty", min: 0.5, max: 2, step: 0.01, fallback: 1, hint: "Above 1 makes words that were used less likely." },
-  { name: "presence_penalty", label: "Presence penalty", min: -2, max: 2, step: 0.05, fallback: 0, hint: "Against words that the answer has used at all." },
-  { name: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, step: 0.05, fallback: 0, hint: "Against words each time that the answer has used them." },
+  {
+    name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, fallback: 1,
+    hint: "0 always takes the likeliest word; higher is freer.",
+  },
+  {
+    name: "top_p", label: "Top p", min: 0.01, max: 1, step: 0.01, fallback: 1,
+    hint: "Chooses among the likeliest words that make up this share.",
+  },
+  {
+    name: "top_k", label: "Top k", min: 0, max: 200, step: 1, fallback: 0,
+    hint: "Chooses among so many words; 0 is off.",
+  },
+  {
+    name: "min_p", label: "Min p", min: 0, max: 1, step: 0.01, fallback: 0,
+    hint: "Drops words less likely than this share of the likeliest.",
+  },
+  {
+    name: "repetition_penalty", label: "Repetition penalty", min: 0.5, max: 2, step: 0.01, fallback: 1,
+    hint: "Above 1 makes words that were used less likely.",
+  },
+  {
+    name: "presence_penalty", label: "Presence penalty", min: -2, max: 2, step: 0.05, fallback: 0,
+    hint: "Against words that the answer has used at all.",
+  },
+  {
+    name: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, step: 0.05, fallback: 0,
+    hint: "Against words each time that the answer has used them.",
+  },
 ];
 
 /** Plain numbers: empty = the server's choice. */
 export const NUMBERS = [
-  { name: "max_tokens", label: "Longest answer", min: 1, max: 1_000_000, hint: "In tokens; empty goes to the end of the context." },
-  { name: "seed", label: "Seed", min: 0, max: 2 ** 32 - 1, hint: "The same seed gives the same answer; empty is new each time." },
+  {
+    name: "max_tokens", label: "Longest answer", min: 1, max: 1_000_000,
+    hint: "In tokens; empty goes to the end of the context.",
+  },
+  {
+    name: "seed", label: "Seed", min: 0, max: 2 ** 32 - 1,
+    hint: "The same seed gives the same answer; empty is new each time.",
+  },
 ];
 
 const KNOWN = new Map([...KNOBS, ...NUMBERS].map((field) => [field.name, field]));

@@ -63,7 +63,8 @@ export class SettingsPanel {
   #number({ name, label, min, max, hint }) {
     const id = `number-${name}`;
     const input = element("input", { type: "number", id, min, max, step: 1, "aria-describedby": `${id}-hint` });
-    input.addEventListener("change", () => this.#set(name, input.value === "" ? null : Math.round(input.valueAsNumber)));
+    const read = () => (input.value === "" ? null : Math.round(input.valueAsNumber));
+    input.addEventListener("change", () => this.#set(name, read()));
     this.rows.set(name, (value) => {
       input.value = value ?? "";
       input.placeholder = "none";

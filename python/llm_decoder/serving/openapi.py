@@ -6,10 +6,13 @@ import functools
 import html
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
 from llm_decoder.serving.service import Service
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 __all__ = ["document", "endpoints_of"]
 
@@ -63,12 +66,13 @@ def document(table: Sequence[Endpoint]) -> dict[str, Any]:
 
     import llm_decoder
 
-    inputs = [(endpoint.request, "validation") for endpoint in table if endpoint.request]
-    outputs = [(endpoint.response, "serialization") for endpoint in table if endpoint.response]
-    references, definitions = models_json_schema(
-        list(dict.fromkeys([*inputs, *outputs])),  # type: ignore[arg-type]
-        ref_template=_REFERENCE,
-    )
+    models: dict[tuple[type[BaseModel], Literal["validation", "serialization"]], None] = {}
+    for endpoint in table:
+        if endpoint.request is not None:
+            models[endpoint.request, "validation"] = None
+        if endpoint.response is not None:
+            models[endpoint.response, "serialization"] = None
+    references, definitions = models_json_schema(list(models), ref_template=_REFERENCE)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in table:
         operations = paths.setdefault(endpoint.path, {})
