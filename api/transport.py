@@ -17,7 +17,6 @@ from llm_decoder.api.wakeups import Bell, Wakeups
 from llm_decoder.serving import sse
 from llm_decoder.serving.calls import Call, EventStream, RunningCall
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
-from llm_decoder.serving.limits import Admission
 from llm_decoder.serving.logs import RequestLine
 from llm_decoder.serving.service import Service
 
@@ -39,7 +38,7 @@ class Transport:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.admission = Admission(service.settings)
+        self.admission = service.admission
         self._workers = ThreadPoolExecutor(_N_WORKERS, "llm_decoder-request")
         self._quick_workers = ThreadPoolExecutor(_N_QUICK_WORKERS, "llm_decoder-question")
         self._wakeups: Wakeups | None = None
@@ -141,7 +140,7 @@ class EndpointApp:
             if client.done():  # while it waited for a worker
                 raise Disconnected
             answer = endpoint.handle(service, incoming)
-            return service.run(answer) if isinstance(answer, Call) else answer
+            return service.run(answer, incoming) if isinstance(answer, Call) else answer
 
         is_quick = endpoint.method != "POST" and not endpoint.path.endswith("/stream")
         try:

@@ -417,10 +417,9 @@ class FlashBlock {
   }
 
   // The largest probability, 1, loses nothing as an operand of a product, but times the scale of its slot it does, and
-  // where a row sees few keys there is no other error to hide behind. What the weights lose is then multiplied too. A
-  // decode has the time, and pages of 16 bits have no such scales but by request; the many rows of a prompt over narrow
-  // pages go without.
-  static constexpr bool kKeepsRounding = !Tile::kIsNarrow || Tile::kWarpsN > 1;
+  // where few rows see few keys there is no other error to hide behind. What the weights lose is then multiplied too:
+  // few rows leave the time for it, the many of a prompt go without.
+  static constexpr bool kKeepsRounding = Tile::kWarpsN > 1;
 
   template <bool keeps_rounding>
   GPU_FUNCTION void multiply_values(int stage, const float (&scores)[kRowTiles][kKeyTiles][4]) {

@@ -176,6 +176,7 @@ class ServerOptions:
     drain_s: Annotated[float | None, _flag("S", "How long answers go on when the server ends [30].")] = None
     resume_s: Annotated[float | None, _flag("S", "How long a page's answer waits for its reader [15].")] = None
     log_format: Annotated[str | None, _flag("NAME", "text or json.")] = None
+    salt_by_key: Annotated[bool | None, _flag(None, "Each API key has its own cached prefixes.")] = None
     log_prompts: Annotated[bool | None, _flag(None, "Bodies of requests may stand in the log.")] = None
 
     def server_arguments(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from llm_decoder.cli.cache import clear_cache, list_cache
 from llm_decoder.cli.chat import chat
 from llm_decoder.cli.convert import convert
 from llm_decoder.cli.devices import devices
+from llm_decoder.cli.doctor import doctor
 from llm_decoder.cli.generate import generate
 from llm_decoder.cli.models_list import list_models, show_model
 from llm_decoder.cli.serve import serve
@@ -53,6 +54,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "list": list_models,
     "show": show_model,
     "devices": devices,
+    "doctor": doctor,
     "web": web,
 }
 for name, function in VERBS.items():

@@ -85,6 +85,7 @@ class RuntimeSettings:
     drain_s: float | None = _number(0.0, 86400.0)
     resume_s: float | None = _number(0.0, 86400.0)
     log_format: str | None = _choice("text", "json")
+    salt_by_key: bool | None = field(default=None, metadata={"kind": "switch"})
     log_prompts: bool | None = field(default=None, metadata={"kind": "switch"})
 
     def engine_arguments(self) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class RuntimeSettings:
         return self._given(
             *("host", "port", "served_model_name", "cors_origins", "allowed_hosts", "max_requests", "max_prompts"),
             *("max_n", "max_answer_tokens", "max_body_bytes", "max_header_bytes", "read_timeout_s", "ping_s"),
-            *("drain_s", "resume_s", "log_format", "log_prompts"),
+            *("drain_s", "resume_s", "salt_by_key", "log_format", "log_prompts"),
         )
 
     def _given(self, *names: str) -> dict[str, Any]:

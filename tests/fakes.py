@@ -221,7 +221,15 @@ class Desk:
         self.grammars = GrammarCompiler(ByteTokenizer(), self.backend.vocab_size, frozenset({256}))
         self.sent: dict[str, list[Any]] = {}
 
-    def add(self, prompt: str | bytes | Sequence[int], *, stream: bool = False, rows: Any = None, **params: Any) -> str:
+    def add(
+        self,
+        prompt: str | bytes | Sequence[int],
+        *,
+        stream: bool = False,
+        rows: Any = None,
+        priority: int = 0,
+        **params: Any,
+    ) -> str:
         request_id = f"request-{len(self.sent)}"
         items: list[Any] = []
         backend = self.backend
@@ -238,6 +246,7 @@ class Desk:
             eos_token_ids=frozenset({ByteTokenizer.eos_token_id}),
             stream=stream,
             rows=rows,
+            priority=priority,
             grammar=None if asked is None else self.grammars.compile(as_structured_outputs(asked)),
         )
         self.sent[request_id] = items

@@ -28,7 +28,7 @@ _POLL_S = 0.25  # how soon a client's hanging up is noticed in silence
 
 def mount(app: Flask, service: Service, endpoints: Sequence[Endpoint]) -> None:
     """Puts the endpoints on `app`, all behind the same guard and limits."""
-    admission = Admission(service.settings)
+    admission = service.admission
     for endpoint in endpoints:
         app.add_url_rule(
             _pattern(endpoint.path),
@@ -108,7 +108,7 @@ def _view(service: Service, admission: Admission, endpoint: Endpoint) -> Callabl
         with _body(service, admission) as body:
             incoming = replace(_visit().incoming, path_parameters=path_parameters, body=body)
             answer = endpoint.handle(service, incoming)
-            running = service.run(answer) if isinstance(answer, Call) else answer
+            running = service.run(answer, incoming) if isinstance(answer, Call) else answer
         if isinstance(running, Reply):
             return _response(running)
         _visit().stream = running

@@ -173,8 +173,9 @@ def start_stream(streams: PageStreams, service: Service, incoming: Incoming) -> 
     llm = service.llm
     parser = llm.answer_parser(messages, **options)
     events = PageEvents(stream_id, service.model_name, llm.max_model_len, parser, before)
-    call = Call([cast(Prompt, messages)], [params], events, stream=True, template_options=options)
-    stream = PageStream(stream_id, service.run(call), events, service.settings.resume_s)
+    priority = request.priority or 0
+    call = Call([cast(Prompt, messages)], [params], events, stream=True, template_options=options, priority=priority)
+    stream = PageStream(stream_id, service.run(call, incoming), events, service.settings.resume_s)
     streams.add(stream)
     return stream.read(headers=headers)
 

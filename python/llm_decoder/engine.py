@@ -75,6 +75,7 @@ class _Worker:
     refusal: EngineClosedError | None = None  # why nothing more is taken
     closing: bool = False
     n_waiting: int = 0  # requests in the inbox or on their way from it to the core
+    n_refused: int = 0  # requests for which there was no room
     drain_until_s: float = 0.0
     process_id: int = field(default_factory=os.getpid)
 
@@ -255,14 +256,15 @@ class Engine:
         stream: bool = False,
         rows: Rows | None = None,
         dropped_messages: int = 0,
+        priority: int = 0,
         grammar: Grammar | None = None,
         text_decoder: TextDecoder | None = None,
         sink: Sink | None = None,
     ) -> RequestHandle:
         """Checks a request and puts it in line. With a `sink`, events go there (called on the engine thread, must not
-        block) and not to the handle. rows: collect these for every prompt token instead of generating. grammar: what
-        `params.structured_outputs` is, compiled; every answer follows it. text_decoder: makes the text of the answers,
-        None = the tokenizer does.
+        block) and not to the handle. rows: collect these for every prompt token instead of generating. priority: from
+        -100 to 100; it waits as if it had come so many seconds later. grammar: what `params.structured_outputs` is,
+        compiled; every answer follows it. text_decoder: makes the text of the answers, None = the tokenizer does.
 
         Raises InvalidRequestError, ContextLengthExceededError, NotEnoughMemoryError, QueueFullError, EngineClosedError.
         """
@@ -281,6 +283,7 @@ class Engine:
             stream=stream,
             rows=rows,
             dropped_messages=dropped_messages,
+            priority=priority,
             grammar=grammar,
             text_decoder=text_decoder,
         )
@@ -305,6 +308,7 @@ class Engine:
         worker, limit = self._worker, self.options.max_requests
         n_open = worker.n_waiting + (len(worker.core.requests) if worker.core is not None else 0)
         if limit is not None and n_open >= limit:
+            worker.n_refused += 1
             raise QueueFullError(f"[engine] {n_open} requests wait or run, as many as it takes; try again later")
         worker.n_waiting += 1
 
@@ -313,8 +317,10 @@ class Engine:
         return self._on_thread(lambda core: fn(core.backend))
 
     def stats(self) -> dict[str, Any]:
-        """Counts and rates, see EngineCore.stats."""
-        return self._on_thread(lambda core: core.stats())
+        """Counts and rates, see EngineCore.stats. n_refused: requests that found the queue full. n_submitted: those
+        that the engine has not seen yet."""
+        stats = self._on_thread(lambda core: core.stats())
+        return stats | {"n_refused": self._worker.n_refused, "n_submitted": self._worker.n_waiting}
 
     def _on_thread(self, fn: Callable[[EngineCore], T]) -> T:
         future: Future[T] = Future()

@@ -327,12 +327,14 @@ class LLM:
         rows: Rows | None = None,
         sink: Sink | None = None,
         drop_turns: bool = True,
+        priority: int = 0,
         **template_options: Any,
     ) -> RequestHandle:
         """Puts a request in line and returns at once; see Engine.submit. Everything else here is made of this.
 
         params: None = SamplingParams(), in a chat with max_tokens=None. drop_turns: a chat that has outgrown the
-        context loses its oldest turns; false = it is refused.
+        context loses its oldest turns; false = it is refused. priority: -100 to 100, lower is sooner: it waits for
+        its turn as if it had come so many seconds later, or earlier.
         """
         if params is None:
             params = SamplingParams(max_tokens=None) if is_chat(prompt) else SamplingParams()
@@ -359,6 +361,7 @@ class LLM:
             stream=stream,
             rows=rows,
             dropped_messages=tokenized.dropped_messages,
+            priority=priority,
             grammar=grammar,
             text_decoder=text_decoder,
             sink=sink,

@@ -19,7 +19,7 @@ from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, Reques
 from llm_decoder.sampling import SamplingParams, derive_seed
 from llm_decoder.speculation import Speculation
 
-__all__ = ["Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
+__all__ = ["MAX_PRIORITY", "Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
 
 Ints = npt.NDArray[np.int32]
 Sink = Callable[[StreamEvent | RequestOutput | Exception], None]
@@ -31,6 +31,8 @@ _EMPTY: Ints = np.zeros(0, np.int32)
 # Bytes of a TokenLogprob with its numbers, and of each of its alternatives.
 _LOGPROB_BYTES, _ALTERNATIVE_BYTES = 200, 125
 _SMALL_BYTES = 16 << 20  # results up to this are not worth asking the system
+
+MAX_PRIORITY = 100
 
 
 class Vocabulary(TextDecoder, Protocol):
@@ -62,6 +64,7 @@ class Request:
     stream: bool = False  # events as they come, or only the RequestOutput
     rows: Rows | None = None
     dropped_messages: int = 0
+    priority: int = 0  # its turn is as if it had come so many seconds later
     text_decoder: TextDecoder | None = None  # makes its text; None = the engine's tokenizer
     eos_token_ids: frozenset[int] = frozenset()
     # As the sampler takes them.
@@ -77,10 +80,16 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     submitted_s: float = field(default_factory=time.perf_counter)
+    admitted_s: float = 0.0  # when it first got pages; 0: not yet
     first_token_s: float = 0.0
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
     collected: npt.NDArray[np.float32] | None = None  # [n_tokens, vocab_size or hidden_size], filled chunk by chunk
+
+    @property
+    def turn_s(self) -> float:
+        """Requests are served in this order."""
+        return self.submitted_s + self.priority
 
     @property
     def salt(self) -> bytes:
@@ -123,6 +132,7 @@ class Sequence:
         "finish_reason",
         "follower",
         "index",
+        "last_token_s",
         "n_computed",
         "n_decoded",
         "n_drafted",
@@ -168,6 +178,7 @@ class Sequence:
         self.unsent_text = ""
         self.n_decoded = 0  # generated tokens that have gone through the detokenizer
         self.n_sent = 0  # generated tokens that an event has told of
+        self.last_token_s = 0.0  # when its last token was drawn; 0: none yet
         self.cumulative_logprob = 0.0
         self.completion_logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.finish_reason: FinishReason | None = None
@@ -270,6 +281,7 @@ def build_request(
     stream: bool = False,
     rows: Rows | None = None,
     dropped_messages: int = 0,
+    priority: int = 0,
     grammar: Grammar | None = None,
     text_decoder: TextDecoder | None = None,
 ) -> Request:
@@ -305,6 +317,7 @@ def build_request(
         stream=stream,
         rows=rows,
         dropped_messages=dropped_messages,
+        priority=_checked_priority(priority),
         text_decoder=text_decoder,
         eos_token_ids=own_ends,
         stop_ids=own_ends.union(stop_token_ids),
@@ -316,6 +329,14 @@ def build_request(
         bad_runs=runs,
         grammar=grammar,
     )
+
+
+def _checked_priority(priority: object) -> int:
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_PRIORITY:
+        raise InvalidRequestError(
+            f"[priority] need an integer from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority!r:.50}", param="priority"
+        )
+    return priority
 
 
 def _checked_ids(name: str, ids: AnySequence[int], vocab_size: int) -> list[int]:

@@ -156,7 +156,6 @@ def test_a_bad_field_is_a_400_that_names_it(server, field):
         {"rerank": {"model": "x"}},
         {"best_of": 3},
         {"suffix": "end"},
-        {"priority": 1},
         {"truncate_prompt_tokens": 5},
         {"prompt_embeds": "AAAA"},
     ],

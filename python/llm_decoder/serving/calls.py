@@ -46,7 +46,7 @@ class AnswerFormat(Protocol):
 @dataclass(frozen=True)
 class Call:
     """What a client asked for, checked. params: one a prompt. rows: each RequestOutput has these rows instead of
-    answers. headers: of the answer."""
+    answers. priority: lower is sooner, see LLM.submit. headers: of the answer."""
 
     prompts: Sequence[Prompt]
     params: Sequence[SamplingParams]
@@ -54,6 +54,7 @@ class Call:
     stream: bool = False
     template_options: Mapping[str, Any] = field(default_factory=dict)
     rows: Rows | None = None
+    priority: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -56,6 +56,7 @@ def chat(service: Service, incoming: Incoming) -> Call:
             TokenTexts(service.llm, bool(request.return_tokens_as_token_ids)),
         ),
         stream=bool(request.stream),
+        priority=request.priority or 0,
         # An API's client keeps its own history: what does not fit is told, not dropped.
         template_options=options | {"drop_turns": False},
         headers=headers,

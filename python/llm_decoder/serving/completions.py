@@ -53,6 +53,7 @@ def complete(service: Service, incoming: Incoming) -> Call:
             texts=TokenTexts(llm, bool(request.return_tokens_as_token_ids)),
         ),
         stream=bool(request.stream),
+        priority=request.priority or 0,
         headers=headers,
     )
 

@@ -37,6 +37,7 @@ def embed(service: Service, incoming: Incoming) -> Call:
         params=[params] * len(prompts),
         format=_Answer(service.model_name, request.encoding_format == "base64"),
         rows="hidden",
+        priority=request.priority or 0,
         headers=headers | HEADERS,
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import re
+import secrets
 import socket
 from typing import Literal
 
@@ -35,6 +37,7 @@ class Guard:
         self.sessions = Sessions(self._keys)
         own_names = {"localhost", settings.host, socket.gethostname()}
         self._hosts = frozenset(name.lower().strip("[]") for name in (*own_names, *settings.allowed_hosts) if name)
+        self._salt_secret = secrets.token_bytes(32) if settings.salt_by_key and self._keys else None
         self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.cors_origins)
 
     @property
@@ -50,6 +53,16 @@ class Guard:
         self._check_origin(incoming, access)
         if access == "key" and self._keys:
             self._check_key(incoming)
+
+    def salted(self, cache_salt: str | None, incoming: Incoming) -> str | None:
+        """A request's own cache_salt, made different for each key and each session where the settings ask for it."""
+        if self._salt_secret is None:
+            return cache_salt
+        _, _, key = incoming.headers.get("authorization", "").partition(" ")
+        session = None if key else self.sessions.find(incoming.headers)
+        who = key.strip() or (session.token if session is not None else "")
+        text = f"{len(who)}:{who}{cache_salt or ''}"
+        return hmac.new(self._salt_secret, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
     def cors_headers(self, incoming: Incoming) -> dict[str, str]:
         """What lets a page of another origin, if it is one of ours, read the answer. No cookies: such a page brings a

@@ -24,6 +24,7 @@ class Admission:
         self._lock = threading.Lock()
         self._n_requests = 0
         self._n_bytes = 0
+        self.n_refused = 0
 
     @property
     def n_requests(self) -> int:
@@ -33,6 +34,7 @@ class Admission:
         """Raises HttpError 429 where there is no room; else `leave` must follow."""
         with self._lock:
             if self._n_requests >= self._max_requests:
+                self.n_refused += 1
                 raise _full(f"{self._n_requests} requests wait or run, as many as it takes")
             self._n_requests += 1
 
@@ -46,6 +48,7 @@ class Admission:
         """So many bytes of a body have come; `release` or `leave` must follow. Raises HttpError 429."""
         with self._lock:
             if self._n_bytes + n_bytes > self._max_bytes:
+                self.n_refused += 1
                 raise _full("too many large requests are inside")
             self._n_bytes += n_bytes
 

@@ -110,6 +110,7 @@ def _call(
         format=answer(request, texts, read),
         stream=is_stream,
         template_options=options,
+        priority=request.priority or 0,
         headers=headers,
     )
 

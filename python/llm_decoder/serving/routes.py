@@ -6,6 +6,7 @@ from llm_decoder.serving import (
     chat_completions,
     completions,
     embeddings,
+    metrics,
     models,
     openapi,
     operations,
@@ -26,5 +27,6 @@ def all_endpoints() -> tuple[Endpoint, ...]:
         *tokens.ENDPOINTS,
         *own_routes.ENDPOINTS,
         *operations.ENDPOINTS,
+        *metrics.ENDPOINTS,
     )
     return (*table, *openapi.endpoints_of(table))

@@ -17,10 +17,12 @@ from llm_decoder.sampling import (
     MAX_STOP_STRINGS,
     REAL_LIMITS,
 )
+from llm_decoder.sequence import MAX_PRIORITY
 
 __all__ = [
     "NOT_IN_THIS_VERSION",
     "WHOLE",
+    "Priority",
     "PromptField",
     "Reply",
     "SamplingFields",
@@ -50,7 +52,6 @@ NOT_IN_THIS_VERSION: Mapping[str, str] = {
     "rerank": "reranking is not in this version; leave it out",
     "best_of": "choosing the best of more answers is not in this version; ask for n answers",
     "suffix": "text after the answer is not in this version; leave it out",
-    "priority": "there are no priorities in this version; leave it out, or give 0",
     "truncate_prompt_tokens": "prompts are never cut here; shorten the prompt",
     "prompt_embeds": "prompts are texts or token ids",
     "chat_template": "a template is not taken from a request; the server is started with one (--chat-template)",
@@ -88,6 +89,7 @@ WHOLE = BeforeValidator(_whole)
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST_TOKEN_IDS, fail_fast=True)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), WHOLE]
 Choices = Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
@@ -238,6 +240,7 @@ class SamplingFields(Schema):
     skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     cache_salt: Name | None = None
+    priority: Priority | None = None
     structured_outputs: StructuredFields | None = None
     response_format: ResponseFormat | None = None
     stream: bool | None = None
@@ -270,7 +273,6 @@ class SamplingFields(Schema):
     return_tree: Literal["none"] | None = None
     rerank: None = None
     best_of: Literal[1] | None = None
-    priority: Literal[0] | None = None
     truncate_prompt_tokens: None = None
     prompt_embeds: None = None
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from llm_decoder.engine import RequestHandle
 from llm_decoder.llm import LLM
+from llm_decoder.sampling import SamplingParams
 from llm_decoder.serving.calls import Call, Item, RunningCall
 from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.exchange import Incoming
 from llm_decoder.serving.guard import Guard
+from llm_decoder.serving.limits import Admission
 from llm_decoder.serving.settings import ServerSettings
 
 __all__ = ["Service"]
@@ -23,11 +27,12 @@ _LAST_STEP_S = 5.0
 
 class Service:
     """One model for all routes of a process. `open_llm` is called once, by `start`, on a thread of its own. `guard`:
-    who may come in."""
+    who may come in; `admission`: how many at once."""
 
     def __init__(self, open_llm: Callable[[], LLM], settings: ServerSettings | None = None) -> None:
         self.settings = settings or ServerSettings()
         self.guard = Guard(self.settings)
+        self.admission = Admission(self.settings)
         self._open_llm = open_llm
         self._llm: LLM | None = None
         self._failure: BaseException | None = None
@@ -92,17 +97,19 @@ class Service:
         """What clients call the model."""
         return self.settings.served_model_name or self.llm.name
 
-    def run(self, call: Call) -> RunningCall:
-        """Puts a call's prompts in line. Raises what the engine refuses; then nothing of the call is left in it."""
+    def run(self, call: Call, incoming: Incoming | None = None) -> RunningCall:
+        """Puts a call's prompts in line. incoming: the request that asked for it, for settings.salt_by_key; None = the
+        program itself. Raises what the engine refuses; then nothing of the call is left in it."""
         llm = self.llm
         running = RunningCall(call)
         try:
             for index, (prompt, params) in enumerate(zip(call.prompts, call.params, strict=True)):
                 handle: RequestHandle = llm.submit(
                     prompt,
-                    params,
+                    self._salted(params, incoming),
                     stream=call.stream,
                     rows=call.rows,
+                    priority=call.priority,
                     sink=_sink(running, index),
                     **call.template_options,
                 )
@@ -113,6 +120,10 @@ class Service:
         with self._lock:
             self._running.add(running)
         return running
+
+    def _salted(self, params: SamplingParams, incoming: Incoming | None) -> SamplingParams:
+        salt = params.cache_salt if incoming is None else self.guard.salted(params.cache_salt, incoming)
+        return params if salt == params.cache_salt else replace(params, cache_salt=salt)
 
     def close(self, drain_s: float | None = None) -> None:
         """Refuses new calls, lets those that run go on for drain_s (None = the settings') seconds, ends the rest with

@@ -22,7 +22,9 @@ class ServerSettings:
     max_requests: open engine requests before 429. max_prompts: in a list. max_n: answers a prompt. max_answer_tokens: a
     request may ask for, over all its answers. ping_s: silence in a stream before a comment is sent. drain_s: how long a
     server that ends lets answers go on. resume_s: how long a page's stream goes on when its reader is gone.
-    log_prompts: bodies of requests may stand in the log. log_format: "text" or "json". Raises ConfigError.
+    salt_by_key: who comes with another key, or in another session of the page, finds no prefixes cached for others: how
+    soon an answer begins tells nothing of theirs. log_prompts: bodies of requests may stand in the log. log_format:
+    "text" or "json". Raises ConfigError.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +43,7 @@ class ServerSettings:
     ping_s: float = 15.0
     drain_s: float = 30.0
     resume_s: float = 15.0
+    salt_by_key: bool = False
     log_prompts: bool = False
     log_format: str = "text"
 
