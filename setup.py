@@ -85,6 +85,7 @@ setup(
     package_data={
         "llm_decoder": ["py.typed", "*.pyi", "embedded/**/*"],
         "llm_decoder.config": ["*.yaml", "*.json"],
+        "llm_decoder.web": ["templates/*", "static/*"],
     },
     ext_modules=[
         Extension(CORE, sources=[]),

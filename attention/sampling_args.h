@@ -22,6 +22,19 @@ struct TokenLists {
   GPU_FUNCTION bool is_empty(int draw) const { return begin(draw) == end(draw); }
 };
 
+// Which tokens a draw may give, a bit each: token t is bit t % 32 of word t / 32; null: all tokens for every draw.
+struct TokenMasks {
+  const std::int32_t* of_draw = nullptr;  // [n_draws], -1: all tokens
+  const std::uint32_t* words = nullptr;   // [n_masks, n_words]
+  int n_words = 0;                        // of a mask, all its tokens and no more
+
+  GPU_FUNCTION bool has(int draw) const { return of_draw != nullptr && of_draw[draw] >= 0; }
+  // The word that token / 32 is in; 0 past the last one.
+  GPU_FUNCTION std::uint32_t word(int draw, int index) const {
+    return index < n_words ? words[std::int64_t{of_draw[draw]} * n_words + index] : 0;
+  }
+};
+
 // One entry a draw. Null: switched off for all, with the value in brackets.
 struct DrawParams {
   const std::int32_t* rows = nullptr;         // [row i for draw i]; several draws may come from one row
@@ -39,6 +52,7 @@ struct DrawParams {
   const float* bias_values = nullptr;  // beside bias.ids
   TokenLists banned;
   TokenLists allowed;  // an empty run allows all
+  TokenMasks masks;
 };
 
 template <class T>
@@ -55,7 +69,7 @@ GPU_FUNCTION bool has_edits(const DrawParams& p, int draw) {
                            param(p.presence_penalty, draw, 0.0f) != 0.0f ||
                            param(p.frequency_penalty, draw, 0.0f) != 0.0f;
   return (has_history && has_penalty) || !p.bias.is_empty(draw) || !p.banned.is_empty(draw) ||
-         !p.allowed.is_empty(draw);
+         !p.allowed.is_empty(draw) || p.masks.has(draw);
 }
 
 // Of a part of a row: what its blocks leave to the kernels that follow.

@@ -16,7 +16,7 @@ bool needs_edits(const DrawParams& p) {
   const bool has_penalty =
       p.repetition_penalty != nullptr || p.presence_penalty != nullptr || p.frequency_penalty != nullptr;
   return (has_history && has_penalty) || p.bias.offsets != nullptr || p.banned.offsets != nullptr ||
-         p.allowed.offsets != nullptr;
+         p.allowed.offsets != nullptr || p.masks.of_draw != nullptr;
 }
 
 // Hands out runs of a workspace, or only counts where there is none.

@@ -1,4 +1,4 @@
-// What a draw's own lists change in its logits: penalties, bias, bans; part by part.
+// What a draw's own lists change in its logits: penalties, bias, bans, masks; part by part.
 #pragma once
 
 #include "logit_split.h"
@@ -34,7 +34,7 @@ class SplitEdits {
     const float repetition = param(params_.repetition_penalty, draw_, 1.0f);
     const float presence = param(params_.presence_penalty, draw_, 0.0f);
     const float frequency = param(params_.frequency_penalty, draw_, 0.0f);
-    const bool allows_all = params_.allowed.is_empty(draw_);
+    const bool allows_all = params_.allowed.is_empty(draw_), has_mask = params_.masks.has(draw_);
     GPU_UNROLL
     for (int i = 0; i < kTokensPerThread; ++i) {
       const int at = split_token(0, i);
@@ -46,6 +46,10 @@ class SplitEdits {
       if (n_used > 0) x[i] -= static_cast<float>(static_cast<double>(n_used) * double{frequency}) + presence;
       x[i] += bias_.load(at);
       if ((marks & kBanned) != 0 || (!allows_all && (marks & kAllowed) == 0)) x[i] = -kInf;
+      if (has_mask) {
+        const int token = first_ + at;
+        if ((params_.masks.word(draw_, token / 32) >> (token % 32) & 1u) == 0) x[i] = -kInf;
+      }
     }
   }
 

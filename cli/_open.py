@@ -7,19 +7,20 @@ import dataclasses
 import os
 import re
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llm_decoder.cli import _options
-from llm_decoder.cli._options import ModelOptions, SamplingOptions
+from llm_decoder.cli._options import ModelOptions, SamplingOptions, ServerOptions
 from llm_decoder.cli._output import loading_bar
+from llm_decoder.serving import opening
 
 if TYPE_CHECKING:
     from llm_decoder.config.schema import Settings
     from llm_decoder.llm import LLM
     from llm_decoder.sampling import SamplingParams
+    from llm_decoder.serving.service import Service
 
 
 def open_llm(options: ModelOptions) -> LLM:
@@ -49,31 +50,23 @@ def open_for(options: ModelOptions, params: SamplingParams) -> LLM:
 
 def engine_arguments(options: ModelOptions) -> dict[str, Any]:
     """Keyword arguments of `LLM`: flags over the environment over the settings files. What nobody gave is left out."""
-    settings = _settings(options)
-    given = {
-        "model": settings.paths.model or (settings.paths.weights and Path(settings.paths.weights)),
-        "tokenizer": settings.paths.tokenizer,
-        "cache_dir": settings.paths.cache,
-        "chat_template": settings.chat.template,
-        "system": settings.chat.system,
-        "sampling_defaults": settings.runtime.sampling_defaults(),
-    }
-    found = {name: value for name, value in given.items() if value}
-    arguments = found | settings.runtime.engine_arguments() | options.engine_arguments()
-    config_dir = describing_folder(settings, arguments.get("model"))
-    return arguments if config_dir is None else arguments | {"config_dir": config_dir}
+    return opening.engine_arguments(_settings(options), options.engine_arguments())
 
 
-def describing_folder(settings: Settings, model: str | Path | None) -> Path | None:
-    """The settings folder, where it may describe the weights directory `model`.
+def make_service(model: ModelOptions, server: ServerOptions, *, port: int) -> Service:
+    """The service that the flags, the environment and the settings files ask for, not started. port: the verb's own.
 
-    It does not when the user asked for another model than the directory that paths.json names: a flag goes over a file.
+    Raises typer.BadParameter for a flag with a value that ServerSettings refuses.
     """
-    from llm_decoder.config.files import packaged_config_dir
+    from llm_decoder.serving.service import Service
 
-    described = settings.paths.weights
-    is_another = described is not None and (model is None or Path(model).resolve() != Path(described).resolve())
-    return None if is_another or settings.folder == packaged_config_dir() else settings.folder
+    given = server.server_arguments()
+    if model.max_requests is not None:
+        given["max_requests"] = model.max_requests
+    with _usage_errors([*given, "api_key"]):
+        settings = opening.server_settings(_settings(model), given, port=port)
+    model = dataclasses.replace(model, max_requests=settings.max_requests)
+    return Service(lambda: open_llm(model), settings)
 
 
 def is_embedded(options: ModelOptions) -> bool:

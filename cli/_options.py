@@ -1,7 +1,8 @@
 """The flags that verbs share. A field is a flag of the same name with dashes, mirrored by LLM_DECODER_<FIELD>.
 
-`ModelOptions` are the parameters of `LLM`, `SamplingOptions` the fields of `SamplingParams`. None = not given: the
-environment has been asked already; a settings file, the model's generation_config.json or the default decide.
+`ModelOptions` are the parameters of `LLM`, `SamplingOptions` the fields of `SamplingParams`, `ServerOptions` those of
+ServerSettings. None = not given: the environment has been asked already; a settings file, the model's
+generation_config.json or the default decide.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class ModelOptions:
     speculation: Annotated[str | None, _flag("NAME", "prompt-lookup, or none: tokens guessed ahead.")] = None
     speculative_tokens: Annotated[int | None, _flag("N", "Tokens guessed ahead at most.")] = None
     max_tokens_per_step: Annotated[int | None, _flag("N", "Tokens a step computes; prompts are cut to it.")] = None
-    max_requests: Annotated[int | None, _flag("N", "Open requests before one is refused. Default: no limit.")] = None
+    max_requests: Annotated[
+        int | None, _flag("N", "Open requests before one is refused. Servers: 256; else no limit.")
+    ] = None
     deterministic: Annotated[
         bool | None, _flag(None, "Answers never depend on what else runs; on the CPU they never do.")
     ] = None
@@ -108,6 +111,9 @@ class SamplingOptions:
     logprobs: Annotated[int | None, _flag("N", "Log probabilities, N alternatives a token (--json).")] = None
     prompt_logprobs: Annotated[int | None, _flag("N", "The same for the prompt (--json).")] = None
     skip_special_tokens: Annotated[bool | None, _flag(None, "Special tokens give no text [yes].")] = None
+    structured_outputs: Annotated[
+        str | None, _flag("JSON|@FILE", 'The form of the answer: {"json": SCHEMA}, {"regex": "..."}, ...')
+    ] = None
     cache_salt: Annotated[str | None, _flag("TEXT", "Share cached prefixes only under this salt.")] = None
 
     def given(self) -> dict[str, Any]:
@@ -118,9 +124,54 @@ class SamplingOptions:
         for name in ("allowed_token_ids", "bad_token_ids", "stop_token_ids"):
             if name in found:
                 found[name] = _token_ids(name, found[name])
+        if "structured_outputs" in found:
+            found["structured_outputs"] = _structured(found["structured_outputs"])
         if "logit_bias" in found:
             found["logit_bias"] = dict(_bias(entry) for entry in found["logit_bias"])
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Where a server listens, who may call it, and what a request may weigh."""
+
+    host: Annotated[str | None, _flag("NAME", "Address to listen on [127.0.0.1: this machine alone].")] = None
+    port: Annotated[int | None, _flag("N", "Port to listen on; 0 = any that is free.")] = None
+    api_key: Annotated[list[str] | None, _flag("KEY", "A key that opens the routes. Repeatable.", "--api-key")] = None
+    api_key_file: Annotated[str | None, _flag("FILE", "A file with a key a line.")] = None
+    served_model_name: Annotated[str | None, _flag("NAME", "What clients call the model.")] = None
+    cors_origins: Annotated[list[str] | None, _flag("ORIGIN", "Pages that may call; * = any. Repeatable.")] = None
+    allowed_hosts: Annotated[list[str] | None, _flag("NAME", "Names of this server; * = any. Repeatable.")] = None
+    max_prompts: Annotated[int | None, _flag("N", "Prompts a request [256].")] = None
+    max_n: Annotated[int | None, _flag("N", "Answers a prompt [128].")] = None
+    max_answer_tokens: Annotated[int | None, _flag("N", "Tokens a request may ask for [1048576].")] = None
+    max_body_bytes: Annotated[str | None, _flag("SIZE", "Of a request [8MiB].")] = None
+    max_header_bytes: Annotated[str | None, _flag("SIZE", "Of a request [64KiB].")] = None
+    read_timeout_s: Annotated[float | None, _flag("S", "From a request's first byte to its last [30].")] = None
+    ping_s: Annotated[float | None, _flag("S", "Silence in a stream before a comment [15].")] = None
+    drain_s: Annotated[float | None, _flag("S", "How long answers go on when the server ends [30].")] = None
+    resume_s: Annotated[float | None, _flag("S", "How long a page's answer waits for its reader [15].")] = None
+    log_format: Annotated[str | None, _flag("NAME", "text or json.")] = None
+    salt_by_key: Annotated[bool | None, _flag(None, "Each API key has its own cached prefixes.")] = None
+    log_prompts: Annotated[bool | None, _flag(None, "Bodies of requests may stand in the log.")] = None
+
+    def server_arguments(self) -> dict[str, Any]:
+        """What was given, as fields of ServerSettings. Raises typer.BadParameter, and ConfigError for a bad file of
+        keys."""
+        from llm_decoder.serving.opening import read_keys
+
+        names = [field.name for field in fields(self) if not field.name.startswith("api_key")]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name in ("max_body_bytes", "max_header_bytes"):
+            if name in given:
+                given[name] = parse_size(given[name], flag(name))
+        for name in ("cors_origins", "allowed_hosts"):
+            if name in given:
+                given[name] = tuple(part.strip() for text in given[name] for part in text.split(",") if part.strip())
+        keys = tuple(self.api_key or _environment_list("api_key") or ())
+        if self.api_key_file is not None:
+            keys += read_keys(self.api_key_file)
+        return given | ({"api_keys": keys} if keys else {})
 
 
 def sampling_params(options: SamplingOptions, defaults: dict[str, Any] | None = None) -> SamplingParams:
@@ -154,7 +205,7 @@ def flag(name: str | None) -> str | None:
     return f"--{name.replace('_', '-')}" if name else None
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, hint: str | None = "--kv-cache-bytes") -> int:
     """ "512MiB", "2G", "1_000_000" -> bytes; K, M, G, T are powers of 1024. Raises typer.BadParameter."""
     number = text.strip().upper().removesuffix("B").removesuffix("I")
     power = "KMGT".find(number[-1:]) + 1 if number[-1:] else 0
@@ -163,7 +214,6 @@ def parse_size(text: str) -> int:
     except ValueError:
         n_bytes = -1.0
     if not 0 < n_bytes < 2**63:
-        hint = "--kv-cache-bytes"
         raise typer.BadParameter(f"need a size such as 512MiB, 2G or 1000000, got {text!r}", param_hint=hint)
     return int(n_bytes)
 
@@ -172,12 +222,29 @@ def _template(text: str) -> str:
     """A template has braces; whatever has none names a file."""
     if "{" in text:
         return text
+    return _file_text(text, "need a file of UTF-8 text, or a template", "--chat-template")
+
+
+def _structured(text: str) -> dict[str, Any]:
+    """An object such as {"regex": "[0-9]+"}, or @ and a file that holds one."""
+    hint = "--structured-outputs"
+    need = 'need an object such as {"json": {"type": "object"}} or @FILE'
+    text = _file_text(text[1:], need, hint) if text.startswith("@") else text
     try:
-        return Path(text).expanduser().read_text(encoding="utf-8")
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"{need}, got {text!r:.200}: {error}", param_hint=hint) from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{need}, got {text!r:.200}", param_hint=hint)
+    return value
+
+
+def _file_text(name: str, need: str, hint: str) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        message = f"need a file of UTF-8 text, or a template, got {text!r:.200}: {reason}"
-        raise typer.BadParameter(message, param_hint="--chat-template") from None
+        raise typer.BadParameter(f"{need}, got {name!r:.200}: {reason}", param_hint=hint) from None
 
 
 def _environment_list(name: str) -> list[str] | None:

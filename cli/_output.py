@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,13 @@ def emit_text(text: str) -> None:
     if sys.stdout.isatty():
         text = text.translate(_CONTROL)
     _write(text)
+
+
+def emit_aside(text: str) -> None:
+    """What a model writes beside its answer, dimmed: for a person at a terminal, and not for a file or pipe."""
+    if sys.stdout.isatty():
+        text = text.translate(_CONTROL)
+        _write(text if os.environ.get("NO_COLOR") else f"\x1b[2m{text}\x1b[22m")
 
 
 def emit_json(value: Any) -> None:

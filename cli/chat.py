@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,14 @@ import typer
 
 from llm_decoder.cli import _open
 from llm_decoder.cli._options import JsonFlag, ModelOptions, QuietFlag, SamplingOptions
-from llm_decoder.cli._output import complain, describe_speed, emit_json, emit_text, note
+from llm_decoder.cli._output import complain, describe_speed, emit_aside, emit_json, emit_text, note
 from llm_decoder.cli._stream import read_stdin_line, stdin
 from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, words
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
 
+    from llm_decoder.answers import Part
     from llm_decoder.cli._conversation import Conversation
     from llm_decoder.outputs import RequestOutput, StreamEvent
 
@@ -117,33 +118,37 @@ class Talk:
     def _answer(self) -> None:
         from llm_decoder.errors import LLMDecoderError
 
-        parts: list[str] = []
+        said = _Said()
         output: RequestOutput | None = None
         try:
             with contextlib.closing(self.conversation.ask()) as events:
                 for event in events:
-                    self._show(event, parts)
+                    self._show(event, said)
                     output = event.output or output
         except LLMDecoderError:
             self.conversation.take_back()
             raise
         except KeyboardInterrupt:
             self.interrupted = True
-        self._end("".join(parts), output)
+        self._end("".join(said.content), output)
         if output is None:
             note("stopped; Ctrl-C again leaves.")
         elif not self.quiet and sys.stderr.isatty():
             note(describe_speed(output))
 
-    def _show(self, event: StreamEvent, parts: list[str]) -> None:
-        if event.dropped_messages and not parts:
+    def _show(self, event: StreamEvent, said: _Said) -> None:
+        if event.dropped_messages and not said.has_begun:
             note(
                 f"The conversation has outgrown the context; its oldest {event.dropped_messages} messages are dropped. "
                 "/clear starts anew."
             )
-        parts.append(event.text)
-        if not self.as_json:
-            emit_text(event.text)
+        said.has_begun = True
+        for part in event.parts or ():
+            if not self.as_json:
+                _write(part, said)
+            if part.kind == "content":
+                said.content.append(part.text)
+            said.reasons = said.reasons or part.kind == "reasoning"
 
     def _end(self, text: str, output: RequestOutput | None) -> None:
         self.conversation.keep(text)
@@ -151,6 +156,24 @@ class Talk:
             emit_text("\n")
         else:  # an answer that was stopped has no output of its own
             emit_json(output or {"outputs": [{"index": 0, "text": text, "finish_reason": "abort"}]})
+
+
+@dataclass
+class _Said:
+    """What has come of an answer. content: without the reasoning before it, which a conversation does not keep."""
+
+    content: list[str] = field(default_factory=list)
+    reasons: bool = False
+    has_begun: bool = False
+
+
+def _write(part: Part, said: _Said) -> None:
+    if part.kind == "reasoning":
+        emit_aside(part.text)
+    elif part.kind == "content":
+        if said.reasons and not said.content:
+            emit_aside("\n\n")
+        emit_text(part.text)
 
 
 def _line_reader() -> Callable[[], str]:

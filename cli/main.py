@@ -18,9 +18,12 @@ from llm_decoder.cli.cache import clear_cache, list_cache
 from llm_decoder.cli.chat import chat
 from llm_decoder.cli.convert import convert
 from llm_decoder.cli.devices import devices
+from llm_decoder.cli.doctor import doctor
 from llm_decoder.cli.generate import generate
 from llm_decoder.cli.models_list import list_models, show_model
+from llm_decoder.cli.serve import serve
 from llm_decoder.cli.stream import stream
+from llm_decoder.cli.web import web
 
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 
@@ -45,11 +48,14 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "chat": chat,
     "batch": batch,
     "stream": stream,
+    "serve": serve,
     "convert": convert,
     "list": list_models,
     "show": show_model,
     "devices": devices,
+    "doctor": doctor,
     "bench": bench,
+    "web": web,
 }
 for name, function in VERBS.items():
     app.command(name)(verb(function))

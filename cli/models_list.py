@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm_decoder.cli._open import describing_folder
 from llm_decoder.cli._options import ConfigFlag, JsonFlag
 from llm_decoder.cli._output import emit_json, emit_line, emit_table, size
 
@@ -133,7 +132,7 @@ def _read_config(folder: Path) -> ModelConfig:
 
 def describe(name: str | None, config_dir: Path | None = None) -> dict[str, Any]:
     """What `show` prints: plain facts, sizes in bytes under names that end in _bytes."""
-    from llm_decoder.config.files import load_settings
+    from llm_decoder.config.files import describing_folder, load_settings
     from llm_decoder.embedded import EMBEDDED_NAME
     from llm_decoder.generation_config import read_generation_config, sampling_defaults
     from llm_decoder.loading import open_checkpoint

@@ -25,7 +25,15 @@ from llm_decoder.config.schema import (
 )
 from llm_decoder.errors import ConfigError
 
-__all__ = ["FILE_NAMES", "find_config_dir", "load_settings", "packaged_config_dir", "read_table", "read_weight_paths"]
+__all__ = [
+    "FILE_NAMES",
+    "describing_folder",
+    "find_config_dir",
+    "load_settings",
+    "packaged_config_dir",
+    "read_table",
+    "read_weight_paths",
+]
 
 FILE_NAMES = {
     "model": "model_config.yaml",
@@ -46,7 +54,7 @@ ENVIRONMENT_PREFIX = "LLM_DECODER_"
 OTHER_VARIABLES = frozenset(
     [
         *("cache_dir", "cache_max_bytes", "chat_template", "cpu_isa", "build_dir", "config", "offline", "debug", "isa"),
-        *("deterministic", "max_requests"),
+        *("deterministic", "api_key"),
         *(
             "min_tokens",
             "stop_token_ids",
@@ -57,6 +65,7 @@ OTHER_VARIABLES = frozenset(
             "ignore_eos",
         ),
         *("include_stop_str_in_output", "skip_special_tokens", "n", "logprobs", "prompt_logprobs", "cache_salt"),
+        "structured_outputs",
     ]
 )
 _WEIGHT_OF_EVERY_MODEL = Path("final_norm.bin")
@@ -106,6 +115,16 @@ def find_config_dir(config_dir: str | Path | None = None) -> Path:
 def packaged_config_dir() -> Path:
     """The files that ship with the package: every default, with comments."""
     return Path(__file__).parent
+
+
+def describing_folder(settings: Settings, model: str | Path | None) -> Path | None:
+    """The settings folder, where it may describe the weights directory `model`.
+
+    It does not when the user asked for another model than the directory that paths.json names: a flag goes over a file.
+    """
+    described = settings.paths.weights
+    is_another = described is not None and (model is None or Path(model).resolve() != Path(described).resolve())
+    return None if is_another or settings.folder == packaged_config_dir() else settings.folder
 
 
 def read_table(path: Path) -> dict[str, Any]:

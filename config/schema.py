@@ -45,7 +45,7 @@ def _text() -> Any:
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """runtime_config.yaml: how a model runs, and how it is sampled when a request does not say."""
+    """runtime_config.yaml: how a model runs, how it is sampled when a request does not say, and how it is served."""
 
     device: str | None = _choice("auto", "cpu", "cuda")
     quantization: str | None = _choice("auto", "none", "int8", "int4")
@@ -68,6 +68,25 @@ class RuntimeSettings:
     presence_penalty: float | None = _number(-2.0, 2.0)
     frequency_penalty: float | None = _number(-2.0, 2.0)
     seed: int | None = _integer(0, 2**64 - 1)
+    host: str | None = _text()
+    port: int | None = _integer(0, 65535)
+    api_key_file: str | None = _text()
+    served_model_name: str | None = _text()
+    cors_origins: tuple[str, ...] | None = field(default=None, metadata={"kind": "names"})
+    allowed_hosts: tuple[str, ...] | None = field(default=None, metadata={"kind": "names"})
+    max_requests: int | None = _integer(1, 2**20)
+    max_prompts: int | None = _integer(1, 2**20)
+    max_n: int | None = _integer(1, 2**20)
+    max_answer_tokens: int | None = _integer(1, 2**40)
+    max_body_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1024, "high": 2**40})
+    max_header_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1024, "high": 2**20})
+    read_timeout_s: float | None = _number(0.01, 86400.0)
+    ping_s: float | None = _number(0.01, 86400.0)
+    drain_s: float | None = _number(0.0, 86400.0)
+    resume_s: float | None = _number(0.0, 86400.0)
+    log_format: str | None = _choice("text", "json")
+    salt_by_key: bool | None = field(default=None, metadata={"kind": "switch"})
+    log_prompts: bool | None = field(default=None, metadata={"kind": "switch"})
 
     def engine_arguments(self) -> dict[str, Any]:
         """What is given of LLM's keyword arguments."""
@@ -81,6 +100,14 @@ class RuntimeSettings:
         return self._given(
             *("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
             "frequency_penalty",
+        )
+
+    def server_arguments(self) -> dict[str, Any]:
+        """What is given of ServerSettings' fields; the file of keys is not read."""
+        return self._given(
+            *("host", "port", "served_model_name", "cors_origins", "allowed_hosts", "max_requests", "max_prompts"),
+            *("max_n", "max_answer_tokens", "max_body_bytes", "max_header_bytes", "read_timeout_s", "ping_s"),
+            *("drain_s", "resume_s", "salt_by_key", "log_format", "log_prompts"),
         )
 
     def _given(self, *names: str) -> dict[str, Any]:
@@ -175,7 +202,16 @@ def _texts(text: str) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [text]
 
 
-_READERS: Mapping[str, Callable[[str], Any]] = {"integer": int, "number": float, "texts": _texts}
+_SWITCHES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in _SWITCHES:
+        raise ValueError(text)
+    return _SWITCHES[text.lower()]
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {"integer": int, "number": float, "texts": _texts, "switch": _switch}
 
 
 def check(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
@@ -210,6 +246,8 @@ def _wanted(metadata: Mapping[str, Any]) -> str:
         "size": "a number of bytes, or a text such as 512MiB",
         "text": "a text",
         "texts": "a list of texts",
+        "names": "a list of names, or names with commas between",
+        "switch": "true or false",
         "table": "a table",
         "files": "a table of name -> {path, dtype, shape}",
     }[str(kind)]
@@ -252,6 +290,16 @@ def _check_texts(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
     return tuple(value) if is_texts else None
 
 
+def _check_names(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
+    value = value.split(",") if isinstance(value, str) else value
+    names = _check_texts(metadata, value, place)
+    return None if names is None else tuple(name.strip() for name in names if name.strip())
+
+
+def _check_switch(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
+    return value if isinstance(value, bool) else None
+
+
 def _check_table(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
     return dict(value) if isinstance(value, dict) and all(isinstance(key, str) for key in value) else None
 
@@ -283,6 +331,8 @@ _CHECKS = {
     "size": _check_size,
     "text": _check_text,
     "texts": _check_texts,
+    "names": _check_names,
+    "switch": _check_switch,
     "table": _check_table,
     "files": _check_files,
 }

@@ -43,6 +43,18 @@ void keep_only(Span<const std::int32_t> allowed, Span<float> logits, std::vector
   for (const Candidate& candidate : kept) at(logits, candidate.id) = candidate.value;
 }
 
+// 32 tokens at a time: most words of a mask are all ones or all zeros.
+void keep_masked(const std::uint32_t* words, Span<float> logits) {
+  for (std::size_t begin = 0; begin < logits.size; begin += 32) {
+    const std::uint32_t word = words[begin / 32];
+    if (word == ~std::uint32_t{0}) continue;
+    const std::size_t end = std::min(begin + 32, logits.size);
+    for (std::size_t id = begin; id < end; ++id) {
+      if ((word >> (id - begin) & 1u) == 0) logits[id] = kNegativeInfinity;
+    }
+  }
+}
+
 }  // namespace
 
 bool has_logit_edits(const SamplingParams& params, std::size_t draw) {
@@ -50,7 +62,7 @@ bool has_logit_edits(const SamplingParams& params, std::size_t draw) {
   const bool has_penalty = params.repetition_penalty[draw] != 1.0f || params.presence_penalty[draw] != 0.0f ||
                            params.frequency_penalty[draw] != 0.0f;
   return (has_history && has_penalty) || !params.bias.of(draw).empty() || !params.banned.of(draw).empty() ||
-         !params.allowed.of(draw).empty();
+         !params.allowed.of(draw).empty() || params.masks.has(draw);
 }
 
 void edit_logits(const SamplingParams& params, std::size_t draw, Span<float> logits, Sampler::Scratch& scratch) {
@@ -68,6 +80,7 @@ void edit_logits(const SamplingParams& params, std::size_t draw, Span<float> log
   for (std::size_t i = 0; i < biased.size; ++i) at(logits, biased[i]) += bias[i];
   for (const std::int32_t id : params.banned.of(draw)) at(logits, id) = kNegativeInfinity;
   if (!params.allowed.of(draw).empty()) keep_only(params.allowed.of(draw), logits, scratch.kept);
+  if (params.masks.has(draw)) keep_masked(params.masks.of(draw), logits);
 }
 
 }  // namespace llm_decoder

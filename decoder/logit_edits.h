@@ -10,7 +10,8 @@ namespace llm_decoder {
 // Whether draw `draw` changes its logits at all.
 bool has_logit_edits(const SamplingParams& params, std::size_t draw);
 
-// logits: [vocab_size], changed in place. Penalties first, then bias, then banned and not allowed tokens become -inf.
+// logits: [vocab_size], changed in place. Penalties first, then bias, then tokens that are banned, not allowed or not
+// in the mask become -inf.
 void edit_logits(const SamplingParams& params, std::size_t draw, Span<float> logits, Sampler::Scratch& scratch);
 
 }  // namespace llm_decoder

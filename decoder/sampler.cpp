@@ -116,6 +116,17 @@ void check_values(Span<const float> values, std::size_t n_draws, const char* nam
 
 bool is_finite(float value) { return std::isfinite(value); }
 
+void check_masks(const TokenMasks& masks, std::size_t n_draws, std::int32_t vocab_size) {
+  if (masks.n_words == 0 && masks.of_draw.empty()) return;
+  check_one_each(masks.of_draw, n_draws, "mask_of_draw");
+  check_arg(masks.n_words >= (vocab_size + 31) / 32, kPlace, "masks must have a bit for each of ", vocab_size,
+            " tokens, ", (vocab_size + 31) / 32, " words, got ", masks.n_words);
+  const std::int64_t n_masks = static_cast<std::int64_t>(masks.words.size) / masks.n_words;
+  for (const std::int32_t mask : masks.of_draw) {
+    check_arg(mask >= -1 && mask < n_masks, kPlace, "mask_of_draw must be in [-1, ", n_masks, "), got ", mask);
+  }
+}
+
 void check_params(const SamplingParams& p, const LogitsView& logits) {
   const std::size_t n = p.rows.size;
   for (const std::int32_t row : p.rows) {
@@ -139,6 +150,7 @@ void check_params(const SamplingParams& p, const LogitsView& logits) {
   check_ids(p.bias, n, logits.vocab_size, "bias");
   check_ids(p.banned, n, logits.vocab_size, "banned");
   check_ids(p.allowed, n, logits.vocab_size, "allowed");
+  check_masks(p.masks, n, logits.vocab_size);
 }
 
 void check_n_top(std::int32_t n_top, const LogitsView& logits, const char* place) {

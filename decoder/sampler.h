@@ -31,6 +31,18 @@ struct RaggedIds {
   }
 };
 
+// Which tokens a draw may give, a bit each: token t is bit t % 32 of word t / 32. Several draws may share a mask.
+struct TokenMasks {
+  Span<const std::int32_t> of_draw;  // [n_draws], -1: all tokens; empty: all tokens for every draw
+  Span<const std::uint32_t> words;   // [n_masks, n_words]
+  std::int32_t n_words = 0;          // of a mask; those past the last token's are not looked at
+
+  bool has(std::size_t draw) const { return !of_draw.empty() && of_draw[draw] >= 0; }
+  const std::uint32_t* of(std::size_t draw) const {
+    return words.data + static_cast<std::int64_t>(of_draw[draw]) * n_words;
+  }
+};
+
 // One entry a draw; several draws may come from one row of logits. The value in brackets switches a parameter off.
 struct SamplingParams {
   Span<const std::int32_t> rows;
@@ -48,6 +60,7 @@ struct SamplingParams {
   Span<const float> bias_values;  // beside bias.ids
   RaggedIds banned;
   RaggedIds allowed;  // an empty run allows all
+  TokenMasks masks;
 };
 
 // In the place of a token. The two are told apart because only the first says that the model's own numbers, and what

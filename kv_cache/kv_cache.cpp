@@ -315,7 +315,9 @@ KvCacheStats KvCache::stats() const {
     stats.n_held += part.n_held;
     stats.n_cached += part.n_cached;
     stats.n_pinned += part.n_pinned;
+    stats.n_evictable += group.lru.size();
     stats.n_evictions += group.n_evictions;
+    stats.n_cleared += group.n_cleared;
     stats.n_copies += group.n_copies;
     stats.pool_bytes += part.n_pages * part.page_bytes;
     stats.groups.push_back(part);
@@ -324,6 +326,16 @@ KvCacheStats KvCache::stats() const {
   stats.n_query_tokens = self.n_query_tokens;
   stats.n_hit_tokens = self.n_hit_tokens;
   return stats;
+}
+
+void KvCache::set_time(double now_s) {
+  for (PageGroup& group : impl_->groups) group.ages.now_s = now_s;
+}
+
+KvDurations KvCache::durations() const {
+  KvDurations durations;
+  for (const PageGroup& group : impl_->groups) group.ages.add_to(&durations);
+  return durations;
 }
 
 }  // namespace llm_decoder

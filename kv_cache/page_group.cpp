@@ -20,6 +20,7 @@ PageGroup::PageGroup(const KvCacheConfig& config, std::int32_t number_, PrefixIn
       storage(config, number_),
       pages(n_pages_of(config, number_)),
       lru(n_pages_of(config, number_)),
+      ages(n_pages_of(config, number_)),
       page_pins(static_cast<std::size_t>(n_pages_of(config, number_)), 0),
       n_leaving(static_cast<std::size_t>(n_pages_of(config, number_)), 0),
       index_(index) {
@@ -44,6 +45,7 @@ std::int32_t PageGroup::most_pages_for(std::int64_t n_tokens, std::int32_t max_s
 
 void PageGroup::hold(std::int32_t page) {
   if (lru.contains(page)) lru.remove(page);
+  if (pages.n_holders(page) == 0) ages.wake(page);
   pages.hold(page);
 }
 
@@ -51,9 +53,10 @@ void PageGroup::let_go(std::int32_t page) {
   if (!pages.let_go(page)) return;
   if (index_.node_of(number, page) == kNone) {
     pages.put_back(page);
-  } else if (page_pins[static_cast<std::size_t>(page)] == 0) {
-    lru.push_newest(page);
+    return;
   }
+  ages.rest(page);
+  if (page_pins[static_cast<std::size_t>(page)] == 0) lru.push_newest(page);
 }
 
 void PageGroup::pin(std::int32_t page) {
@@ -71,8 +74,8 @@ void PageGroup::unpin(std::int32_t page) {
 void PageGroup::forget_cached() {
   while (lru.size() > 0) {
     const std::int32_t page = lru.oldest();
-    lru.remove(page);
-    index_.forget_page(number, page);
+    evict(page);
+    ++n_cleared;
     pages.put_back(page);
   }
 }
@@ -81,14 +84,24 @@ bool PageGroup::must_copy(Sequence& sequence) const {
   return sequence.length % page_size != 0 && pages.n_holders(page_at(sequence, sequence.length)) > 1;
 }
 
-std::int32_t PageGroup::take_page() {
-  if (pages.n_free() > 0) return pages.take();
-  const std::int32_t page = lru.oldest();
-  check_state(page != kNone, "KvCache.reserve", "needs a free or cached page, there is none");
+void PageGroup::evict(std::int32_t page) {
   lru.remove(page);
   index_.forget_page(number, page);
-  ++n_evictions;
-  pages.hold(page);
+  ages.evict(page);
+}
+
+std::int32_t PageGroup::take_page() {
+  std::int32_t page;
+  if (pages.n_free() > 0) {
+    page = pages.take();
+  } else {
+    page = lru.oldest();
+    check_state(page != kNone, "KvCache.reserve", "needs a free or cached page, there is none");
+    evict(page);
+    ++n_evictions;
+    pages.hold(page);
+  }
+  ages.take(page);
   return page;
 }
 

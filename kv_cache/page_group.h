@@ -13,6 +13,7 @@
 
 #include "llm_decoder/kv_cache.h"
 #include "lru.h"
+#include "page_ages.h"
 #include "page_allocator.h"
 #include "prefix_index.h"
 #include "sequence_table.h"
@@ -43,7 +44,7 @@ class PageGroup {
   void let_go(std::int32_t page);  // becomes cached or free when that was its last holder
   void pin(std::int32_t page);
   void unpin(std::int32_t page);
-  void forget_cached();  // every page that is cached and not pinned is free
+  void forget_cached();  // every page that is cached and not pinned is evicted and free
 
   PageTable& table_of(Sequence& sequence) const { return sequence.tables[static_cast<std::size_t>(number)]; }
   const PageTable& table_of(const Sequence& sequence) const {
@@ -61,8 +62,9 @@ class PageGroup {
   Storage storage;  // first, so that a pool that is too large is refused before its books are opened
   PageAllocator pages;
   LruList lru;
+  PageAges ages;
   std::vector<std::int32_t> page_pins;  // [n_pages], pins that need this page
-  std::int64_t n_pinned = 0, n_evictions = 0, n_copies = 0;
+  std::int64_t n_pinned = 0, n_evictions = 0, n_cleared = 0, n_copies = 0;
   std::vector<std::int32_t> n_leaving;  // [n_pages], scratch of n_pages_wanted, zero between calls
 
  private:
@@ -70,6 +72,7 @@ class PageGroup {
     return table_of(sequence).pages[static_cast<std::size_t>(position / page_size)];
   }
   bool must_copy(Sequence& sequence) const;  // its last page is partial and others hold it too
+  void evict(std::int32_t page);             // a cached one; it is idle and of no node then
   std::int32_t take_page();                  // a free one, else the oldest cached one; there must be one
 
   PrefixIndex& index_;

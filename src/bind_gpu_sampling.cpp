@@ -41,7 +41,7 @@ class Params {
   const Addresses& addresses_;
 };
 
-DrawParams draw_params_of(const Addresses& addresses) {
+DrawParams draw_params_of(const Addresses& addresses, int vocab_size) {
   const Params params(addresses);
   DrawParams p;
   p.rows = params.get<std::int32_t>("rows");
@@ -60,6 +60,9 @@ DrawParams draw_params_of(const Addresses& addresses) {
   p.bias_values = params.get<float>("bias_values");
   p.banned = params.lists("banned");
   p.allowed = params.lists("allowed");
+  p.masks.of_draw = params.get<std::int32_t>("mask_of_draw");
+  p.masks.words = params.get<std::uint32_t>("masks");
+  p.masks.n_words = (vocab_size + 31) / 32;
   return p;
 }
 
@@ -77,7 +80,7 @@ void add_results(Launch& launch, const ResultTuple& results) {
 SampleLaunch sample_launch(const TensorTuple& logits, const Addresses& params, int n_draws, int n_best) {
   SampleLaunch launch;
   launch.logits = logits_of(logits);
-  launch.params = draw_params_of(params);
+  launch.params = draw_params_of(params, launch.logits.vocab_size);
   launch.n_draws = n_draws;
   launch.best.n = n_best;
   return launch;

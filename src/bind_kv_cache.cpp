@@ -102,12 +102,25 @@ py::dict stats(const KvCache& cache) {
   named["n_held"] = stats.n_held;
   named["n_cached"] = stats.n_cached;
   named["n_pinned"] = stats.n_pinned;
+  named["n_evictable"] = stats.n_evictable;
   named["n_sequences"] = stats.n_sequences;
   named["n_query_tokens"] = stats.n_query_tokens;
   named["n_hit_tokens"] = stats.n_hit_tokens;
   named["n_evictions"] = stats.n_evictions;
+  named["n_cleared"] = stats.n_cleared;
   named["n_copies"] = stats.n_copies;
   named["pool_bytes"] = stats.pool_bytes;
+  return named;
+}
+
+py::dict durations(const KvCache& cache) {
+  const KvDurations durations = cache.durations();
+  const auto pair = [](const DurationCounts& part) { return py::make_tuple(part.counts, part.sum); };
+  py::dict named;
+  named["bounds"] = DurationCounts::kBounds;
+  named["lifetime"] = pair(durations.lifetimes);
+  named["idle_before_eviction"] = pair(durations.idle_times);
+  named["reuse_gap"] = pair(durations.reuse_gaps);
   return named;
 }
 
@@ -156,9 +169,15 @@ void register_kv_cache(py::module_& m) {
            "The most tokens a sequence can have that has all pages to itself and takes steps of max_step tokens.")
       .def("page_bytes", &page_bytes, "list [n_groups]: bytes of one page over all layers of the group.")
       .def("stats", &stats,
-           "Counts of pages of all groups by state (n_free + n_held + n_cached = n_pages; n_pinned), of sequences, of "
-           "looked-up and "
-           "found tokens,\nof evictions and copies, and pool_bytes.")
+           "Counts of pages of all groups by state (n_free + n_held + n_cached = n_pages; n_pinned; n_evictable of "
+           "n_cached), of sequences, of looked-up and\nfound tokens, of pages evicted for others (n_evictions) and by "
+           "clear_prefix_index (n_cleared), of copies, and pool_bytes.")
+      .def("set_time", &KvCache::set_time, py::arg("now_s"),
+           "What time it is for the verbs that follow, in seconds of a clock that never goes back.")
+      .def("durations", &durations,
+           "Of pages in the prefix index, in seconds: {'bounds': [...], and of 'lifetime' (taken to evicted), "
+           "'idle_before_eviction' and\n'reuse_gap' (without a holder) a pair (counts, sum)}. counts[i] is of those "
+           "in (bounds[i - 1], bounds[i]], the last of those above all.")
       .def("check_integrity", &KvCache::check_integrity, "Raises RuntimeError saying what is broken, if anything is.")
       .def_property_readonly("page_size", [](const KvCache& cache) { return cache.config().page_size; });
 }

@@ -18,13 +18,23 @@ class Reader {
   explicit Reader(const py::dict& params) : params_(params) {}
 
   template <class T>
-  Span<const T> read(const char* name) {
+  Span<const T> read(const char* name, const Shape& shape = {kAny}) {
     check_arg(params_.contains(name), kPlace, "params must have ", name);
     const py::object value = params_[name];
     check_arg(py::isinstance<py::array>(value), kPlace, name, " must be an ndarray, got ",
               std::string(py::str(py::type::of(value).attr("__name__"))));
     names_.push_back(name);
-    return read_array<T>(py::reinterpret_borrow<py::array>(value), kPlace, name);
+    return read_array<T>(py::reinterpret_borrow<py::array>(value), kPlace, name, shape);
+  }
+
+  // Both or neither.
+  TokenMasks read_masks() {
+    TokenMasks masks;
+    if (!params_.contains("masks") && !params_.contains("mask_of_draw")) return masks;
+    masks.of_draw = read<std::int32_t>("mask_of_draw");
+    masks.words = read<std::uint32_t>("masks", {kAny, kAny});
+    masks.n_words = static_cast<std::int32_t>(py::cast<py::array>(params_["masks"]).shape(1));
+    return masks;
   }
 
   RaggedIds read_ids(const char* offsets, const char* ids) {
@@ -65,6 +75,7 @@ SamplingParams read_sampling_params(const py::array& rows, const py::dict& param
   read.bias_values = reader.read<float>("bias_values");
   read.banned = reader.read_ids("banned_offsets", "banned_ids");
   read.allowed = reader.read_ids("allowed_offsets", "allowed_ids");
+  read.masks = reader.read_masks();
   reader.check_all_read();
   return read;
 }

@@ -6,19 +6,23 @@ shared, copied, evicted or handed on wrongly shows up as a wrong history, and so
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from llm_decoder import _core
 from llm_decoder.engine import Engine, EngineOptions
 from llm_decoder.engine_core import EngineCore
+from llm_decoder.grammars import GrammarCompiler
 from llm_decoder.outputs import StreamEvent
 from llm_decoder.sampling import SamplingParams, resolve_params
 from llm_decoder.sequence import Limits, Vocabulary, build_request
 from llm_decoder.speculation import Speculation, SpeculationOptions
+from llm_decoder.structured import as_structured_outputs
 
 POISON = -7
 
@@ -160,6 +164,20 @@ class ByteTokenizer:
     def __len__(self) -> int:
         return 258
 
+    @property
+    def n_ids(self) -> int:
+        return 258
+
+    @functools.cache  # noqa: B019 - as long as the tests
+    def to_json(self) -> str:
+        """The same as a byte-level tokenizer of the tokenizers library."""
+        vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        tokenizer.add_special_tokens(["<end>", "<begin>"])
+        return str(tokenizer.to_str())
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [self.bos_token_id] * add_special_tokens + list(text.encode())
 
@@ -171,6 +189,13 @@ class ByteTokenizer:
     ) -> list[int]:
         text = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
         return self.encode(text + "<assistant>" * add_generation_prompt)
+
+
+def _byte_characters() -> list[str]:
+    """How byte-level tokenizers spell the bytes 0 to 255 (Radford et al. 2019)."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return [chr(byte) if byte in visible else chr(256 + hidden.index(byte)) for byte in range(256)]
 
 
 def make_engine(backend: FakeBackend | None = None, **options: Any) -> Engine:
@@ -193,15 +218,26 @@ class Desk:
         self.backend = backend or FakeBackend()
         self.tokenizer = tokenizer or ByteTokenizer()
         self.core = EngineCore(self.backend, self.tokenizer, max_num_seqs, start_speculation)
+        self.grammars = GrammarCompiler(ByteTokenizer(), self.backend.vocab_size, frozenset({256}))
         self.sent: dict[str, list[Any]] = {}
 
-    def add(self, prompt: str | bytes | Sequence[int], *, stream: bool = False, rows: Any = None, **params: Any) -> str:
+    def add(
+        self,
+        prompt: str | bytes | Sequence[int],
+        *,
+        stream: bool = False,
+        rows: Any = None,
+        priority: int = 0,
+        **params: Any,
+    ) -> str:
         request_id = f"request-{len(self.sent)}"
         items: list[Any] = []
         backend = self.backend
+        resolved = resolve_params(SamplingParams(**params))
+        asked = resolved.structured_outputs
         request = build_request(
             list(prompt.encode() if isinstance(prompt, str) else prompt),
-            resolve_params(SamplingParams(**params)),
+            resolved,
             Limits(backend.vocab_size, backend.max_model_len, backend.cache.max_tokens(backend.max_tokens_per_step)),
             self.tokenizer,
             request_id=request_id,
@@ -210,6 +246,8 @@ class Desk:
             eos_token_ids=frozenset({ByteTokenizer.eos_token_id}),
             stream=stream,
             rows=rows,
+            priority=priority,
+            grammar=None if asked is None else self.grammars.compile(as_structured_outputs(asked)),
         )
         self.sent[request_id] = items
         self.core.add(request)

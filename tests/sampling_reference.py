@@ -36,6 +36,8 @@ def edited(row: np.ndarray, p: dict[str, Any]) -> np.ndarray:
         kept = np.full_like(x, -np.inf)
         kept[p["allowed"]] = x[p["allowed"]]
         x = kept
+    if p.get("mask") is not None:  # tokens, as allowed; but none leave none
+        x[np.setdiff1d(np.arange(len(x)), p["mask"])] = -np.inf
     return x
 
 

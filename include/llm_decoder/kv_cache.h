@@ -16,6 +16,8 @@
 // that throws has changed nothing.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -47,12 +49,42 @@ struct KvGroupStats {
   std::int64_t page_bytes;  // of one page over all layers of the group: K, V and scales
 };
 
+// How many durations, in seconds, are at most each bound and above the one before it; the last count is of those above
+// all bounds.
+struct DurationCounts {
+  static constexpr std::array<double, 21> kBounds = {0.001, 0.002, 0.005, 0.01,  0.02,  0.05,   0.1,
+                                                     0.2,   0.5,   1.0,   2.0,   5.0,   10.0,   20.0,
+                                                     30.0,  60.0,  120.0, 300.0, 600.0, 1200.0, 1800.0};
+
+  std::array<std::int64_t, kBounds.size() + 1> counts{};
+  double sum = 0.0;
+
+  void add(double duration) {
+    std::size_t i = 0;
+    while (i < kBounds.size() && duration > kBounds[i]) ++i;
+    ++counts[i];
+    sum += duration;
+  }
+  void add(const DurationCounts& others) {
+    for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += others.counts[i];
+    sum += others.sum;
+  }
+};
+
+// Of pages in the prefix index. lifetimes: from when a page was taken to its eviction; idle_times: of these, the part
+// since its last holder let it go; reuse_gaps: how long a page had no holder before it found one again.
+struct KvDurations {
+  DurationCounts lifetimes, idle_times, reuse_gaps;
+};
+
 struct KvCacheStats {
   std::vector<KvGroupStats> groups;
   std::int64_t n_pages, n_free, n_held, n_cached, n_pinned;  // of all groups together
+  std::int64_t n_evictable;                                  // of n_cached, those that nobody pinned
   std::int64_t n_sequences;
   std::int64_t n_query_tokens, n_hit_tokens;  // prefix look-ups since construction
-  std::int64_t n_evictions, n_copies;         // pages evicted, pages copied on write
+  std::int64_t n_evictions, n_cleared;        // cached pages that gave way to others; that clear_prefix_index forgot
+  std::int64_t n_copies;                      // pages copied on write
   std::int64_t pool_bytes;
 };
 
@@ -107,6 +139,10 @@ class KvCache {
   std::int64_t max_tokens(std::int32_t max_step) const;
   const KvCacheConfig& config() const;
   KvCacheStats stats() const;
+
+  // What time it is for the verbs that follow, in seconds of a clock that never goes back; without it no time passes.
+  void set_time(double now_s);
+  KvDurations durations() const;  // since construction
 
   // Proves every page is in exactly one state, counts add up, parents exist, no cycle. Throws std::logic_error saying
   // what is broken.

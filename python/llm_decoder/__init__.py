@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_decoder.answers import AnswerMessage, Part, ToolCall
     from llm_decoder.async_llm import AsyncLLM
     from llm_decoder.backends import DeviceInfo, devices
     from llm_decoder.decoders import INT8Decoder
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
     from llm_decoder.llm import LLM
     from llm_decoder.outputs import Completion, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
     from llm_decoder.sampling import SamplingParams
+    from llm_decoder.structured import StructuredOutputs
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AnswerMessage",
     "AsyncLLM",
     "BackendError",
     "Completion",
@@ -54,13 +57,16 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "NotEnoughMemoryError",
+    "Part",
     "QueueFullError",
     "RequestFailedError",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
     "StreamEvent",
+    "StructuredOutputs",
     "TokenLogprob",
+    "ToolCall",
     "UnsupportedModelError",
     "__version__",
     "devices",
@@ -68,16 +74,20 @@ __all__ = [
 
 # Nothing is imported before it is asked for: `import llm_decoder` and `--help` cost no NumPy and no compiled core.
 _HOMES = {
+    "AnswerMessage": "answers",
     "AsyncLLM": "async_llm",
     "Completion": "outputs",
     "DeviceInfo": "backends",
     "INT8Decoder": "decoders",
     "LLM": "llm",
+    "Part": "answers",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling",
     "StreamEvent": "outputs",
+    "StructuredOutputs": "structured",
     "TokenLogprob": "outputs",
+    "ToolCall": "answers",
     "devices": "backends",
 }
 

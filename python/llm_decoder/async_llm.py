@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from llm_decoder.answers import AnswerParser, ChatStyle
 from llm_decoder.chat import Message
 from llm_decoder.engine import RequestHandle
 from llm_decoder.llm import LLM, Params, params_for
@@ -63,6 +64,15 @@ class AsyncLLM:
         """As LLM.vocab_size."""
         return self._llm.vocab_size
 
+    @property
+    def chat_style(self) -> ChatStyle:
+        """As LLM.chat_style."""
+        return self._llm.chat_style
+
+    def answer_parser(self, messages: Sequence[Message] = (), **template_options: Any) -> AnswerParser:
+        """As LLM.answer_parser."""
+        return self._llm.answer_parser(messages, **template_options)
+
     async def generate(self, prompts: str | Sequence[Any], params: Params = None) -> list[RequestOutput]:
         """As LLM.generate."""
         all_prompts = as_prompts(prompts)
@@ -81,12 +91,13 @@ class AsyncLLM:
     ) -> AsyncIterator[StreamEvent]:
         """As LLM.stream: `async for event in llm.stream(...)`. Closing the iterator cancels the request."""
         subscription = await self._subscribe(prompt, params, stream=True, **template_options)
+        parts = self._llm.parts_of(prompt, template_options)
         is_over = False
         try:
             while not is_over:
                 event = await subscription.next_event()
                 is_over = event.output is not None
-                yield event
+                yield event if parts is None else parts.add(event)
         finally:
             if not is_over:
                 subscription.handle.cancel()
@@ -97,10 +108,11 @@ class AsyncLLM:
         """As LLM.chat."""
         subscription = await self._subscribe(checked_messages(messages), params, **template_options)
         try:
-            return await subscription.result()
+            output = await subscription.result()
         except BaseException:
             subscription.handle.cancel()
             raise
+        return self._llm.chat_answers(messages, **template_options).with_messages(output)
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any

@@ -55,8 +55,8 @@ class StepBatch:
 class SamplingBatch:
     """The `params` that the core's sampler takes, for the sequences that draw a token this step.
 
-    While the same sequences draw again, most of it is kept; positions, and for the sequences that need them histories
-    and bans, are made anew each step.
+    While the same sequences draw again, most of it is kept; positions, and for the sequences that need them histories,
+    bans and masks, are made anew each step.
     """
 
     # One number a sequence; everything else has runs of ids.
@@ -71,6 +71,7 @@ class SamplingBatch:
         self._has_ids = False
         self._has_histories = False
         self._has_moving_bans = False
+        self._has_masks = False
         self.n_top = 0
 
     def params(self, sequences: list[Sequence]) -> dict[str, npt.NDArray[Any]]:
@@ -85,6 +86,8 @@ class SamplingBatch:
             _add_histories(params, rows)
         if self._has_moving_bans:
             params["banned_offsets"], params["banned_ids"] = _ragged([_banned(*row) for row in rows])
+        if self._has_masks:
+            params["mask_of_draw"], params["masks"] = _masks(rows)
         return params
 
     def _rebuild(self, sequences: list[Sequence]) -> None:
@@ -111,6 +114,7 @@ class SamplingBatch:
         self._has_moving_bans = any(
             s.request.bad_runs or s.n_generated < s.request.params.min_tokens for s in sequences
         )
+        self._has_masks = any(sequence.follower is not None for sequence in sequences)
         self.n_top = max((params.logprobs or 0 for params in asked), default=0)
 
     def _expanded(self, sequences: list[Sequence], rows: list[tuple[Sequence, int]]) -> dict[str, npt.NDArray[Any]]:
@@ -168,6 +172,25 @@ def _banned(sequence: Sequence, n_ahead: int) -> npt.NDArray[np.int32]:
         if ends:
             banned = np.union1d(banned, ends)
     return banned.astype(np.int32)
+
+
+def _masks(rows: list[tuple[Sequence, int]]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
+    """What the grammars of these sequences allow behind so many of their drafts: (which mask is each row's, -1 = none,
+    int32 [n_rows]; the masks uint32 [n_masks, n_words])"""
+    followers = [sequence.follower for sequence, _ in rows]
+    n_words = next(follower.n_words for follower in followers if follower is not None)
+    has_mask = np.array([follower is not None for follower in followers])
+    masks = np.empty((np.count_nonzero(has_mask), n_words), np.uint32)
+    of_row = np.where(has_mask, np.cumsum(has_mask) - 1, -1).astype(np.int32)
+    for (sequence, n_ahead), follower, i in zip(rows, followers, of_row.tolist(), strict=True):
+        if follower is None:
+            continue
+        if n_ahead == 0:
+            follower.fill(masks[i])
+        else:
+            assert sequence.draft_masks is not None
+            masks[i] = sequence.draft_masks[n_ahead - 1]
+    return of_row, masks
 
 
 def _ends_with(tokens: npt.NDArray[np.int32], run: tuple[int, ...]) -> bool:

@@ -38,11 +38,12 @@ def fit_chat(
     messages: Sequence[Message],
     max_model_len: int,
     max_tokens: int | None,
+    drop_turns: bool = True,
     **template_options: Any,
 ) -> FittedChat:
-    """The prompt of a chat, without its oldest turns where they do not fit.
+    """The prompt of a chat, without its oldest turns where they do not fit. drop_turns: false = all of them stay.
 
-    Raises InvalidRequestError for messages of another form, ContextLengthExceededError when the last turn does not fit.
+    Raises InvalidRequestError for messages of another form, ContextLengthExceededError when what stays does not fit.
     """
     _check_messages(messages)
     system, turns = _split(messages)
@@ -53,8 +54,14 @@ def fit_chat(
         return tokenizer.apply_chat_template(kept, **template_options)
 
     token_ids = render(0)
-    if len(token_ids) + room <= max_model_len:
+    if len(token_ids) + room <= max_model_len or (not drop_turns and len(token_ids) < max_model_len):
         return FittedChat(token_ids)
+    if not drop_turns:
+        raise ContextLengthExceededError(
+            f"[messages] the context holds {max_model_len} tokens (n_ctx = {max_model_len}), the chat has "
+            f"{len(token_ids)} and leaves no room for an answer; shorten it, or raise max_model_len",
+            param="messages",
+        )
     # A prompt gets shorter with every turn it loses: look for the first number of turns that is enough.
     low, high = 1, len(turns) - 1
     while low < high:

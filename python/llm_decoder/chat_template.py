@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,10 @@ class ChatTemplate:
         take, and when the template itself refuses them, fails, or asks for too much time or memory; MalformedFileError
         when the template does not compile.
         """
-        plain = [_plain_message(index, message, shield) for index, message in enumerate(_checked_list(messages))]
+        plain = [
+            _plain_message(index, self._with_arguments(index, message), shield)
+            for index, message in enumerate(_checked_list(messages))
+        ]
         if self.system and plain[0]["role"] != "system":
             plain.insert(0, {"role": "system", "content": shield(self.system)})
         if continue_final_message:
@@ -87,6 +91,44 @@ class ChatTemplate:
         """Raises MalformedFileError when the template, or one of those by name, does not compile."""
         for source in (self.source, *self.named.values()):
             _compiled(source)
+
+    def _with_arguments(self, index: int, message: Message) -> Message:
+        """A message whose calls of tools have their arguments as this template reads them. Some templates take a list
+        without calls for one with."""
+        if not isinstance(message, Mapping) or "tool_calls" not in message:
+            return message
+        calls = message["tool_calls"]
+        if calls is None or calls == []:
+            return {key: value for key, value in message.items() if key != "tool_calls"}
+        if not isinstance(calls, list | tuple):
+            raise InvalidRequestError(
+                f"[messages[{index}].tool_calls] need a list, got {type(calls).__name__}", param="messages"
+            )
+        as_text = self._takes_arguments_as_text
+        return {
+            **message,
+            "tool_calls": [_call(f"messages[{index}].tool_calls[{i}]", call, as_text) for i, call in enumerate(calls)],
+        }
+
+    @functools.cached_property
+    def _takes_arguments_as_text(self) -> bool:
+        """Whether calls have their arguments as JSON text in this template, which adds them to other text; most take
+        the object and spell it. Found by showing it one."""
+        return not self._shows_arguments({"mark": "x"}) and self._shows_arguments('{"mark": "x"}')
+
+    def _shows_arguments(self, arguments: Any) -> bool:
+        call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "x", "name": "f", "tool_call_id": "a1b2c3d4e"},
+        ]
+        try:
+            text = self._run(messages, {"add_generation_prompt": True, "tools": [tool]})
+        except InvalidRequestError:
+            return False
+        return '"mark":' in text
 
     def _run(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
         from llm_decoder.template_sandbox import render  # Jinja, which a model that never chats does without
@@ -199,6 +241,33 @@ def _plain_message(index: int, message: Message, shield: Shield) -> dict[str, An
     if message.get("content") is None and role != "assistant" and not message.get("tool_calls"):
         raise InvalidRequestError(f"[{place}.content] need a text in a {role} message, got none", param="messages")
     return plain | {"content": shield(_text_of(message.get("content"), place))}
+
+
+def _call(place: str, call: Any, as_text: bool) -> dict[str, Any]:
+    """A call of a tool, as OpenAI's API and templates have it, with its arguments in the one form or the other. Text
+    that is no JSON, which a model may have written, stays as it is."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InvalidRequestError(
+            f"[{place}] need an object with function, which has name and arguments, got {type(call).__name__}",
+            param="messages",
+        )
+    arguments = function.get("arguments")
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, str | Mapping):
+        raise InvalidRequestError(
+            f"[{place}.function.arguments] need an object, or JSON text with one, got {type(arguments).__name__}",
+            param="messages",
+        )
+    try:
+        if as_text and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        elif not as_text and isinstance(arguments, str):
+            arguments = json.loads(arguments or "{}")
+    except (ValueError, TypeError, RecursionError):
+        pass
+    others = {key: value for key, value in call.items() if key not in ("function", "name", "arguments")}
+    return {**others, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _text_of(content: Any, place: str) -> str:

@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_decoder.backends import Backend, check_integer
+from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.engine_core import EngineCore
 from llm_decoder.errors import EngineClosedError, QueueFullError
+from llm_decoder.grammars import Grammar
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams, derive_seed, resolve_params
 from llm_decoder.sequence import Limits, Request, Rows, Sink, Vocabulary, build_request
@@ -73,18 +75,19 @@ class _Worker:
     refusal: EngineClosedError | None = None  # why nothing more is taken
     closing: bool = False
     n_waiting: int = 0  # requests in the inbox or on their way from it to the core
+    n_refused: int = 0  # requests for which there was no room
     drain_until_s: float = 0.0
     process_id: int = field(default_factory=os.getpid)
 
-    def put(self, command: _Command, admit: Callable[[], None] = lambda: None) -> None:
-        """Unless admit(), called under the lock, raises."""
+    def put(self, command: _Command, admit: Callable[[], None] = lambda: None, *, is_late: bool = False) -> None:
+        """Unless admit(), called under the lock, raises. is_late: also while it drains."""
         if os.getpid() != self.process_id:
             raise EngineClosedError(
                 "[engine] it runs in the process that made it, got a fork of that one, which has none of its threads; "
                 "make the LLM after the fork"
             )
         with self.lock:
-            if self.refusal is not None:
+            if self.refusal is not None and not (is_late and self.closing):
                 raise _copy(self.refusal)
             admit()
             self.inbox.put(command)
@@ -188,8 +191,7 @@ class RequestHandle:
 
     def rows(self) -> npt.NDArray[np.float32]:
         """The rows of a request made for them: float32 [n_tokens, vocab_size or hidden_size]."""
-        self.result()
-        rows = self._request.collected
+        rows = self.result().rows
         assert rows is not None
         return rows
 
@@ -204,7 +206,7 @@ class RequestHandle:
         """The request ends with "abort" before the next step; nothing happens when it is over."""
         request_id = self.request_id
         with contextlib.suppress(EngineClosedError):
-            self._worker.put(_Command(lambda core: core.cancel(request_id), lambda error: None))
+            self._worker.put(_Command(lambda core: core.cancel(request_id), lambda error: None), is_late=True)
 
 
 class Engine:
@@ -254,10 +256,15 @@ class Engine:
         stream: bool = False,
         rows: Rows | None = None,
         dropped_messages: int = 0,
+        priority: int = 0,
+        grammar: Grammar | None = None,
+        text_decoder: TextDecoder | None = None,
         sink: Sink | None = None,
     ) -> RequestHandle:
         """Checks a request and puts it in line. With a `sink`, events go there (called on the engine thread, must not
-        block) and not to the handle. rows: collect these for every prompt token instead of generating.
+        block) and not to the handle. rows: collect these for every prompt token instead of generating. priority: from
+        -100 to 100; it waits as if it had come so many seconds later. grammar: what `params.structured_outputs` is,
+        compiled; every answer follows it. text_decoder: makes the text of the answers, None = the tokenizer does.
 
         Raises InvalidRequestError, ContextLengthExceededError, NotEnoughMemoryError, QueueFullError, EngineClosedError.
         """
@@ -276,6 +283,9 @@ class Engine:
             stream=stream,
             rows=rows,
             dropped_messages=dropped_messages,
+            priority=priority,
+            grammar=grammar,
+            text_decoder=text_decoder,
         )
         worker = self._worker
 
@@ -298,6 +308,7 @@ class Engine:
         worker, limit = self._worker, self.options.max_requests
         n_open = worker.n_waiting + (len(worker.core.requests) if worker.core is not None else 0)
         if limit is not None and n_open >= limit:
+            worker.n_refused += 1
             raise QueueFullError(f"[engine] {n_open} requests wait or run, as many as it takes; try again later")
         worker.n_waiting += 1
 
@@ -306,8 +317,10 @@ class Engine:
         return self._on_thread(lambda core: fn(core.backend))
 
     def stats(self) -> dict[str, Any]:
-        """Counts and rates, see EngineCore.stats."""
-        return self._on_thread(lambda core: core.stats())
+        """Counts and rates, see EngineCore.stats. n_refused: requests that found the queue full. n_submitted: those
+        that the engine has not seen yet."""
+        stats = self._on_thread(lambda core: core.stats())
+        return stats | {"n_refused": self._worker.n_refused, "n_submitted": self._worker.n_waiting}
 
     def _on_thread(self, fn: Callable[[EngineCore], T]) -> T:
         future: Future[T] = Future()

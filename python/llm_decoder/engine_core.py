@@ -14,6 +14,7 @@ from llm_decoder.backends import Backend
 from llm_decoder.batch import SamplingBatch, StepBatch
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.errors import RequestFailedError
+from llm_decoder.histograms import EngineHistograms
 from llm_decoder.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.scheduler import Scheduler, SchedulerLimits
 from llm_decoder.sequence import Request, Sequence
@@ -59,7 +60,9 @@ class EngineCore:
         self._sampling = SamplingBatch()
         self._n_finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
         self._n_prompt_tokens = self._n_generated_tokens = self._n_computed_tokens = self._n_steps = 0
-        self._n_drafted_tokens = self._n_accepted_tokens = 0
+        self._n_drafts = self._n_drafted_tokens = self._n_accepted_tokens = self._n_corrupted = 0
+        self._histograms = EngineHistograms()
+        self._drawn_s = 0.0  # when the step's tokens were drawn
         self._busy_s = 0.0
 
     # -- requests in
@@ -75,7 +78,7 @@ class EngineCore:
         self.scheduler.add(root)
 
     def _sequence(self, request: Request, index: int) -> Sequence:
-        return Sequence(request, index, self._tokenizer, self._start_speculation())
+        return Sequence(request, index, request.text_decoder or self._tokenizer, self._start_speculation())
 
     def cancel(self, request_id: str) -> None:
         """Its pages are let go at once; its answers end with "abort". Nothing happens to a request that is over."""
@@ -100,6 +103,7 @@ class EngineCore:
         any more. The one exception is memory, see _give_way.
         """
         started_s = time.perf_counter()
+        self.backend.cache.set_time(started_s)
         stuck = self.scheduler.plan(self._batch)
         if stuck is not None:
             self._fail(stuck.request, RequestFailedError(self.scheduler.describe_shortage(stuck)))
@@ -115,10 +119,12 @@ class EngineCore:
         draws, rows, collectors = self._rows()
         not_finite = self._collect(collectors, n_rows) if collectors else set()
         drawn = self._draw(draws, rows) if draws else []
+        self._drawn_s = time.perf_counter()
         not_finite.update(sequence.request for sequence, tokens, _, _ in drawn if tokens[0] == NOT_FINITE)
         is_decode = self._verify(drawn)
         for request in not_finite:
             if not request.finished:
+                self._n_corrupted += 1
                 self._fail(request, _numbers_are_broken(request))
         self._commit()
         if not_finite:
@@ -130,6 +136,7 @@ class EngineCore:
                 self._attempt(sequence.request, self._advance_all, sequence, tokens, row, scores)
         self._finish_prompts_that_want_no_answer()
         self._n_steps += 1
+        self._histograms.step_tokens.add(len(batch.tokens))
         step_s = time.perf_counter() - started_s
         self._busy_s += step_s
         if is_decode:
@@ -293,6 +300,7 @@ class EngineCore:
                 metrics = sequence.request.metrics
                 metrics.n_drafted_tokens += sequence.n_drafted
                 metrics.n_accepted_tokens += n_accepted
+                self._n_drafts += 1
                 self._n_drafted_tokens += sequence.n_drafted
                 self._n_accepted_tokens += n_accepted
             else:
@@ -353,11 +361,17 @@ class EngineCore:
     # -- tokens for a sequence
 
     def _advance_all(self, sequence: Sequence, tokens: list[int], row: int, scores: Scores) -> None:
+        n_before = sequence.n_generated
         for i, token in enumerate(tokens, row):
             self._advance(sequence, token, i, scores)
             if sequence.finish_reason is not None:
-                return
-        sequence.draft()
+                break
+        else:
+            sequence.draft()
+        n_new = sequence.n_generated - n_before
+        if n_new and sequence.last_token_s:
+            self._histograms.inter_token.add((self._drawn_s - sequence.last_token_s) / n_new, n_new)
+        sequence.last_token_s = self._drawn_s
 
     def _advance(self, sequence: Sequence, token: int, row: int, scores: Scores) -> None:
         """`token` was drawn; its log probabilities are in `row` of `scores`."""
@@ -373,6 +387,8 @@ class EngineCore:
         self._n_generated_tokens += 1
         if sequence.completion_logprobs is not None:
             sequence.completion_logprobs.append(_entry(row, token, request.params.logprobs or 0, scores))
+        if sequence.follower is not None:
+            sequence.follower.advance(token)
         if token in request.stop_ids:
             if token not in request.eos_token_ids:
                 sequence.stop_reason = token
@@ -382,7 +398,7 @@ class EngineCore:
         if request.stream or sequence.stop_matcher is not None:
             sequence.n_decoded += 1
             is_over = self._add_text(sequence, sequence.detokenizer.push((token,)))
-        if is_over:
+        if is_over or (sequence.follower is not None and sequence.follower.is_complete):
             self._finish(sequence, "stop")
         elif sequence.n_generated >= request.max_new:
             self._finish(sequence, "length")
@@ -427,9 +443,10 @@ class EngineCore:
         """Takes the text of tokens not decoded yet and what was held back. True when a stop string ends the text."""
         if isinstance(sequence.stop_reason, str):
             return True
+        request = sequence.request
         tokens = sequence.generated_tokens.tolist()
-        if reason == "stop" and not sequence.request.params.include_stop_str_in_output:
-            tokens.pop()  # the end token
+        if reason == "stop" and tokens[-1] in request.stop_ids and not request.params.include_stop_str_in_output:
+            tokens.pop()
         if self._add_text(sequence, sequence.detokenizer.push(tokens[sequence.n_decoded :])):
             return True
         if self._add_text(sequence, sequence.detokenizer.flush()):
@@ -451,6 +468,7 @@ class EngineCore:
         n_later = metrics.n_generated_tokens - len(request.sequences)
         if n_later > 0 and now_s > request.first_token_s:
             metrics.tokens_per_s = n_later / (now_s - request.first_token_s)
+        self._histograms.add_request(request, now_s)
 
     def _event(self, sequence: Sequence) -> StreamEvent:
         request = sequence.request
@@ -464,6 +482,8 @@ class EngineCore:
             finish_reason=sequence.finish_reason,
             logprobs=None if logprobs is None else logprobs[n_sent:],
             dropped_messages=request.dropped_messages,
+            stop_reason=sequence.stop_reason,
+            prompt_token_ids=request.prompt_token_ids,
         )
 
     # -- failure
@@ -499,15 +519,25 @@ class EngineCore:
             "n_prompt_tokens": self._n_prompt_tokens,
             "n_generated_tokens": self._n_generated_tokens,
             "n_computed_tokens": self._n_computed_tokens,
+            "n_corrupted": self._n_corrupted,
+            "n_drafts": self._n_drafts,
             "n_drafted_tokens": self._n_drafted_tokens,
             "n_accepted_tokens": self._n_accepted_tokens,
             "tokens_per_s": self._n_generated_tokens / self._busy_s if self._busy_s else 0.0,
             "busy_s": self._busy_s,
             "prefix_hit_rate": pages["n_hit_tokens"] / n_looked_up if n_looked_up else 0.0,
+            "histograms": self._histograms.as_dict() | self._page_ages(),
             "pages": dict(pages),
             "page_size": self.backend.page_size,
             "max_model_len": self.backend.max_model_len,
             "backend": self.backend.info(),
+        }
+
+    def _page_ages(self) -> dict[str, dict[str, Any]]:
+        ages = self.backend.cache.durations()
+        bounds = ages.pop("bounds")
+        return {
+            f"page_{name}": {"bounds": bounds, "counts": counts, "sum": sum_s} for name, (counts, sum_s) in ages.items()
         }
 
 
@@ -529,6 +559,8 @@ def _n_accepted(tokens: list[int], draft: list[int], stop_ids: frozenset[int]) -
 
 def _failure(request: Request, error: Exception) -> RequestFailedError:
     """What a request is told that made `error` be raised."""
+    if isinstance(error, RequestFailedError):
+        return error
     place = f"[request {request.request_id}]"
     if isinstance(error, MemoryError):
         failure = RequestFailedError(
@@ -544,9 +576,13 @@ def _failure(request: Request, error: Exception) -> RequestFailedError:
 
 
 def _nothing_to_draw(sequence: Sequence) -> RequestFailedError:
+    params = sequence.request.params
+    names = ("structured_outputs", "allowed_token_ids", "bad_token_ids", "bad_words", "min_tokens")
     return RequestFailedError(
         f"[request {sequence.request.request_id}] needs a token to draw, got none after {sequence.n_generated}: what "
-        "allowed_token_ids allow, bad_token_ids, bad_words or min_tokens forbid here; allow another one"
+        f"allowed_token_ids{' and structured_outputs' if sequence.follower else ''} allow, bad_token_ids, bad_words or "
+        "min_tokens forbid here; allow another one",
+        param=next((name for name in names if getattr(params, name)), None),
     )
 
 

@@ -95,7 +95,15 @@ class ContextLengthExceededError(InvalidRequestError):
 
 
 class RequestFailedError(LLMDecoderError):
-    """One request failed while it ran; the others go on."""
+    """One request failed while it ran; the others go on.
+
+    `param` names the field that made it fail, where the request itself is at fault: what it asks for turned out to
+    contradict itself, or to be too much work.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class QueueFullError(LLMDecoderError):

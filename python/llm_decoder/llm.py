@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_decoder.answers import AnswerParser, ChatStyle, find_style
 from llm_decoder.backends import BackendOptions, StepTimes, create_backend
 from llm_decoder.chat import Message
+from llm_decoder.chat_answers import ChatAnswers, StreamParts
+from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.engine import Engine, EngineOptions, RequestHandle
 from llm_decoder.errors import ConfigError, InvalidRequestError
+from llm_decoder.grammars import Grammar, GrammarCompiler
 from llm_decoder.no_tokenizer import NoTokenizer
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
-from llm_decoder.sampling import SamplingParams, checked_params
+from llm_decoder.sampling import BUILT_IN_DEFAULTS, SamplingParams, checked_params, resolve_params
 from llm_decoder.sequence import Rows, Sink
 from llm_decoder.speculation import SpeculationOptions
+from llm_decoder.structured import as_structured_outputs
 
 if TYPE_CHECKING:
     from llm_decoder.model_config import ModelConfig
@@ -147,6 +153,9 @@ class LLM:
         self._name = name
         self._config = config
         self._chat_stop = chat_stop
+        self._grammars: GrammarCompiler | None = None
+        if not isinstance(tokenizer, NoTokenizer):
+            self._grammars = GrammarCompiler(tokenizer, engine.limits.vocab_size, engine.options.eos_token_ids)
 
     @classmethod
     def over(
@@ -189,6 +198,35 @@ class LLM:
         """Columns of the logits; may exceed len(tokenizer). Ids past the tokenizer's are legal and give no text."""
         return self._engine.limits.vocab_size
 
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """What a request gets for the sampling fields that it leaves open."""
+        resolved = resolve_params(SamplingParams(), *self._engine.options.sampling_defaults)
+        return {name: getattr(resolved, name) for name in BUILT_IN_DEFAULTS}
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or its engine has died."""
+        return self._engine.is_closed
+
+    @functools.cached_property
+    def chat_style(self) -> ChatStyle:
+        """How the model's answers in a chat are written, by its chat template: the marks of reasoning, the form of
+        calls of tools."""
+        return find_style(getattr(self._tokenizer, "chat_template", None))
+
+    def answer_parser(self, messages: Sequence[Message] = (), **template_options: Any) -> AnswerParser:
+        """What takes an answer to a chat with these options apart, as its text comes; for those who follow `submit`
+        themselves. `chat` and `stream_chat` have it done. messages: looked at when the last of them is continued.
+
+        Raises InvalidRequestError for tools that are none, or that the model cannot be given.
+        """
+        return self.chat_answers(messages, **template_options).parser()
+
+    def chat_answers(self, messages: Sequence[Message] = (), **template_options: Any) -> ChatAnswers:
+        """What a chat's options say of its answers; see answer_parser."""
+        return ChatAnswers(self._tokenizer, self.chat_style, messages, template_options)
+
     # -- text
 
     def generate(
@@ -225,9 +263,10 @@ class LLM:
         """The answer as it comes. prompt: a text, a list of token ids, or the messages of a chat.
 
         The texts of the events, joined, are the text that `generate` gives; the last event has finish_reason and
-        `output`. Closing the iterator, or dropping it, cancels the request.
+        `output`. Events of a chat have `parts` as well. Closing the iterator, or dropping it, cancels the request.
         """
-        return TextStream(self.submit(prompt, params, stream=True, **template_options))
+        handle = self.submit(prompt, params, stream=True, **template_options)
+        return TextStream(handle, self.parts_of(prompt, template_options))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
@@ -235,9 +274,12 @@ class LLM:
         """The answer to a chat: [{"role": "user", "content": "..."}, ...], through the model's own template.
 
         When the chat has outgrown the context its oldest turns are dropped (the rule is chat.py's), and the output's
-        dropped_messages says how many messages that were. params: None = to the end of the context.
+        dropped_messages says how many messages that were. params: None = to the end of the context. template_options:
+        continue_final_message; tools, tool_choice and parallel_tool_calls in the form of OpenAI's API; and what the
+        template takes, such as enable_thinking. Each answer has a `message`: its content, reasoning and calls of tools.
         """
-        return self.submit(checked_messages(messages), params, **template_options).result()
+        output = self.submit(checked_messages(messages), params, **template_options).result()
+        return self.chat_answers(messages, **template_options).with_messages(output)
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
@@ -284,20 +326,34 @@ class LLM:
         stream: bool = False,
         rows: Rows | None = None,
         sink: Sink | None = None,
+        drop_turns: bool = True,
+        priority: int = 0,
         **template_options: Any,
     ) -> RequestHandle:
         """Puts a request in line and returns at once; see Engine.submit. Everything else here is made of this.
 
-        params: None = SamplingParams(), in a chat with max_tokens=None.
+        params: None = SamplingParams(), in a chat with max_tokens=None. drop_turns: a chat that has outgrown the
+        context loses its oldest turns; false = it is refused. priority: -100 to 100, lower is sooner: it waits for
+        its turn as if it had come so many seconds later, or earlier.
         """
         if params is None:
             params = SamplingParams(max_tokens=None) if is_chat(prompt) else SamplingParams()
         checked_params(params)
-        tokenized = tokenize_prompt(prompt, self._tokenizer, self.max_model_len, params, **template_options)
+        chat: ChatAnswers | None = None
+        text_decoder: TextDecoder | None = None
+        if is_chat(prompt):
+            chat = self.chat_answers(cast(Sequence[Message], prompt), **template_options)
+            template_options = chat.template_options
+            params = chat.constrained(params)
+            text_decoder = chat.text_decoder()
+        tokenized = tokenize_prompt(
+            prompt, self._tokenizer, self.max_model_len, params, drop_turns=drop_turns, **template_options
+        )
         if isinstance(self._tokenizer, NoTokenizer):
             self._tokenizer.check(params)
         if self._chat_stop and is_chat(prompt):
             params = replace(params, stop=(*(params.stop or ()), *self._chat_stop))
+        grammar = self._grammar(params, chat)
         return self._engine.submit(
             tokenized.token_ids,
             params,
@@ -305,8 +361,26 @@ class LLM:
             stream=stream,
             rows=rows,
             dropped_messages=tokenized.dropped_messages,
+            priority=priority,
+            grammar=grammar,
+            text_decoder=text_decoder,
             sink=sink,
         )
+
+    def parts_of(self, prompt: Prompt, template_options: Mapping[str, Any]) -> StreamParts | None:
+        """What takes the answers to a prompt apart as their events come; None where it is no chat."""
+        if not is_chat(prompt):
+            return None
+        return StreamParts(self.chat_answers(cast(Sequence[Message], prompt), **template_options))
+
+    def _grammar(self, params: SamplingParams, chat: ChatAnswers | None) -> Grammar | None:
+        asked = params.structured_outputs
+        if self._grammars is None or asked is None or params.max_tokens == 0:
+            return None
+        try:
+            return self._grammars.compile(as_structured_outputs(asked))
+        except InvalidRequestError as error:
+            raise error if chat is None else chat.explained(error) from None
 
     def _rows(self, token_ids: Sequence[int], kind: Rows) -> npt.NDArray[np.float32]:
         return self.submit(token_ids, SCORE_PARAMS, rows=kind).rows()
@@ -328,8 +402,9 @@ class LLM:
 class TextStream(Iterator[StreamEvent]):
     """The events of one request. `close` cancels what is left of it; so does letting go of the stream."""
 
-    def __init__(self, handle: RequestHandle) -> None:
+    def __init__(self, handle: RequestHandle, parts: StreamParts | None = None) -> None:
         self._handle = handle
+        self._parts = parts
         self._events = iter(handle)
         self._is_over = False
 
@@ -352,7 +427,7 @@ class TextStream(Iterator[StreamEvent]):
             self._is_over = True
             raise
         self._is_over = event.output is not None
-        return event
+        return event if self._parts is None else self._parts.add(event)
 
     def close(self) -> None:
         if not self._is_over:

@@ -13,7 +13,7 @@ __all__ = ["TOKENIZER_FILES", "NoTokenizer", "has_tokenizer"]
 
 # Any one of them is a tokenizer; the first needs no further library.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
-_INSTEAD = {"stop": "stop_token_ids", "bad_words": "bad_token_ids"}
+_INSTEAD = {"stop": "stop_token_ids", "bad_words": "bad_token_ids", "structured_outputs": "allowed_token_ids"}
 
 
 class NoTokenizer:
@@ -48,6 +48,7 @@ class NoTokenizer:
             f"[{param}] need {instead}, got text, and {self._reason}; give {instead}, or name a folder with a "
             "tokenizer: LLM(..., tokenizer=FOLDER)",
             param=param,
+            code="no_tokenizer",
         )
 
     def missing(self) -> ModelNotFoundError:

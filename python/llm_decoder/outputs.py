@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from llm_decoder.answers import AnswerMessage, Part
 
 __all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "StreamEvent", "TokenLogprob"]
 
@@ -27,6 +34,7 @@ class Completion:
 
     finish_reason: "stop" (an end token, or a stop string), "length" (max_tokens, or the end of the context), "abort"
     (cancelled). stop_reason: the stop string or stop token id that ended it, None for the model's own end tokens.
+    message: in a chat, the answer taken apart into content, reasoning and calls of tools.
     """
 
     index: int
@@ -36,6 +44,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    message: AnswerMessage | None = None
 
 
 @dataclass(slots=True)
@@ -64,7 +73,8 @@ class RequestOutput:
     """Everything a request gave back. prompt is None when the request came as token ids.
 
     prompt_logprobs: an entry a prompt token, the first None. dropped_messages: how many of the oldest messages of a
-    chat were left out because the chat had outgrown the context.
+    chat were left out because the chat had outgrown the context. rows: of a request made for them instead of answers,
+    float32 [n_tokens, vocab_size or hidden_size].
     """
 
     prompt: str | None
@@ -74,13 +84,15 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     dropped_messages: int = 0
     request_id: str = ""
+    rows: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
 class StreamEvent:
     """What one answer gained since its last event. text is complete UTF-8; the texts of an index, joined, are the
-    text of its Completion. The last event of an answer has finish_reason; the last of the request has `output` as
-    well."""
+    text of its Completion. parts: in a chat, what the answer gained as content, reasoning or calls of tools; marks
+    between these are in no part. The last event of an answer has finish_reason and stop_reason; the last of the request
+    has `output` as well. prompt_token_ids: the request's own list, not to be changed."""
 
     index: int
     text: str
@@ -89,3 +101,6 @@ class StreamEvent:
     logprobs: list[TokenLogprob] | None = None
     output: RequestOutput | None = None
     dropped_messages: int = 0
+    stop_reason: str | int | None = None
+    prompt_token_ids: Sequence[int] = ()
+    parts: Sequence[Part] | None = None

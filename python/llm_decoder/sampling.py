@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from llm_decoder.errors import InvalidRequestError
+from llm_decoder.structured import StructuredOutputs, as_structured_outputs
 
 __all__ = [
     "MAX_LOGPROBS",
@@ -158,6 +159,8 @@ class SamplingParams:
         alternatives (0 to 20, but no more than the model has tokens). They are of the raw logits, before penalties and
         temperature.
     skip_special_tokens: special tokens give no text.
+    structured_outputs: the form that the answer must have (StructuredOutputs, or a mapping of its fields); it ends with
+        "stop" where its form is complete.
     cache_salt: requests reuse each other's cached prefixes only when their salts are equal.
     """
 
@@ -183,6 +186,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
     cache_salt: str | None = None
 
     def __post_init__(self) -> None:
@@ -243,6 +247,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "logprobs": _count(0, MAX_LOGPROBS),
     "prompt_logprobs": _count(0, MAX_LOGPROBS),
     "skip_special_tokens": _flag,
+    "structured_outputs": lambda name, value: as_structured_outputs(value),
     "cache_salt": _salt,
 }
 _NEVER_NONE = frozenset({"min_tokens", "include_stop_str_in_output", "ignore_eos", "n", "skip_special_tokens"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
 
@@ -26,8 +27,11 @@ class SchedulerLimits:
 
 
 class Scheduler:
-    """First come, first served. Running sequences are kept oldest first, waiting ones too, and every running one is
-    older than every waiting one; who gives way is always the youngest. So the oldest always moves on, nobody starves.
+    """First come, first served, where a request's priority counts as an earlier or later coming (Request.turn_s).
+
+    Running sequences are kept in the order of their turns, waiting ones too; who gives way is always the running one
+    whose turn is last, who is let in the waiting one whose turn is first. So the first always moves on, and as turns
+    never change and priorities have bounds, nobody starves. Nobody gives way to who is only waiting.
     """
 
     def __init__(self, cache: KvCache, limits: SchedulerLimits) -> None:
@@ -40,7 +44,15 @@ class Scheduler:
         self._is_full = False
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        if self.waiting and _turn_s(sequence) < _turn_s(self.waiting[-1]):
+            self.waiting.insert(bisect_right(self.waiting, _turn_s(sequence), key=_turn_s), sequence)
+            self._is_full = self._is_full and self.waiting[0] is not sequence
+        else:
+            self.waiting.append(sequence)
+
+    def _add_again(self, sequence: Sequence) -> None:
+        """It goes before those whose turn is the same."""
+        self.waiting.insert(bisect_left(self.waiting, _turn_s(sequence), key=_turn_s), sequence)
 
     def plan(self, batch: StepBatch) -> Sequence | None:
         """Fills `batch` with the next step (Sequence.n_scheduled tokens each) and reserves its pages.
@@ -126,11 +138,12 @@ class Scheduler:
             return None
         self.waiting.popleft()
         sequence.seq_id, sequence.n_computed = seq_id, n_cached
-        self.running.append(sequence)
+        self.running.insert(bisect_right(self.running, _turn_s(sequence), key=_turn_s), sequence)
         metrics = sequence.request.metrics
-        if sequence.n_generated == 0 and metrics.n_preemptions == 0:
+        if not sequence.request.admitted_s:
+            sequence.request.admitted_s = time.perf_counter()
             metrics.n_cached_tokens = n_cached
-            metrics.queue_s = time.perf_counter() - sequence.request.submitted_s
+            metrics.queue_s = sequence.request.admitted_s - sequence.request.submitted_s
         return sequence
 
     def _fits(self, n_tokens: int, n_cached: int) -> bool:
@@ -144,12 +157,12 @@ class Scheduler:
         )
 
     def preempt(self, sequence: Sequence) -> None:
-        """Takes its pages away; it waits at the head of the queue and computes its tokens again later."""
+        """Takes its pages away; it waits for its next turn and computes its tokens again then."""
         self.running.remove(sequence)
         self.cache.release(sequence.seq_id)
         self._is_full = False
         sequence.forget_pages()
-        self.waiting.appendleft(sequence)
+        self._add_again(sequence)
         self.n_preemptions += 1
         sequence.request.metrics.n_preemptions += 1
 
@@ -166,7 +179,7 @@ class Scheduler:
             at += 1
         for sequence in reversed(others[n_places:]):
             sequence.wants_rows = False
-            self.waiting.appendleft(sequence)
+            self._add_again(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """It is over: its pages are let go, or it leaves the queue."""
@@ -177,6 +190,7 @@ class Scheduler:
             sequence.seq_id = -1
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+            self._is_full = False
 
     def describe_shortage(self, sequence: Sequence) -> str:
         """Why `sequence` cannot be computed although nobody else runs."""
@@ -186,3 +200,7 @@ class Scheduler:
             f"pool has {stats['n_pages']} pages of {self.cache.page_size}, of which {stats['n_pinned']} are pinned and "
             f"{stats['n_free']} free; unpin prefixes or raise kv_cache_bytes"
         )
+
+
+def _turn_s(sequence: Sequence) -> float:
+    return sequence.request.turn_s

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from llm_decoder.detokenizer import Detokenizer, StopMatcher, TextDecoder
 from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError, NotEnoughMemoryError
 from llm_decoder.fit import available_memory_bytes
+from llm_decoder.grammars import Grammar, Masks
 from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.sampling import SamplingParams, derive_seed
 from llm_decoder.speculation import Speculation
 
-__all__ = ["Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
+__all__ = ["MAX_PRIORITY", "Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
 
 Ints = npt.NDArray[np.int32]
 Sink = Callable[[StreamEvent | RequestOutput | Exception], None]
@@ -30,6 +31,8 @@ _EMPTY: Ints = np.zeros(0, np.int32)
 # Bytes of a TokenLogprob with its numbers, and of each of its alternatives.
 _LOGPROB_BYTES, _ALTERNATIVE_BYTES = 200, 125
 _SMALL_BYTES = 16 << 20  # results up to this are not worth asking the system
+
+MAX_PRIORITY = 100
 
 
 class Vocabulary(TextDecoder, Protocol):
@@ -61,6 +64,8 @@ class Request:
     stream: bool = False  # events as they come, or only the RequestOutput
     rows: Rows | None = None
     dropped_messages: int = 0
+    priority: int = 0  # its turn is as if it had come so many seconds later
+    text_decoder: TextDecoder | None = None  # makes its text; None = the engine's tokenizer
     eos_token_ids: frozenset[int] = frozenset()
     # As the sampler takes them.
     stop_ids: frozenset[int] = frozenset()  # end an answer: the model's own and stop_token_ids
@@ -70,14 +75,21 @@ class Request:
     banned_ids: Ints = field(default_factory=lambda: _EMPTY)
     allowed_ids: Ints = field(default_factory=lambda: _EMPTY)
     bad_runs: tuple[tuple[int, ...], ...] = ()  # banned runs of two tokens or more
+    grammar: Grammar | None = None  # that every answer follows
     # What has happened so far.
     sequences: list[Sequence] = field(default_factory=list)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     submitted_s: float = field(default_factory=time.perf_counter)
+    admitted_s: float = 0.0  # when it first got pages; 0: not yet
     first_token_s: float = 0.0
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
     collected: npt.NDArray[np.float32] | None = None  # [n_tokens, vocab_size or hidden_size], filled chunk by chunk
+
+    @property
+    def turn_s(self) -> float:
+        """Requests are served in this order."""
+        return self.submitted_s + self.priority
 
     @property
     def salt(self) -> bytes:
@@ -98,6 +110,7 @@ class Request:
             prompt_logprobs=self.prompt_logprobs,
             dropped_messages=self.dropped_messages,
             request_id=self.request_id,
+            rows=self.collected if self.rows is not None else None,
         )
 
 
@@ -115,8 +128,11 @@ class Sequence:
         "completion_logprobs",
         "cumulative_logprob",
         "detokenizer",
+        "draft_masks",
         "finish_reason",
+        "follower",
         "index",
+        "last_token_s",
         "n_computed",
         "n_decoded",
         "n_drafted",
@@ -152,6 +168,8 @@ class Sequence:
         self.n_drafted = 0
         self.n_rejected = 0  # drafts of the step being made that are thrown away
         self.speculation = speculation
+        self.follower = None if request.grammar is None else request.grammar.follow()
+        self.draft_masks: Masks | None = None  # of what the grammar allows behind each draft
         self.wants_rows = request.collects
         self.seed = derive_seed(request.seed, index)
         self.detokenizer = Detokenizer(tokenizer, prompt[-16:], params.skip_special_tokens)
@@ -160,6 +178,7 @@ class Sequence:
         self.unsent_text = ""
         self.n_decoded = 0  # generated tokens that have gone through the detokenizer
         self.n_sent = 0  # generated tokens that an event has told of
+        self.last_token_s = 0.0  # when its last token was drawn; 0: none yet
         self.cumulative_logprob = 0.0
         self.completion_logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.finish_reason: FinishReason | None = None
@@ -211,10 +230,14 @@ class Sequence:
         speculation = self.speculation
         if speculation is None or self.seq_id < 0:
             return
-        if speculation.pause:
+        forced = [] if self.follower is None else self.follower.forced()
+        if speculation.pause and not forced:
             speculation.pause -= 1
             return
-        draft = speculation.draft(self.tokens, self.request.max_new - self.n_generated - 1)
+        draft = speculation.draft(self.tokens, self.request.max_new - self.n_generated - 1, forced)
+        if draft is not None and self.follower is not None:
+            self.draft_masks = self.follower.look_ahead(draft.tolist())
+            draft = draft[: len(self.draft_masks)]
         if draft is not None:
             self._make_room(len(draft))
             self.n_drafted = len(draft)
@@ -258,6 +281,9 @@ def build_request(
     stream: bool = False,
     rows: Rows | None = None,
     dropped_messages: int = 0,
+    priority: int = 0,
+    grammar: Grammar | None = None,
+    text_decoder: TextDecoder | None = None,
 ) -> Request:
     """The request; `params` must be resolved. Raises InvalidRequestError for an empty prompt, an id that is no token of
     the model, params that leave no token to draw, ContextLengthExceededError for what cannot fit, NotEnoughMemoryError
@@ -291,6 +317,8 @@ def build_request(
         stream=stream,
         rows=rows,
         dropped_messages=dropped_messages,
+        priority=_checked_priority(priority),
+        text_decoder=text_decoder,
         eos_token_ids=own_ends,
         stop_ids=own_ends.union(stop_token_ids),
         end_ids=np.array(sorted(end_ids), np.int32),
@@ -299,7 +327,16 @@ def build_request(
         banned_ids=np.array(sorted(banned), np.int32),
         allowed_ids=np.array(sorted(allowed), np.int32),
         bad_runs=runs,
+        grammar=grammar,
     )
+
+
+def _checked_priority(priority: object) -> int:
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_PRIORITY:
+        raise InvalidRequestError(
+            f"[priority] need an integer from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority!r:.50}", param="priority"
+        )
+    return priority
 
 
 def _checked_ids(name: str, ids: AnySequence[int], vocab_size: int) -> list[int]:

@@ -9,6 +9,7 @@ token for token, sampled ones too. What is drafted decides the speed only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -111,11 +112,13 @@ class Speculation:
         self._last_pause = 0
         self.pause = 0  # steps to go without a draft, counted by the sequence
 
-    def draft(self, tokens: Ints, max_tokens: int) -> Ints | None:
-        """What may follow `tokens` int32 [n_tokens], at most max_tokens; None when nothing does."""
+    def draft(self, tokens: Ints, max_tokens: int, forced: Sequence[int] = ()) -> Ints | None:
+        """What may follow `tokens` int32 [n_tokens], at most max_tokens; None when nothing does. forced: what must."""
         n_most = min(int(self._credit), self._max_tokens, max_tokens)
         if n_most <= 0:
             return None
+        if forced:
+            return np.array(forced[:n_most], np.int32)
         # A token costs its row and its part of the step; one that was drafted and is right, its row alone.
         draft = self._drafter.propose(tokens, n_most, min(self.MOST_CHANCE, self.MARGIN / (1.0 + self._saved)))
         if len(draft):

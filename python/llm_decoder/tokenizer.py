@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer as RustTokenizer
 
 from llm_decoder.chat_template import ChatTemplate, Message, read_chat_template
+from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.errors import InvalidRequestError, MalformedFileError, ModelNotFoundError, UnsupportedModelError
 from llm_decoder.json_file import read_bounded, read_json_object
 from llm_decoder.no_tokenizer import TOKENIZER_FILES
@@ -60,6 +61,16 @@ class Tokenizer:
     def __len__(self) -> int:
         """How many tokens it knows, added ones included; a model may have more rows than that."""
         return self._size
+
+    @property
+    def n_ids(self) -> int:
+        """One more than its largest id."""
+        return max(self._size, *(id_ + 1 for id_ in self._added), 0)
+
+    def to_json(self) -> str:
+        """The whole of it as the text of a tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
 
     def encode(self, text: str, add_special_tokens: bool = True, *, allow_special_tokens: bool = False) -> list[int]:
         """Token ids of a text; `add_special_tokens` puts what the model expects around it (a begin token, say).
@@ -122,6 +133,16 @@ class Tokenizer:
         id_: int | None = self._tokenizer.token_to_id(token)
         return id_
 
+    def added_token_id(self, token: str) -> int | None:
+        """The id of a token beside the vocabulary, special or not, by its own text; None where that is none."""
+        id_ = self.token_id(token)
+        return id_ if id_ in self._added else None
+
+    def keeping(self, tokens: Iterable[str]) -> TextDecoder:
+        """What decodes as this tokenizer does, but shows `tokens` even where special tokens are left out."""
+        kept = self._special.intersection(self.token_id(token) for token in tokens)
+        return _Keeping(self, frozenset(self._special - kept)) if kept else self
+
     def id_to_token(self, id_: int) -> str:
         """The token as the vocabulary spells it; "" for an id that it does not know."""
         return str(self._tokenizer.id_to_token(id_) or "") if 0 <= id_ < 2**32 else ""
@@ -167,6 +188,19 @@ class Tokenizer:
         if id_ is None:
             raise MalformedFileError(f"[tokenizer: {place}] need a token of the vocabulary, got {token[:60]!r}")
         return id_
+
+
+class _Keeping:
+    """Leaves out some special tokens and shows the others."""
+
+    def __init__(self, tokenizer: Tokenizer, left_out: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._left_out = left_out
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        if skip_special_tokens:
+            ids = [id_ for id_ in ids if id_ not in self._left_out]
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from llm_decoder.answers import Part
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.outputs import Completion, RequestMetrics, RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams
@@ -39,6 +40,10 @@ class FakeLLM:
             told = " ".join(str(token) for token in prompt)
         return ["You", " said", f" {told}", "."][: params.max_tokens]
 
+    def parts(self, word: str) -> list[Part]:
+        """What a word of an answer is in a chat."""
+        return [Part("content", word)]
+
     def stream(self, prompt: Prompt, params: SamplingParams) -> Generator[StreamEvent, None, None]:
         self._take(prompt, params)
         words = self.words(prompt, params)
@@ -50,7 +55,8 @@ class FakeLLM:
                 output = self._output(prompt, params) if last else None
                 reason = "stop" if last else None
                 dropped = self.dropped_messages
-                yield StreamEvent(0, word, [number], reason, output=output, dropped_messages=dropped)
+                parts = None if isinstance(prompt, str) else self.parts(word)
+                yield StreamEvent(0, word, [number], reason, output=output, dropped_messages=dropped, parts=parts)
             done = True
         finally:
             self.n_cancelled += not done

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cli_fakes import FakeLLM, Program
 
+from llm_decoder.answers import Part
 from llm_decoder.cli._conversation import Conversation, obey
 from llm_decoder.cli.chat import Talk
 from llm_decoder.errors import InvalidRequestError
@@ -176,6 +177,33 @@ def test_a_conversation_that_outgrew_the_context_says_so(cli: Program) -> None:
 
 def test_several_answers_at_a_time_are_a_usage_error(cli: Program) -> None:
     assert cli("chat", "--n", "2").code == 2
+
+
+class Reasoning(FakeLLM):
+    """Reasons in its first two words."""
+
+    def parts(self, word: str) -> list[Part]:
+        return [Part("reasoning" if word in ("You", " said") else "content", word)]
+
+
+def test_reasoning_is_dimmed_at_a_terminal_and_left_out_elsewhere(
+    cli: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.llm = Reasoning()
+    assert cli("chat", stdin="Hello\n").out == " 1 messages: Hello.\n"
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cli("chat", stdin="Hello\n").out.startswith(
+        "\x1b[2mYou\x1b[22m\x1b[2m said\x1b[22m\x1b[2m\n\n\x1b[22m 1 messages"
+    )
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli("chat", stdin="Hello\n").out.startswith("You said\n\n 1 messages")
+
+
+def test_reasoning_does_not_go_back_into_the_conversation(cli: Program) -> None:
+    cli.llm = Reasoning()
+    cli("chat", stdin="Hello\nAgain\n")
+    assert asked_messages(cli.llm)[1][1] == {"role": "assistant", "content": " 1 messages: Hello."}
 
 
 def lines(*items: str | type[BaseException]) -> Callable[[], str]:

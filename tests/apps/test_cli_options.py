@@ -18,6 +18,7 @@ from llm_decoder.cli._options import DEFAULT_MAX_TOKENS, ModelOptions, SamplingO
 from llm_decoder.cli.main import main
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.sampling import SamplingParams
+from llm_decoder.structured import StructuredOutputs
 
 
 def names_of(group: type) -> set[str]:
@@ -61,6 +62,7 @@ def test_sampling_flags_reach_the_request(cli: Program) -> None:
         "--logprobs": "2",
         "--prompt-logprobs": "1",
         "--cache-salt": "mine",
+        "--structured-outputs": '{"regex": "[0-9]+"}',
     }
     arguments = [word for pair in flags.items() for word in pair]
     arguments += ["--logit-bias", "6=-5", "--logit-bias", "7=2.5", "--bad-words", "no", "--stop", "a", "--stop", "b"]
@@ -89,7 +91,15 @@ def test_sampling_flags_reach_the_request(cli: Program) -> None:
         logprobs=2,
         prompt_logprobs=1,
         cache_salt="mine",
+        structured_outputs={"regex": "[0-9]+"},
     )
+
+
+def test_a_file_may_hold_the_form_of_the_answer(cli: Program, tmp_path: Path) -> None:
+    file = tmp_path / "form.json"
+    file.write_text('{"choice": ["yes", "nö"]}', encoding="utf-8")
+    assert cli("generate", "Hello", "--structured-outputs", f"@{file}").code == 0
+    assert cli.llm.asked[0][1].structured_outputs == StructuredOutputs(choice=["yes", "nö"])
 
 
 def test_what_is_not_given_is_left_to_the_model(cli: Program) -> None:
@@ -149,6 +159,10 @@ def test_the_environment_stands_in_for_a_flag_and_the_flag_wins(cli: Program, mo
         ("--allowed-token-ids", "100"),
         ("--bad-token-ids", "1,100"),
         ("--logit-bias", "100=1"),
+        ("--structured-outputs", "[0-9]+"),
+        ("--structured-outputs", "[1]"),
+        ("--structured-outputs", "{}"),
+        ("--structured-outputs", "@no/such/file.json"),
         ("--no-such-flag", "1"),
     ],
 )

@@ -282,6 +282,53 @@ TEST(pages_leave_oldest_first_and_leaves_before_their_parents) {
   CHECK_EQ(n_hit(cache, join(old, {1})), 2 * kPage);
 }
 
+std::int64_t n_of(const DurationCounts& part) {
+  std::int64_t n = 0;
+  for (const std::int64_t count : part.counts) n += count;
+  return n;
+}
+
+TEST(ages_of_pages_are_counted_when_they_leave_and_when_they_are_used_again) {
+  KvCache cache(books_only(2));
+  const Ints prompt = count_from(0, 2 * kPage);
+  cache.set_time(100.0);
+  const std::int64_t first = run(cache, prompt);
+  cache.set_time(103.0);
+  cache.release(first);  // both pages lie unused from here on
+  CHECK_EQ(n_of(cache.durations().reuse_gaps), 0);
+  CHECK_EQ(cache.stats().n_evictable, 2);
+  cache.set_time(107.0);
+  CHECK_EQ(n_hit(cache, prompt), kPage);  // a prompt's last token is always computed
+  CHECK_EQ(n_of(cache.durations().reuse_gaps), 1);
+  CHECK_EQ(cache.durations().reuse_gaps.sum, 4.0);
+  CHECK_EQ(n_of(cache.durations().lifetimes), 0);
+
+  cache.set_time(110.0);
+  run(cache, count_from(1000, kPage));  // the page that nobody has used again gives way
+  CHECK_EQ(cache.durations().lifetimes.sum, 10.0);
+  CHECK_EQ(cache.durations().idle_times.sum, 7.0);
+  CHECK_EQ(cache.durations().idle_times.counts[12], 1);  // 5 < 7 <= 10
+  cache.clear_prefix_index();
+  CHECK_EQ(n_of(cache.durations().lifetimes), 2);
+  CHECK_EQ(cache.durations().idle_times.sum, 7.0 + 3.0);
+  CHECK_EQ(cache.stats().n_evictions, 1);
+  CHECK_EQ(cache.stats().n_cleared, 1);
+  CHECK_EQ(cache.stats().n_evictable, 0);
+  cache.check_integrity();
+}
+
+TEST(a_duration_is_counted_by_the_first_bound_that_is_not_below_it) {
+  DurationCounts counts;
+  counts.add(0.0);
+  counts.add(0.001);
+  counts.add(0.0011);
+  counts.add(1e9);
+  CHECK_EQ(counts.counts[0], 2);
+  CHECK_EQ(counts.counts[1], 1);
+  CHECK_EQ(counts.counts.back(), 1);
+  CHECK(counts.counts.size() == DurationCounts::kBounds.size() + 1);
+}
+
 TEST(a_parent_stays_while_a_younger_branch_needs_it) {
   KvCache cache(books_only(4));
   const Ints stem = count_from(0, kPage);

@@ -176,6 +176,58 @@ TEST(a_flat_row_reaches_its_last_token) {
   CHECK_EQ(*std::max_element(drawn.tokens.begin(), drawn.tokens.end()) > 1990, true);
 }
 
+TEST(a_mask_of_bits_allows_what_a_list_of_the_same_tokens_allows) {
+  const std::int32_t vocab_size = 8193;  // the last word of a mask has one token, and words behind it none
+  const std::size_t n = 40, n_words = 260;
+  const std::vector<float> logits = random_logits(static_cast<std::size_t>(vocab_size) * 3, 5, 3.0f);
+  std::mt19937 generator(6);
+  Params params(n);
+  std::vector<std::int64_t> offsets = {0};
+  std::vector<std::int32_t> ids, of_draw(n, -1);
+  std::vector<std::uint32_t> words(n / 2 * n_words, 0);
+  for (std::size_t i = 0; i < n; ++i) {
+    params.rows[i] = static_cast<std::int32_t>(i % 3);
+    params.seed[i] = i;
+    params.temperature[i] = i % 4 == 0 ? 0.0f : 1.5f;
+    if (i % 2 == 0) {  // the others have no mask
+      of_draw[i] = static_cast<std::int32_t>(n / 2 - 1 - i / 2);
+      std::uint32_t* const mask = words.data() + static_cast<std::size_t>(of_draw[i]) * n_words;
+      const std::int32_t n_allowed = i % 4 == 0 ? 3 : 5000;
+      for (std::int32_t j = 0; j < n_allowed; ++j) {
+        const std::int32_t id = j == 0 ? vocab_size - 1 : static_cast<std::int32_t>(generator() % 8193u);
+        ids.push_back(id);
+        mask[id / 32] |= std::uint32_t{1} << id % 32;
+      }
+      mask[n_words - 1] = ~std::uint32_t{0};
+    }
+    offsets.push_back(static_cast<std::int64_t>(ids.size()));
+  }
+  SamplingParams listed = params.view(), masked = params.view();
+  listed.allowed = {offsets, ids};
+  masked.masks = {of_draw, words, static_cast<std::int32_t>(n_words)};
+  const Drawn expected = draw(logits, vocab_size, listed, 2, 2), drawn = draw(logits, vocab_size, masked, 2, 2);
+  CHECK(drawn.tokens == expected.tokens);
+  CHECK(drawn.logprobs == expected.logprobs);
+  CHECK(drawn.top_ids == expected.top_ids);
+  CHECK(drawn.tokens != draw(logits, vocab_size, params.view(), 2, 2).tokens);
+
+  of_draw[0] = static_cast<std::int32_t>(n / 2);
+  CHECK_THROWS(std::invalid_argument, "mask", draw(logits, vocab_size, masked, 1, 0));
+  of_draw[0] = -1;
+  masked.masks.n_words = 256;
+  CHECK_THROWS(std::invalid_argument, "mask", draw(logits, vocab_size, masked, 1, 0));
+}
+
+TEST(a_mask_without_a_token_leaves_none) {
+  const std::vector<float> logits(64, 0.5f);
+  Params params(1);
+  SamplingParams masked = params.view();
+  const std::vector<std::int32_t> of_draw = {0};
+  const std::vector<std::uint32_t> words = {0, 0};
+  masked.masks = {of_draw, words, 2};
+  CHECK_EQ(draw(logits, 64, masked, 1, 0).tokens[0], kNoTokenLeft);
+}
+
 TEST(a_row_that_is_not_finite_and_a_draw_with_nothing_left_are_told_apart) {
   const float infinity = std::numeric_limits<float>::infinity();
   std::vector<float> logits(4 * 3, 0.5f);

@@ -19,7 +19,9 @@ struct Request {
   std::vector<float> temperature, top_p, min_p, repetition, presence, frequency, bias_values;
   std::vector<std::uint64_t> seed;
   std::vector<std::int64_t> position, history_offsets, id_offsets;
-  std::vector<std::int32_t> history, ids;
+  std::vector<std::int32_t> history, ids, mask_of_draw;
+  std::vector<std::uint32_t> masks;
+  int n_mask_words = 0;
 };
 
 Request random_request(int n_draws, int n_rows, int vocab_size) {
@@ -27,6 +29,8 @@ Request random_request(int n_draws, int n_rows, int vocab_size) {
   std::mt19937 random(3);
   const auto below = [&](int n) { return static_cast<std::int32_t>(random() % static_cast<unsigned>(n)); };
   r.history_offsets = r.id_offsets = {0};
+  r.n_mask_words = (vocab_size + 31) / 32;
+  for (int i = 0; i < 2 * r.n_mask_words; ++i) r.masks.push_back(static_cast<std::uint32_t>(random()));
   for (int i = 0; i < n_draws; ++i) {
     r.rows.push_back(below(n_rows));
     r.top_k.push_back(below(3) == 0 ? 0 : 1 + below(200));
@@ -45,6 +49,7 @@ Request random_request(int n_draws, int n_rows, int vocab_size) {
       r.bias_values.push_back(0.5f * static_cast<float>(below(9)) - 2.0f);
     }
     r.id_offsets.push_back(static_cast<std::int64_t>(r.ids.size()));
+    r.mask_of_draw.push_back(below(3) - 1);
   }
   return r;
 }
@@ -75,6 +80,7 @@ Answer ask_cpu(const std::vector<float>& logits, int vocab_size, Request& r, int
   const std::vector<std::int64_t> none(r.rows.size() + 1, 0);
   const std::vector<std::int32_t> no_ids;
   p.banned = p.allowed = {none, no_ids};
+  p.masks = {r.mask_of_draw, r.masks, r.n_mask_words};
   Answer a(r.rows.size(), index(n_top));
   ThreadPool pool(1);
   Sampler(1).sample({logits.data(), static_cast<std::int32_t>(logits.size()) / vocab_size, vocab_size}, p, n_top,
@@ -101,6 +107,7 @@ Answer ask_gpu(const std::vector<float>& logits, int vocab_size, const Request& 
   l.params.prompt = l.params.output = {r.history_offsets.data(), r.history.data()};
   l.params.bias = {r.id_offsets.data(), r.ids.data()};
   l.params.bias_values = r.bias_values.data();
+  l.params.masks = {r.mask_of_draw.data(), r.masks.data(), r.n_mask_words};
   l.tokens = a.tokens.data();
   l.logprobs = a.logprobs.data();
   l.ranks = a.ranks.data();

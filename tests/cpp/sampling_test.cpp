@@ -90,6 +90,7 @@ struct Params {
   std::uint64_t seed = 0;
   std::int64_t position = 0;
   std::vector<std::int32_t> prompt, output, bias, banned, allowed;
+  std::vector<std::int32_t> mask;  // empty: none
   std::vector<float> bias_values;
 };
 
@@ -164,6 +165,17 @@ Result run(const Logits& logits, const std::vector<Params>& draws, int n_best = 
     l.params.allowed = allowed.view();
     l.params.bias_values = bias_values.data();
   }
+  const int n_words = (logits.vocab_size + 31) / 32;
+  std::vector<std::int32_t> mask_of_draw;
+  std::vector<std::uint32_t> mask_words;
+  for (const Params& draw : draws) {
+    mask_of_draw.push_back(draw.mask.empty() ? -1 : static_cast<std::int32_t>(mask_words.size()) / n_words);
+    if (draw.mask.empty()) continue;
+    const std::size_t begin = mask_words.size();
+    mask_words.resize(begin + index(n_words), 0);
+    for (const std::int32_t id : draw.mask) mask_words[begin + index(id / 32)] |= std::uint32_t{1} << id % 32;
+  }
+  if (!mask_words.empty()) l.params.masks = {mask_of_draw.data(), mask_words.data(), n_words};
   l.tokens = result.tokens.data();
   l.logprobs = result.logprobs.data();
   l.ranks = result.ranks.data();
@@ -205,6 +217,7 @@ std::vector<float> edited(std::vector<float> x, const Params& p) {
     }
     for (std::size_t i = 0; i < p.bias.size(); ++i) v += p.bias[i] == id ? p.bias_values[i] : 0.0f;
     if (holds(p.banned, id) || (!p.allowed.empty() && !holds(p.allowed, id))) v = -kInfinity;
+    if (!p.mask.empty() && !holds(p.mask, id)) v = -kInfinity;
   }
   return x;
 }
@@ -409,7 +422,7 @@ TEST(penalties_bias_and_bans_change_what_they_name) {
   const int vocab_size = 4200;  // two parts
   const Logits logits(random_logits(index(2 * vocab_size), 9, 2.0f), vocab_size);
   std::vector<Params> draws;
-  for (int bits = 0; bits < 32; ++bits) {
+  for (int bits = 0; bits < 64; ++bits) {
     Params p;
     p.row = bits % 3 == 0 ? 1 : 0;
     const auto order = in_order(logits.row(p.row));
@@ -422,6 +435,7 @@ TEST(penalties_bias_and_bans_change_what_they_name) {
     if (bits & 4) p.bias = {order[4], 0, 4199}, p.bias_values = {1.75f, 9.0f, 8.5f};
     if (bits & 8) p.banned = {order[3], order[3], order[4], 0};
     if (bits & 16) p.allowed = {order[3], order[6], order[6], 33, 4199, 4097};
+    if (bits & 32) p.mask = {order[1], order[3], order[7], order[8], 33, 4100, 4199};
     draws.push_back(p);
   }
   check_run(logits, draws, "edits", 2);

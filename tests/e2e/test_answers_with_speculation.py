@@ -24,6 +24,7 @@ PARAMS = {
     "bans": replace(GREEDY, bad_words=["ball", "the sun"], logit_bias={100: 2.0}, min_tokens=20, ignore_eos=False),
     "stop": replace(SAMPLED, stop=["tree", "bird."], ignore_eos=False, prompt_logprobs=1),
     "answers": replace(SAMPLED, n=4, temperature=0.5),
+    "form": replace(SAMPLED, n=2, ignore_eos=False, structured_outputs={"json": {"type": "object"}}),
 }
 
 

@@ -44,6 +44,7 @@ class GroupModel:
     indexed: list[Prefix] = field(default_factory=list)  # full pages that are there, held or cached
     n_numbers: int = 0
     n_evictions: int = 0
+    n_cleared: int = 0
     n_copies: int = 0
 
     # ---- counting
@@ -226,6 +227,7 @@ class KvCacheModel:
     def clear_prefix_index(self) -> None:
         for group in self.groups:
             group.indexed = [page for page in group.indexed if page not in group.lru]
+            group.n_cleared += len(group.lru)
             group.lru = []
 
     def stats(self) -> dict[str, int]:
@@ -238,10 +240,12 @@ class KvCacheModel:
             "n_held": n_held,
             "n_cached": n_pages - n_free - n_held,
             "n_pinned": sum(self.is_pinned(group, page) for group in self.groups for page in group.indexed),
+            "n_evictable": sum(len(group.lru) for group in self.groups),
             "n_sequences": len(self.sequences),
             "n_query_tokens": self.n_query_tokens,
             "n_hit_tokens": self.n_hit_tokens,
             "n_evictions": sum(group.n_evictions for group in self.groups),
+            "n_cleared": sum(group.n_cleared for group in self.groups),
             "n_copies": sum(group.n_copies for group in self.groups),
             "pool_bytes": 0,
         }

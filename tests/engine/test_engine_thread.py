@@ -140,7 +140,7 @@ def test_close_ends_running_and_waiting_requests_and_joins_the_thread(engine, ba
         with pytest.raises(EngineClosedError, match="closed"):
             handle.result()
     assert backend.is_closed
-    assert not any(thread.name == "llm_decoder-engine" for thread in threading.enumerate())
+    assert engine._worker.thread not in threading.enumerate()
     engine.close()
     with pytest.raises(EngineClosedError, match="make a new LLM"):
         engine.submit(PROMPT, LONG)

@@ -78,6 +78,8 @@ BAD_VALUES = [
     ("skip_special_tokens", "yes"),
     ("cache_salt", "x" * 257),
     ("cache_salt", b"x"),
+    ("structured_outputs", {}),
+    ("structured_outputs", "[0-9]+"),
 ]
 
 

@@ -268,3 +268,106 @@ def test_nobody_sees_anothers_tokens(n_pages):
         for completion in output.outputs:
             assert (whole + completion.text.encode()) == (word.encode() * 20)[: len(whole) + len(completion.text)]
     desk.assert_nothing_is_held()
+
+
+def order_of_ends(desk, asked):
+    """The places in `asked`, (prompt, priority) each, in the order in which their requests end."""
+    done = []
+    for i, (prompt, priority) in enumerate(asked):
+        request_id = desk.add(prompt, priority=priority, max_tokens=3, ignore_eos=True)
+        desk.core.requests[request_id].sink = lambda output, i=i: done.append(i)
+    desk.run()
+    return done
+
+
+def test_lower_priorities_come_first_and_equals_in_the_order_they_came():
+    desk = Desk(max_num_seqs=1)
+    assert order_of_ends(desk, [("a", 0), ("b", 50), ("c", -50), ("d", 0), ("e", 50), ("f", -50)]) == [2, 5, 0, 3, 1, 4]
+
+
+def test_a_priority_is_worth_seconds_of_waiting_so_nobody_waits_for_ever():
+    desk = Desk(max_num_seqs=1)
+    patient = desk.add("patient", priority=100, max_tokens=1)
+    desk.core.requests[patient].submitted_s -= 101  # has waited longer than its priority is worth
+    desk.core.scheduler.waiting.clear()
+    desk.core.scheduler.add(desk.core.requests[patient].sequences[0])
+    newer = desk.add("newer", priority=0, max_tokens=1)
+    urgent = desk.add("urgent", priority=-100, max_tokens=1)
+    assert [sequence.request.request_id for sequence in desk.core.scheduler.waiting] == [urgent, patient, newer]
+    desk.run()
+
+
+def test_who_runs_is_not_stopped_for_who_is_more_urgent():
+    desk = Desk(max_num_seqs=1)
+    slow = desk.add("slow", priority=100, max_tokens=20, ignore_eos=True)
+    desk.core.step()
+    urgent = desk.add("urgent", priority=-100, max_tokens=2, ignore_eos=True)
+    desk.run()
+    assert desk.last(slow).metrics.n_preemptions == 0
+    assert desk.last(urgent).metrics.queue_s > 0
+
+
+def test_who_gives_way_is_the_least_urgent_and_no_token_changes():
+    desk = Desk(FakeBackend(n_pages=5, max_model_len=80))
+    prompts = {"later " * 4: 100, "sooner " * 3: 0}
+    ids = {
+        prompt: desk.add(prompt, priority=priority, seed=4, max_tokens=40, ignore_eos=True)
+        for prompt, priority in prompts.items()
+    }
+    desk.run()
+    preempted = {prompts[prompt]: desk.last(request_id).metrics.n_preemptions for prompt, request_id in ids.items()}
+    assert preempted[0] == 0
+    assert preempted[100] > 0
+    for prompt, request_id in ids.items():
+        assert tokens_of(desk.last(request_id)) == tokens_of(alone(prompt, seed=4, max_tokens=40, ignore_eos=True))
+    desk.assert_nothing_is_held()
+
+
+def test_an_urgent_newcomer_that_fits_is_let_in_before_a_large_one_that_does_not():
+    desk = Desk(FakeBackend(n_pages=6))
+    desk.add("x" * 60, max_tokens=20, ignore_eos=True)
+    desk.core.step()
+    large = desk.add("y" * 60, max_tokens=1, ignore_eos=True)
+    desk.core.step()
+    assert desk.core.requests[large].admitted_s == 0
+    small = desk.add("z", priority=-1, max_tokens=1, ignore_eos=True)
+    desk.core.step()
+    assert desk.last(small) is not None
+    desk.run()
+    desk.assert_nothing_is_held()
+
+
+def test_when_the_first_in_line_is_cancelled_the_next_is_looked_at():
+    desk = Desk(FakeBackend(n_pages=6))
+    desk.add("x" * 60, max_tokens=20, ignore_eos=True)
+    desk.core.step()
+    large = desk.add("y" * 60, max_tokens=1, ignore_eos=True)
+    small = desk.add("z", max_tokens=1, ignore_eos=True)
+    desk.core.step()
+    assert desk.last(small) is None
+    desk.core.cancel(large)
+    desk.core.step()
+    assert desk.last(small) is not None
+    desk.run()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-100, 100), st.integers(1, 60), st.integers(1, 30), st.integers(1, 3)), max_size=12)
+)
+def test_with_any_priorities_everybody_ends_with_their_own_tokens(asked):
+    desk = Desk(FakeBackend(n_pages=7, max_model_len=96), max_num_seqs=4)
+    ids = []
+    for i, (priority, n_prompt, n_tokens, n) in enumerate(asked):
+        prompt = chr(97 + i) * n_prompt
+        ids.append(
+            desk.add(prompt, priority=priority, seed=i, n=n, max_tokens=n_tokens, temperature=1.0, ignore_eos=True)
+        )
+        desk.core.step()
+        turns = [sequence.request.turn_s for sequence in desk.core.scheduler.running]
+        assert turns == sorted(turns)
+    desk.run()
+    for i, (request_id, (_, n_prompt, n_tokens, n)) in enumerate(zip(ids, asked, strict=True)):
+        expected = alone(chr(97 + i) * n_prompt, seed=i, n=n, max_tokens=n_tokens, temperature=1.0, ignore_eos=True)
+        assert tokens_of(desk.last(request_id)) == tokens_of(expected)
+    desk.assert_nothing_is_held()

@@ -65,11 +65,27 @@ def draws_of(case: dict[str, Any], n: int) -> list[dict[str, Any]]:
         if case["lists"] == "all" and vocab > 10:
             p["banned"] = random.integers(vocab, size=4).tolist()
             p["allowed"] = random.permutation(vocab)[: vocab // 2].tolist() if i % 2 else []
+            p["mask"] = random.permutation(vocab)[: vocab // 2].tolist() if i % 3 else None
         found.append(p)
     return found
 
 
-def arguments_of(draws: list[dict[str, Any]]) -> dict[str, Any]:
+def masks_of(lists: list[list[int] | None], vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of these tokens, for draws that have any, the last draw's mask first."""
+    of_draw = np.full(len(lists), -1, np.int32)
+    words = np.zeros((sum(tokens is not None for tokens in lists), -(-vocab // 32)), np.uint32)
+    n_left = len(words)
+    for i, tokens in enumerate(lists):
+        if tokens is None:
+            continue
+        n_left -= 1
+        of_draw[i] = n_left
+        for token in tokens:
+            words[n_left, token // 32] |= np.uint32(1 << token % 32)
+    return of_draw, words
+
+
+def arguments_of(draws: list[dict[str, Any]], vocab: int) -> dict[str, Any]:
     """The same as sample takes it: arrays, one entry a draw."""
 
     def each(name: str, dtype: Any) -> np.ndarray:
@@ -80,6 +96,8 @@ def arguments_of(draws: list[dict[str, Any]]) -> dict[str, Any]:
     for name in LISTS:
         if any(name in p for p in draws):
             found[name] = ragged([p.get(name, []) for p in draws])
+    if any("mask" in p for p in draws):
+        found["masks"] = masks_of([p["mask"] for p in draws], vocab)
     if any("bias" in p for p in draws):
         values = np.array([value for p in draws for value in p["bias"].values()], np.float32)
         found["bias"] = (*ragged([list(p["bias"]) for p in draws]), values)
@@ -106,7 +124,7 @@ def test_tokens_are_those_of_the_formula(case: dict[str, Any]) -> None:
     draws = draws_of(case, 5)
     rows = np.arange(5, dtype=np.int32) % n_rows
     n_best = min(case["n_best"], case["vocab"])
-    got = ops.sample(logits, **arguments_of(draws), rows=rows, n_best=n_best, dtype=case["dtype"])
+    got = ops.sample(logits, **arguments_of(draws, case["vocab"]), rows=rows, n_best=n_best, dtype=case["dtype"])
     assert (got.tokens.dtype, got.best_tokens.shape) == (np.int32, (5, n_best))
     for i, (p, row) in enumerate(zip(draws, rows, strict=True)):
         token, raw = int(got.tokens[i]), values[row]
@@ -126,7 +144,10 @@ def test_both_machines_draw_alike(request: pytest.FixtureRequest) -> None:
     case = {"vocab": 3001, "lists": "all"} | dict.fromkeys(NUMBERS, 0.0)
     case |= {"temperature": 1.3, "top_p": 0.9, "top_k": 200, "repetition_penalty": 1.2, "frequency_penalty": 0.3}
     logits = random_logits(4, 3001)
-    arguments = arguments_of(draws_of(case, 24)) | {"rows": np.arange(24, dtype=np.int32) % 4, "n_best": 4}
+    arguments = arguments_of(draws_of(case, 24), case["vocab"]) | {
+        "rows": np.arange(24, dtype=np.int32) % 4,
+        "n_best": 4,
+    }
     cpu = ops.sample(logits, **arguments)
     request.getfixturevalue("host_machine")
     gpu = ops.sample(logits, **arguments)
@@ -331,6 +352,17 @@ IDS = np.array([0, 1], np.int32)
         ({"prompt": IDS}, r"prompt must be \(offsets int64 \[4\], ids int32 \[n\]\), got ndarray"),
         ({"output": (np.array([0, 1, 2]), IDS)}, r"output_offsets must have shape \[n\] = \[4\], got \[3\]"),
         ({"output": (np.array([0, 2, 1, 2]), IDS)}, "output_offsets must rise from 0"),
+        ({"masks": IDS}, r"masks must be \(mask of each draw int32 \[3\], words uint32 \[n_masks, 1\]\), got ndarray"),
+        ({"masks": (IDS, np.zeros((1, 1), np.uint32))}, r"mask_of_draw must have shape \[n\] = \[3\], got \[2\]"),
+        (
+            {"masks": (np.array([0, -1, 1], np.int32), np.zeros((1, 1), np.uint32))},
+            r"mask_of_draw must be in \[-1, 1\)",
+        ),
+        (
+            {"masks": (np.zeros(3, np.int32), np.zeros((1, 2), np.uint32))},
+            r"masks must have shape .* = \[any, 1\], got",
+        ),
+        ({"masks": (np.zeros(3, np.int32), np.zeros((1, 1), np.int64))}, "masks must be uint32 or int32, got int64"),
         ({"allowed": (np.array([0, 1, 1, 2]), IDS + 7)}, r"allowed_ids must be in \[0, 8\), got 8 at 1"),
         (
             {"bias": (np.array([0, 1, 1, 2]), IDS)},

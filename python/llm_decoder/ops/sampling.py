@@ -76,6 +76,7 @@ def sample(
     bias: tuple[Any, Any, Any] | None = None,
     banned: Lists | None = None,
     allowed: Lists | None = None,
+    masks: Lists | None = None,
     n_best: int = 0,
     dtype: str | None = None,
     stream: int | None = None,
@@ -91,7 +92,9 @@ def sample(
     rows int32 [R]: which row each is drawn from; None: R = n_rows.
     prompt, output, banned, allowed: token ids of each draw, (offsets int64 [R + 1], ids int32 [n]), those of draw i at
     offsets[i] to offsets[i + 1]; allowed with no ids allows all. bias: (offsets, ids, values float32 [n]), a token once
-    a draw. Penalties come first, then bias, banned and allowed, temperature, top_k, top_p, min_p.
+    a draw. masks: (which of them is each draw's int32 [R], -1 = none; words uint32 or int32 [n_masks, ceil(V / 32)]),
+    token t may be drawn where bit t % 32 of word t // 32 is set. Penalties come first, then bias, banned, allowed and
+    masks, temperature, top_k, top_p, min_p.
     n_best: how many of the best tokens come with each draw. dtype: what uint16 stands for. stream: as in
     paged_attention. Everything is on the device of logits; parameters may be in host memory, where they are checked,
     at the cost of a copy and a wait; on a GPU they are trusted.
@@ -121,6 +124,7 @@ def sample(
     for name, lists in {"prompt": prompt, "output": output, "banned": banned, "allowed": allowed}.items():
         draw.add_lists(name, lists)
     draw.add_bias(bias)
+    draw.add_masks(masks)
     results = call.make_results(n_draws, n_best, has_tokens=True)
     if n_draws == 0:
         return Sampled(*results.values)
@@ -411,6 +415,27 @@ class _Draw:
                 )
         self.tensors["bias_values"] = values
 
+    def add_masks(self, masks: Any) -> None:
+        if masks is None:
+            return
+        place, n_words = self._call.place, -(-self._n_vocab // 32)
+        if not isinstance(masks, tuple) or len(masks) != 2:
+            raise checks.refuse(
+                place,
+                f"masks must be (mask of each draw int32 [{self._n_draws}], words uint32 [n_masks, {n_words}]), got "
+                f"{type(masks).__name__}",
+            )
+        of_draw = self._call.read("mask_of_draw", masks[0], "int32", self._n_draws)
+        words = view_tensor(place, "masks", masks[1], stream=self._call.stream)
+        checks.check_dtype(place, words, "uint32", "int32")
+        checks.check_shape(place, words, "[n_masks, n_words]", [None, n_words])
+        checks.check_contiguous(place, words)
+        checks.check_device_or_host(place, words, self._call.device)
+        if of_draw.device == "cpu":
+            n_masks = words.shape[0]
+            self._check("mask_of_draw", of_draw.array(), lambda x: (x >= -1) & (x < n_masks), f"in [-1, {n_masks})")
+        self.tensors["mask_of_draw"], self.tensors["masks"] = of_draw, words
+
     def for_gpu(self, addresses: Addresses) -> dict[str, int]:
         return {name: addresses[tensor] for name, tensor in self.tensors.items()}
 
@@ -429,6 +454,8 @@ class _Draw:
                 given[f"{name}_{ids}"] = given.pop(f"{name}_ids")
         if "seed" in given:
             given["seed"] = given["seed"].view(np.uint64)
+        if "masks" in given:
+            given["masks"] = given["masks"].view(np.uint32)
         return arrays | given, rows
 
     def _check(self, name: str, values: Array, is_met: Callable[[Array], Array], need: str) -> None:

@@ -1,0 +1,205 @@
+"""A checked HTTP request on its way: the prompts it puts to the engine, and its answer as bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from llm_decoder.engine import RequestHandle
+from llm_decoder.outputs import RequestOutput, StreamEvent
+from llm_decoder.prompts import Prompt
+from llm_decoder.sampling import SamplingParams
+from llm_decoder.sequence import Rows
+from llm_decoder.serving import sse
+from llm_decoder.serving.errors import as_http_error
+from llm_decoder.serving.exchange import Reply
+from llm_decoder.serving.sse import Chunk
+
+__all__ = ["AnswerFormat", "Call", "EventStream", "RunningCall"]
+
+Item = StreamEvent | RequestOutput | Exception
+
+
+class AnswerFormat(Protocol):
+    """How a client wants to be answered. Used by one thread at a time, once; it may keep state."""
+
+    def response(self, outputs: Sequence[RequestOutput]) -> Any:
+        """The JSON of an answer that is not streamed; outputs in the order of the prompts."""
+        ...
+
+    def begin(self) -> list[Chunk]:
+        """What a stream starts with."""
+        ...
+
+    def chunks(self, prompt_index: int, event: StreamEvent) -> list[Chunk]:
+        """What one event becomes."""
+        ...
+
+    def end(self, outputs: Sequence[RequestOutput]) -> list[Chunk]:
+        """What a stream ends with, before [DONE]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a client asked for, checked. params: one a prompt. rows: each RequestOutput has these rows instead of
+    answers. priority: lower is sooner, see LLM.submit. headers: of the answer."""
+
+    prompts: Sequence[Prompt]
+    params: Sequence[SamplingParams]
+    format: AnswerFormat
+    stream: bool = False
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    rows: Rows | None = None
+    priority: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class EventStream(Protocol):
+    """What a server streams, read by one consumer: a RunningCall, or what a handler has made itself."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Of the answer, beside those of every stream."""
+        ...
+
+    def on_items(self, wake: Callable[[], None]) -> None:
+        """`wake` is called, on any thread, when `events` has more; it must not block."""
+        ...
+
+    def events(self) -> bytes:
+        """The server-sent events that have become ready since the last time; b"" when there are none."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come; what has come is to be read with `events`."""
+        ...
+
+    def cancel(self) -> None:
+        """The consumer is gone."""
+        ...
+
+
+class RunningCall:
+    """A Call in the engine, and what has come of it. `put` is the engine thread's, the rest one consumer's."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.handles: list[RequestHandle] = []
+        self._items: deque[tuple[int, Item]] = deque()
+        self._lock = threading.Lock()
+        self._wake: Callable[[], None] | None = None
+        self._is_awake = False
+        self._has_begun = False
+        self._outputs: dict[int, RequestOutput] = {}
+        self._error: Exception | None = None
+
+    # -- the engine's side
+
+    def put(self, prompt_index: int, item: Item) -> None:
+        with self._lock:
+            self._items.append((prompt_index, item))
+            wake = None if self._is_awake else self._wake
+            self._is_awake = wake is not None or self._is_awake
+        if wake is not None:
+            wake()
+
+    # -- the consumer's side
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.call.headers
+
+    def on_items(self, wake: Callable[[], None]) -> None:
+        """`wake` is called, on the engine thread or on this one, once for all items that come before the next look;
+        it must not block."""
+        with self._lock:
+            self._wake = wake
+            self._is_awake = bool(self._items)
+            is_late = self._is_awake
+        if is_late:
+            wake()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come; what has come is to be read with `events` or `reply`."""
+        return self._error is not None or len(self._outputs) == len(self.call.prompts)
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended it, when it did not end well."""
+        return self._error
+
+    @property
+    def outputs(self) -> list[RequestOutput]:
+        """What is over of it, in the order in which it ended."""
+        return list(self._outputs.values())
+
+    def events(self) -> bytes:
+        """The server-sent events that have become ready since the last time; b"" when there are none."""
+        was_over = self.is_over
+        parts = [sse.encode(chunk) for chunk in self.chunks()]
+        if self.is_over and not was_over:
+            if self._error is not None:
+                parts.append(sse.encode(Chunk(as_http_error(self._error).body())))
+            parts.append(sse.DONE)
+        return b"".join(parts)
+
+    def chunks(self) -> list[Chunk]:
+        """What `events` is made of, without the end of a stream: whether one has come, and how it went, `is_over` and
+        `error` say."""
+        chunks: list[Chunk] = []
+        if not self._has_begun:
+            self._has_begun = True
+            chunks += self.call.format.begin()
+        was_over = self.is_over
+        for index, item in self._take():
+            if isinstance(item, StreamEvent):
+                chunks += self.call.format.chunks(index, item)
+            self._note(index, item)
+            if self._error is not None:
+                break
+        if self.is_over and not was_over and self._error is None:
+            chunks += self.call.format.end(self._ordered())
+        return chunks
+
+    def look(self) -> bool:
+        """Reads what has come for an answer that is not streamed; whether it is over."""
+        for index, item in self._take():
+            self._note(index, item)
+        return self.is_over
+
+    def reply(self) -> Reply:
+        """The answer, once `look` has said that it is over. Raises what the engine raised."""
+        if self._error is not None:
+            raise self._error
+        return Reply.of_json(self.call.format.response(self._ordered()), headers=self.call.headers)
+
+    def cancel(self) -> None:
+        """What still runs of it ends before the next step."""
+        for handle in self.handles:
+            handle.cancel()
+
+    def _take(self) -> list[tuple[int, Item]]:
+        with self._lock:
+            items = list(self._items)
+            self._items.clear()
+            self._is_awake = False
+        return items
+
+    def _note(self, index: int, item: Item) -> None:
+        if isinstance(item, Exception):
+            if self._error is None:
+                self._error = item
+                self.cancel()
+            return
+        output = item.output if isinstance(item, StreamEvent) else item
+        if output is not None:
+            self._outputs[index] = output
+
+    def _ordered(self) -> list[RequestOutput]:
+        return [self._outputs[index] for index in range(len(self.call.prompts))]

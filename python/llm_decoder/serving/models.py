@@ -1,0 +1,46 @@
+"""/v1/models: which model this server has."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import unquote
+
+from llm_decoder.serving import exchange
+from llm_decoder.serving.exchange import Endpoint, Incoming
+from llm_decoder.serving.plan import check_model
+from llm_decoder.serving.schemas_models import ModelCard, ModelList
+from llm_decoder.serving.service import Service
+
+__all__ = ["ENDPOINTS"]
+
+_STARTED_S = int(time.time())
+
+
+def list_models(service: Service, incoming: Incoming) -> exchange.Reply:
+    return exchange.Reply.of_json({"object": "list", "data": [_card(service)]})
+
+
+def show_model(service: Service, incoming: Incoming) -> exchange.Reply:
+    """Names of models have slashes, which clients may write as %2F."""
+    check_model(service, unquote(incoming.path_parameters["model"]))
+    return exchange.Reply.of_json(_card(service))
+
+
+def _card(service: Service) -> dict[str, Any]:
+    name = service.model_name
+    return {
+        "id": name,
+        "object": "model",
+        "created": _STARTED_S,
+        "owned_by": "llm_decoder",
+        "root": service.llm.name,
+        "parent": None,
+        "max_model_len": service.llm.max_model_len,
+    }
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/v1/models", list_models, "Lists the model that is served", response=ModelList),
+    Endpoint("GET", "/v1/models/{model}", show_model, "The model that is served, by its name", response=ModelCard),
+)

@@ -1,0 +1,228 @@
+"""/generate, /stream, /chat, /generate_batch: SamplingParams' fields in; text, token ids and usage out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from llm_decoder.answers import AnswerParser
+from llm_decoder.outputs import Completion, RequestOutput, StreamEvent
+from llm_decoder.prompts import Prompt, as_prompts
+from llm_decoder.serving.calls import Call
+from llm_decoder.serving.chat_prompt import chat_messages, template_options
+from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.exchange import Endpoint, Incoming
+from llm_decoder.serving.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
+from llm_decoder.serving.message_reader import MessageReader
+from llm_decoder.serving.parse import parse_body, parse_query
+from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params
+from llm_decoder.serving.schemas_base import SamplingFields
+from llm_decoder.serving.schemas_own import (
+    BatchReply,
+    BatchRequest,
+    ChatVerbRequest,
+    GenerateReply,
+    GenerateRequest,
+    StreamRequest,
+)
+from llm_decoder.serving.service import Service
+from llm_decoder.serving.sse import Chunk
+from llm_decoder.serving.usage import timings_of, usage_of
+
+__all__ = ["ENDPOINTS"]
+
+_DEFAULT_MAX_TOKENS = 16
+
+
+def generate(service: Service, incoming: Incoming) -> Call:
+    request, headers = parse_body(incoming, GenerateRequest)
+    return _one(service, incoming, request, headers, bool(request.stream))
+
+
+def stream(service: Service, incoming: Incoming) -> Call:
+    parse = parse_query if incoming.method == "GET" else parse_body
+    request, headers = parse(incoming, StreamRequest)
+    return _one(service, incoming, request, headers, True)
+
+
+def chat(service: Service, incoming: Incoming) -> Call:
+    request, headers = parse_body(incoming, ChatVerbRequest)
+    return _one(service, incoming, request, headers, bool(request.stream))
+
+
+def generate_batch(service: Service, incoming: Incoming) -> Call:
+    request, headers = parse_body(incoming, BatchRequest)
+    if request.stream:
+        raise HttpError(400, "[stream] a batch is not streamed; ask /stream for each prompt", param="stream")
+    prompts = as_prompts(request.prompts)
+    return _call(service, incoming, request, headers, prompts, _BatchAnswer, False, {})
+
+
+def _one(
+    service: Service,
+    incoming: Incoming,
+    request: GenerateRequest | ChatVerbRequest,
+    headers: dict[str, str],
+    is_stream: bool,
+) -> Call:
+    prompt = getattr(request, "prompt", None)
+    if (prompt is None) == (request.messages is None):
+        raise HttpError(400, "[prompt] need one of prompt and messages", param="prompt")
+    if request.messages is not None:
+        messages = cast(Prompt, chat_messages(service, request.messages))
+        options = template_options(request)
+        return _call(service, incoming, request, headers, [messages], _Answer, is_stream, options)
+    for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
+        if getattr(request, name):
+            raise HttpError(400, f"[{name}] this is for messages, got a prompt", param=name)
+    prompts = as_prompts(cast(Any, prompt))
+    if len(prompts) > 1:
+        raise HttpError(400, f"[prompt] need one, got {len(prompts)}; /generate_batch takes several", param="prompt")
+    return _call(service, incoming, request, headers, prompts, _Answer, is_stream, {})
+
+
+def _call(
+    service: Service,
+    incoming: Incoming,
+    request: GenerateRequest | ChatVerbRequest | BatchRequest,
+    headers: dict[str, str],
+    prompts: Sequence[Prompt],
+    answer: type[_Answer],
+    is_stream: bool,
+    options: dict[str, Any],
+) -> Call:
+    check_model(service, request.model)
+    is_chat = getattr(request, "messages", None) is not None
+    max_tokens = max_tokens_of(request, None if is_chat else _DEFAULT_MAX_TOKENS)
+    check_amount(service, len(prompts), request.n or 1, max_tokens)
+    if is_stream and request.prompt_logprobs is not None:
+        raise HttpError(
+            400,
+            "[prompt_logprobs] they are not streamed; leave out prompt_logprobs or stream",
+            param="prompt_logprobs",
+        )
+    params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs)
+    texts = TokenTexts(service.llm, bool(request.return_tokens_as_token_ids))
+    read = service.llm.chat_answers(cast(Any, prompts[0]), **options).parser if is_chat else None
+    return Call(
+        prompts=prompts,
+        params=[params] * len(prompts),
+        format=answer(request, texts, read),
+        stream=is_stream,
+        template_options=options,
+        priority=request.priority or 0,
+        headers=headers,
+    )
+
+
+class _Answer:
+    """calls.AnswerFormat. Of several answers the first stands at the top, all are in `outputs`. read: makes what takes
+    an answer in a chat apart; its text is what is neither reasoning nor marks."""
+
+    def __init__(
+        self, request: SamplingFields, texts: TokenTexts, read: Callable[[], AnswerParser] | None = None
+    ) -> None:
+        self._request = request
+        self._texts = texts
+        self._read = read
+        self._readers: dict[int, MessageReader] = {}
+        self._n = request.n or 1
+
+    def response(self, outputs: Sequence[RequestOutput]) -> Any:
+        return self._of(outputs[0]) | {"usage": usage_of(outputs)} | self._timings(outputs)
+
+    def _of(self, output: RequestOutput) -> dict[str, Any]:
+        answers = [self._completion(c) for c in sorted(output.outputs, key=lambda completion: completion.index)]
+        body = dict(answers[0])
+        if self._n > 1:
+            body["outputs"] = [{"index": index} | answer for index, answer in enumerate(answers)]
+        if self._request.prompt_logprobs is not None:
+            body["prompt_logprobs"] = prompt_logprobs(self._texts, output.prompt_logprobs)
+        if self._request.return_token_ids:
+            body["prompt_token_ids"] = output.prompt_token_ids
+        if output.dropped_messages:
+            body["dropped_messages"] = output.dropped_messages
+        return body
+
+    def _completion(self, completion: Completion) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            **self._gained(completion.index, completion.text, True),
+            "token_ids": completion.token_ids,
+            "finish_reason": completion.finish_reason,
+            "stop_reason": completion.stop_reason,
+        }
+        n_top = getattr(self._request, "logprobs", None)
+        if n_top is not None:
+            body["cumulative_logprob"] = completion.cumulative_logprob
+            body["logprobs"] = chat_logprobs(self._texts, completion.logprobs or [], n_top)["content"]
+        return body
+
+    def _gained(self, index: int, text: str, is_over: bool) -> dict[str, Any]:
+        """What an answer has more by `text`."""
+        if self._read is None:
+            return {"text": text}
+        if index not in self._readers:
+            self._readers[index] = MessageReader(self._read())
+        reader = self._readers[index]
+        gained: dict[str, Any] = {"text": ""}
+        for delta in [*reader.push(text), *(reader.finish() if is_over else [])]:
+            gained["text"] += delta.get("content", "")
+            if "reasoning_content" in delta:
+                gained["reasoning_content"] = gained.get("reasoning_content", "") + delta["reasoning_content"]
+        return gained
+
+    def _timings(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        return {"timings": timings_of(outputs)} if self._request.timings_per_token else {}
+
+    def begin(self) -> list[Chunk]:
+        return []
+
+    def chunks(self, prompt_index: int, event: StreamEvent) -> list[Chunk]:
+        body = self._gained(event.index, event.text, event.finish_reason is not None)
+        if self._n > 1:
+            body["index"] = event.index
+        if self._request.return_token_ids:
+            body["token_ids"] = event.token_ids
+        n_top = getattr(self._request, "logprobs", None)
+        if n_top is not None:
+            body["logprobs"] = chat_logprobs(self._texts, event.logprobs or [], n_top)["content"]
+        if event.finish_reason is None:
+            return [Chunk(body)]
+        body |= {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
+        if event.output is not None:
+            body |= {"usage": usage_of([event.output])} | self._timings([event.output])
+            if event.output.dropped_messages:
+                body["dropped_messages"] = event.output.dropped_messages
+        return [Chunk(body)]
+
+    def end(self, outputs: Sequence[RequestOutput]) -> list[Chunk]:
+        return []
+
+
+class _BatchAnswer(_Answer):
+    def response(self, outputs: Sequence[RequestOutput]) -> Any:
+        answers = [self._of(output) | {"usage": usage_of([output])} for output in outputs]
+        return {"outputs": answers, "usage": usage_of(outputs)} | self._timings(outputs)
+
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/generate",
+        generate,
+        "Goes on with a prompt, or answers a chat",
+        request=GenerateRequest,
+        response=GenerateReply,
+    ),
+    Endpoint("POST", "/stream", stream, "The same as it comes: server-sent events", request=StreamRequest),
+    Endpoint("GET", "/stream", stream, "The same, its fields in the URL"),
+    Endpoint("POST", "/chat", chat, "Answers a chat", request=ChatVerbRequest, response=GenerateReply),
+    Endpoint(
+        "POST",
+        "/generate_batch",
+        generate_batch,
+        "Goes on with several prompts",
+        request=BatchRequest,
+        response=BatchReply,
+    ),
+)

@@ -1,0 +1,29 @@
+"""/v1/completions: its request and its answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from llm_decoder.sampling import MAX_LOGPROBS
+from llm_decoder.serving.schemas_base import WHOLE, PromptField, Reply, SamplingFields
+
+__all__ = ["CompletionReply", "CompletionRequest"]
+
+
+class CompletionRequest(SamplingFields):
+    prompt: PromptField
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
+    add_special_tokens: bool | None = None
+    suffix: Literal[""] | None = None
+
+
+class CompletionReply(Reply):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    usage: dict[str, Any]

@@ -1,0 +1,151 @@
+"""The model behind the routes: loading while the port is open already, serving, draining."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from llm_decoder.engine import RequestHandle
+from llm_decoder.llm import LLM
+from llm_decoder.sampling import SamplingParams
+from llm_decoder.serving.calls import Call, Item, RunningCall
+from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.exchange import Incoming
+from llm_decoder.serving.guard import Guard
+from llm_decoder.serving.limits import Admission
+from llm_decoder.serving.settings import ServerSettings
+
+__all__ = ["Service"]
+
+State = Literal["loading", "ready", "failed", "closing"]
+# What a step of the engine may take in which the last answers are ended.
+_LAST_STEP_S = 5.0
+
+
+class Service:
+    """One model for all routes of a process. `open_llm` is called once, by `start`, on a thread of its own. `guard`:
+    who may come in; `admission`: how many at once."""
+
+    def __init__(self, open_llm: Callable[[], LLM], settings: ServerSettings | None = None) -> None:
+        self.settings = settings or ServerSettings()
+        self.guard = Guard(self.settings)
+        self.admission = Admission(self.settings)
+        self._open_llm = open_llm
+        self._llm: LLM | None = None
+        self._failure: BaseException | None = None
+        self._is_closing = False
+        self._running: weakref.WeakSet[RunningCall] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._loaded = threading.Event()
+
+    def start(self) -> None:
+        """Begins to load the model; returns at once. Again: nothing."""
+        with self._lock:
+            if self._is_closing or hasattr(self, "_thread"):
+                return
+            self._thread = threading.Thread(target=self._load, name="llm_decoder-load", daemon=True)
+        self._thread.start()
+
+    def _load(self) -> None:
+        try:
+            llm = self._open_llm()
+        except BaseException as error:  # noqa: BLE001 - `failure` has it, and who waits
+            self._failure = error
+        else:
+            with self._lock:
+                self._llm = llm
+                is_late = self._is_closing
+            if is_late:
+                llm.close()
+        self._loaded.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits until the model is there, or cannot be; whether it is there."""
+        self._loaded.wait(timeout_s)
+        return self.state == "ready"
+
+    @property
+    def state(self) -> State:
+        if self._is_closing:
+            return "closing"
+        if self._failure is not None:
+            return "failed"
+        return "loading" if self._llm is None else "ready"
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the model could not be loaded."""
+        return self._failure
+
+    @property
+    def llm(self) -> LLM:
+        """Raises HttpError 503 when it is not there, or no longer."""
+        state = self.state
+        if state == "loading":
+            raise HttpError(503, "[server] the model is being loaded; try again", code="loading", retry_after_s=2)
+        if state == "failed":
+            raise HttpError(503, "[server] the model could not be loaded; the server's log says why", code="failed")
+        if state == "closing" or self._llm is None:
+            raise HttpError(503, "[server] it is shutting down; try another one", code="closing", retry_after_s=5)
+        return self._llm
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.settings.served_model_name or self.llm.name
+
+    def run(self, call: Call, incoming: Incoming | None = None) -> RunningCall:
+        """Puts a call's prompts in line. incoming: the request that asked for it, for settings.salt_by_key; None = the
+        program itself. Raises what the engine refuses; then nothing of the call is left in it."""
+        llm = self.llm
+        running = RunningCall(call)
+        try:
+            for index, (prompt, params) in enumerate(zip(call.prompts, call.params, strict=True)):
+                handle: RequestHandle = llm.submit(
+                    prompt,
+                    self._salted(params, incoming),
+                    stream=call.stream,
+                    rows=call.rows,
+                    priority=call.priority,
+                    sink=_sink(running, index),
+                    **call.template_options,
+                )
+                running.handles.append(handle)
+        except BaseException:
+            running.cancel()
+            raise
+        with self._lock:
+            self._running.add(running)
+        return running
+
+    def _salted(self, params: SamplingParams, incoming: Incoming | None) -> SamplingParams:
+        salt = params.cache_salt if incoming is None else self.guard.salted(params.cache_salt, incoming)
+        return params if salt == params.cache_salt else replace(params, cache_salt=salt)
+
+    def close(self, drain_s: float | None = None) -> None:
+        """Refuses new calls, lets those that run go on for drain_s (None = the settings') seconds, ends the rest with
+        "abort", and frees the model."""
+        with self._lock:
+            self._is_closing = True
+            llm = self._llm
+        if llm is None:
+            return
+        drain_s = self.settings.drain_s if drain_s is None else drain_s
+        end = threading.Timer(drain_s, self._abort)
+        end.daemon = True
+        end.start()
+        llm.close(drain_s + _LAST_STEP_S)
+        end.cancel()
+
+    def _abort(self) -> None:
+        with self._lock:
+            running = list(self._running)
+        for call in running:
+            call.cancel()
+
+
+def _sink(running: RunningCall, index: int) -> Callable[[Item], None]:
+    return lambda item: running.put(index, item)

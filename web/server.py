@@ -1,0 +1,225 @@
+"""waitress as this project needs it: a thread for each open answer, slow senders cut off, and an end that lets answers
+end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from flask import Flask
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher
+from waitress.utilities import Error
+
+from llm_decoder.errors import ConfigError
+from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.logs import LOGGER
+from llm_decoder.serving.service import Service
+
+__all__ = ["Server"]
+
+EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
+_N_SPARE_THREADS = 16  # for what is answered at once, when every other thread writes an answer
+_LAST_BYTES_S = 5.0
+
+
+class Server:
+    """A bound server over an app of `service`; `run` serves until `stop`. host, port: the settings'; port 0 = any that
+    is free, `port` says which. Raises ConfigError when the port is not to be had."""
+
+    def __init__(self, app: Flask, service: Service) -> None:
+        settings = service.settings
+        n_threads = settings.max_requests + _N_SPARE_THREADS
+        self._service = service
+        self._adjustments = Adjustments(
+            host=settings.host,
+            port=settings.port,
+            threads=n_threads,
+            connection_limit=2 * n_threads,
+            backlog=1024,
+            ident="",
+            asyncore_use_poll=True,
+            # waitress refuses what reaches a limit
+            max_request_body_size=settings.max_body_bytes + 1,
+            max_request_header_size=settings.max_header_bytes + 1,
+            channel_request_lookahead=1,  # so that a client that hangs up is noticed while it is answered
+            cleanup_interval=1,
+            outbuf_high_watermark=1 << 20,  # that wait for one client; then its answer waits
+        )
+        self._map: dict[int, Any] = {}
+        self._threads = _Threads(n_threads)
+        self._is_stopping = False
+        self._is_interrupted = False
+        self._stop_now = threading.Event()
+        try:
+            self._listeners = [
+                _Listener(app, self._map, dispatcher=self._threads, adj=self._adjustments, sockinfo=sockinfo)
+                for sockinfo in self._adjustments.listen
+            ]
+        except OSError as error:
+            wasyncore.close_all(self._map)
+            raise ConfigError(
+                f"[port] cannot listen on {settings.host}, port {settings.port}: {error.strerror}; choose another"
+            ) from error
+        for listener in self._listeners:
+            listener.timeout_s = settings.read_timeout_s
+
+    @property
+    def port(self) -> int:
+        return int(self._listeners[0].effective_port)
+
+    @property
+    def url(self) -> str:
+        """The page's, as a browser of this machine takes it."""
+        host = self._service.settings.host
+        host = "localhost" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+        return f"http://{host}:{self.port}"
+
+    def run(self) -> None:
+        """Serves. Returns after `stop`, when answers have ended and been sent, or drain_s is over."""
+        try:
+            while not self._stop_now.is_set():
+                wasyncore.loop(timeout=1.0, use_poll=True, map=self._map, count=1)
+        finally:
+            self._threads.shutdown()
+            wasyncore.close_all(self._map)
+
+    def stop(self, drain_s: float | None = None) -> None:
+        """Returns at once. New requests are refused, those that run go on for drain_s (None = the settings') seconds.
+        Again: they end now."""
+        if self._is_stopping:
+            drain_s = 0.0
+        self._is_stopping = True
+        threading.Thread(target=self._stop, args=(drain_s,), name="llm_decoder-stop", daemon=True).start()
+
+    def _stop(self, drain_s: float | None) -> None:
+        try:
+            self._service.close(drain_s)
+            end_s = time.monotonic() + _LAST_BYTES_S
+            while self._is_busy() and time.monotonic() < end_s:
+                time.sleep(0.05)
+        finally:
+            self._stop_now.set()
+            with contextlib.suppress(OSError):  # `run` has seen it already and is gone
+                self._listeners[0].pull_trigger()
+
+    def _is_busy(self) -> bool:
+        channels = [channel for listener in self._listeners for channel in list(listener.active_channels.values())]
+        return any(channel.requests or channel.total_outbufs_len for channel in channels)
+
+    def run_as_program(self) -> int:
+        """`run`, with the model's loading begun and signals obeyed: SIGTERM and Ctrl-C stop the server, the second one
+        at once. Returns the exit code. For the main thread."""
+        LOGGER.info("listening", extra={"fields": {"url": self.url}})
+        before = {number: signal.signal(number, self._obey) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._service.start()
+            threading.Thread(target=self._watch, name="llm_decoder-watch", daemon=True).start()
+            self.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._service.failure is not None:
+            return EXIT_ERROR
+        return EXIT_INTERRUPTED if self._is_interrupted else EXIT_OK
+
+    def _obey(self, number: int, frame: FrameType | None) -> None:
+        self._is_interrupted = self._is_interrupted or number == signal.SIGINT
+        self.stop()
+
+    def _watch(self) -> None:
+        if self._service.wait():
+            LOGGER.info("ready", extra={"fields": {"model": self._service.model_name}})
+        elif self._service.failure is not None:
+            LOGGER.error("the model could not be loaded: %s", self._service.failure)
+            self.stop(0.0)
+
+
+class _Threads(ThreadedTaskDispatcher):
+    """Starts a thread when every other one is busy, up to n_max; waitress would start them all at once."""
+
+    def __init__(self, n_max: int) -> None:
+        super().__init__()
+        self._n_max = n_max
+        self.queue_logger.setLevel(logging.ERROR)  # it would tell of every task that waits for its new thread
+
+    def add_task(self, task: Any) -> None:
+        super().add_task(task)
+        with self.lock:
+            n_threads = len(self.threads) - self.stop_count
+            n_wanted = min(self._n_max, n_threads + len(self.queue) - (n_threads - self.active_count))
+        if n_wanted > n_threads:
+            self.set_thread_count(n_wanted)
+
+
+class _ErrorTask(ErrorTask):
+    """waitress' own refusals (no HTTP, too long, too late) in our words."""
+
+    def execute(self) -> None:
+        error: Error = self.request.error
+        reply = HttpError(error.code, f"[http] {error.reason.lower()}: {error.body}"[:300]).reply()
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers += [("Content-Type", reply.media_type), ("X-Content-Type-Options", "nosniff")]
+        self.set_close_on_finish()
+        self.content_length = len(reply.body)
+        self.write(reply.body)
+
+
+class _Late(Error):
+    code = 408
+    reason = "Request Timeout"
+
+
+class _Channel(HTTPChannel):
+    error_task_class = _ErrorTask
+    request: Any = None  # that is being read
+    began_s = 0.0  # when its first byte came
+    sent_s = 0.0  # when bytes went out last that others still wait behind; 0 = none wait
+    stuck_s = 0.0  # since when that has not changed
+
+    def received(self, data: bytes) -> bool:
+        if self.request is None:
+            self.began_s = time.monotonic()
+        return bool(super().received(data))
+
+    def refuse_if_late(self, timeout_s: float) -> None:
+        """Ends a request that has not come whole in time, however busily its bytes drip."""
+        with self.requests_lock:
+            if self.request is None or self.requests or time.monotonic() - self.began_s < timeout_s:
+                return
+            late, self.request = self.request, None
+            late.error = _Late(f"the request did not come whole within {timeout_s:g} s")
+            late.completed = True
+            if not late.headers_finished:
+                late.parse_header(b"GET / HTTP/1.0\r\n")
+            self.requests.append(late)
+            self.server.add_task(self)
+
+    def leave_if_unread(self, timeout_s: float) -> None:
+        """Ends a connection whose client reads nothing of what it is sent."""
+        sent_s = self.last_activity if self.total_outbufs_len else 0.0
+        if not sent_s or sent_s != self.sent_s:
+            self.sent_s, self.stuck_s = sent_s, time.monotonic()
+        elif time.monotonic() - self.stuck_s > timeout_s:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)  # the loop sees the rest to it
+
+
+class _Listener(TcpWSGIServer):
+    channel_class = _Channel
+    timeout_s = 30.0
+
+    def maintenance(self, now: float) -> None:
+        super().maintenance(now)
+        for channel in list(self.active_channels.values()):
+            channel.refuse_if_late(self.timeout_s)
+            channel.leave_if_unread(self.timeout_s)
