@@ -96,10 +96,22 @@ class GuardedProtocol(H11Protocol):
 
 
 class _Connection(h11.Connection):
-    """Raises RemoteProtocolError for a body in very many, very small parts: each costs as much as a large one."""
+    """Raises RemoteProtocolError for a body in very many, very small parts: each costs as much as a large one. Parts of
+    an answer in chunks are framed here: a token is one, and h11 would have its state machine look at each."""
 
     _n_parts = 0
     _n_bytes = 0
+    _sends_chunks = False
+
+    def send(self, event: Any) -> Any:
+        if self._sends_chunks and type(event) is h11.Data and event.data:
+            return b"%x\r\n%b\r\n" % (len(event.data), event.data)
+        sent = super().send(event)
+        if type(event) is h11.Response:
+            self._sends_chunks = b"\r\ntransfer-encoding: chunked\r\n" in (sent or b"").lower()
+        elif type(event) is h11.EndOfMessage:
+            self._sends_chunks = False
+        return sent
 
     def next_event(self) -> Any:
         event = super().next_event()

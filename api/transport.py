@@ -219,7 +219,8 @@ class _Stream:
             data = answer.events()
             if answer.error is not None:
                 raise answer.error
-            return data
+            if data or self.is_silent:
+                return data or sse.PING
         return answer.events() or await self._next()
 
     async def _next(self) -> bytes:

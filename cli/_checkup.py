@@ -100,10 +100,10 @@ def _packages() -> tuple[State, str]:
 
 def _core() -> tuple[State, str]:
     try:
-        from llm_decoder import _core as core
+        from llm_decoder.backends import isas
     except ImportError as error:
         return "fail", f"the compiled core does not load: {error}; build it again (README.md), or reinstall llm_decoder"
-    return "ok", f"loaded, kernels for {', '.join(core.isas())}"
+    return "ok", f"loaded, kernels for {', '.join(isas())}"
 
 
 def _settings(config: Path | None) -> tuple[State, str]:

@@ -12,7 +12,9 @@ from llm_decoder.cli._output import to_json
 from llm_decoder.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from llm_decoder.llm import LLM, TextStream
+    from llm_decoder.cli._remote import RemoteLLM
+    from llm_decoder.cli._stream import Events
+    from llm_decoder.llm import LLM
     from llm_decoder.sampling import SamplingParams
 
 MAX_FILE_BYTES = 16 << 20
@@ -26,7 +28,7 @@ class Leave(Exception):
 class Conversation:
     """What has been said so far. `system` goes in front of every request; `attached` in front of the next message."""
 
-    llm: LLM
+    llm: LLM | RemoteLLM
     params: SamplingParams
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -39,7 +41,7 @@ class Conversation:
         self.messages.append({"role": "user", "content": self.attached + text})
         self.attached = ""
 
-    def ask(self) -> TextStream:
+    def ask(self) -> Events:
         """The events of an answer to the messages so far. The caller puts the text it received into `keep`."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         params = self.params

@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from llm_decoder.cli import _options
-from llm_decoder.cli._options import ModelOptions, SamplingOptions, ServerOptions
+from llm_decoder.cli._options import ModelOptions, RemoteOptions, SamplingOptions, ServerOptions
 from llm_decoder.cli._output import loading_bar
 from llm_decoder.serving import opening
 
 if TYPE_CHECKING:
+    from llm_decoder.cli._remote import RemoteLLM
     from llm_decoder.config.schema import Settings
     from llm_decoder.llm import LLM
     from llm_decoder.sampling import SamplingParams
     from llm_decoder.serving.service import Service
+
+# Of ModelOptions, what means something to a server that runs already: its model's name, a chat's system message, and
+# the settings files, which say how long answers may get.
+_REMOTE_FIELDS = {"model", "system", "config"}
 
 
 def open_llm(options: ModelOptions) -> LLM:
@@ -46,6 +51,38 @@ def open_for(options: ModelOptions, params: SamplingParams) -> LLM:
         llm.close()
         raise
     return llm
+
+
+def open_either(
+    options: ModelOptions, params: SamplingParams, remote: RemoteOptions, context: typer.Context
+) -> LLM | RemoteLLM:
+    """open_for; or the server of --url, which checks for itself. Raises typer.BadParameter."""
+    if remote.url is None:
+        return open_for(options, params)
+    return open_remote(options, remote, context)
+
+
+def open_remote(options: ModelOptions, remote: RemoteOptions, context: typer.Context) -> RemoteLLM:
+    """The server that --url names; --model is its name for a model. Raises typer.BadParameter."""
+    from llm_decoder.cli._remote import RemoteLLM
+
+    return RemoteLLM(remote.checked_url(), remote.key, given_model(options, context))
+
+
+def given_model(options: ModelOptions, context: typer.Context) -> str | None:
+    """--model of the command line, where --url is: variables and files name models of this machine.
+
+    Raises typer.BadParameter for a flag that says how a model is loaded: the server's is already.
+    """
+    given = {
+        field.name
+        for field in dataclasses.fields(options)
+        if getattr(context.get_parameter_source(field.name), "name", "") == "COMMANDLINE"
+    }
+    for name in sorted(given - _REMOTE_FIELDS):
+        message = "this is for a model that is loaded here; with --url the server has decided it"
+        raise typer.BadParameter(message, param_hint=_options.flag(name))
+    return options.model if "model" in given else None
 
 
 def engine_arguments(options: ModelOptions) -> dict[str, Any]:

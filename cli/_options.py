@@ -1,8 +1,8 @@
 """The flags that verbs share. A field is a flag of the same name with dashes, mirrored by LLM_DECODER_<FIELD>.
 
 `ModelOptions` are the parameters of `LLM`, `SamplingOptions` the fields of `SamplingParams`, `ServerOptions` those of
-ServerSettings. None = not given: the environment has been asked already; a settings file, the model's
-generation_config.json or the default decide.
+ServerSettings, `RemoteOptions` which server answers instead. None = not given: the environment has been asked already;
+a settings file, the model's generation_config.json or the default decide.
 """
 
 from __future__ import annotations
@@ -132,6 +132,30 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemoteOptions:
+    """A server that answers in place of a model that is loaded here."""
+
+    url: Annotated[str | None, _flag("URL", "Ask the server there, such as http://127.0.0.1:8000.")] = None
+    api_key: Annotated[str | None, _flag("KEY", "The server's API key.")] = None
+
+    @property
+    def key(self) -> str | None:
+        """LLM_DECODER_API_KEY may be the list of a server's keys: any of them opens it."""
+        keys = _as_list(self.api_key)
+        return keys[0] if keys else None
+
+    def checked_url(self) -> str:
+        """Raises typer.BadParameter."""
+        from llm_decoder.cli._remote import checked_url
+
+        assert self.url is not None
+        try:
+            return checked_url(self.url)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--url") from None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerOptions:
     """Where a server listens, who may call it, and what a request may weigh."""
 
@@ -249,7 +273,10 @@ def _file_text(name: str, need: str, hint: str) -> str:
 
 def _environment_list(name: str) -> list[str] | None:
     """LLM_DECODER_<NAME> of a flag that can be repeated: a JSON list, or one text."""
-    text = os.environ.get(f"LLM_DECODER_{name.upper()}")
+    return _as_list(os.environ.get(f"LLM_DECODER_{name.upper()}"))
+
+
+def _as_list(text: str | None) -> list[str] | None:
     if not text:
         return None
     try:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from llm_decoder.cli._output import emit_text
 
 if TYPE_CHECKING:
-    from llm_decoder.llm import TextStream
     from llm_decoder.outputs import RequestOutput, StreamEvent
 
 
-def follow(events: TextStream, each: Callable[[StreamEvent], None]) -> RequestOutput:
+class Events(Protocol):
+    """An answer as it comes. `close` ends it early."""
+
+    def __iter__(self) -> Iterator[StreamEvent]: ...
+
+    def close(self) -> None: ...
+
+
+def follow(events: Events, each: Callable[[StreamEvent], None]) -> RequestOutput:
     """Hands every event to `each` and returns the finished request. Leaving early, as by Ctrl-C, cancels it."""
     output = None
     with contextlib.closing(events):
@@ -26,7 +33,7 @@ def follow(events: TextStream, each: Callable[[StreamEvent], None]) -> RequestOu
     return output
 
 
-def follow_text(events: TextStream) -> RequestOutput:
+def follow_text(events: Events) -> RequestOutput:
     """Writes the text of a single answer to standard output as it comes, and a line end behind it, however it ends."""
     try:
         return follow(events, lambda event: emit_text(event.text))

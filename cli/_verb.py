@@ -34,7 +34,9 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
     def command(*, debug: bool, **values: Any) -> None:
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
-        raise typer.Exit(run(lambda: _call(function, values, flags), debug=debug))
+        code = run(lambda: _call(function, values, flags), debug=debug)
+        if code != EXIT_OK:  # else a verb under this one may follow
+            raise typer.Exit(code)
 
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

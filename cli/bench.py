@@ -52,25 +52,22 @@ def bench(
     ] = None,
     as_json: JsonFlag = False,
     model: ModelOptions,
+    context: typer.Context,
 ) -> None:
     """Measure tokens a second, hold them against what this machine can do, show where the time goes.
 
     The limits are memory bandwidth and the peak of multiply-adds with the same threads and kernels, measured beside
     each column. Columns: prefillN computes a prompt of N tokens; decodeN generates behind N tokens; batchB generates B
-    answers together, behind 128 tokens or, as batchB@N, behind N.
+    answers together, behind 128 tokens or, as batchB@N, behind N. `bench serve` measures a server instead.
     """
+    if context.invoked_subcommand is not None:
+        return
     wanted = _wanted_columns(columns, prompt_len, batch)
     if model.speculation not in (None, "none"):
         message = f"need none, so that a step computes what its column says, got {model.speculation}; leave it out"
         raise typer.BadParameter(message, param_hint="--speculation")
     model = dataclasses.replace(model, speculation="none")
-    for name, file in (("--plot", plot), ("--output", output)):
-        if file is not None and not file.parent.is_dir():
-            raise typer.BadParameter(f"need a file in a folder that is there, got {file}", param_hint=name)
-    if plot is not None:
-        from llm_decoder.cli._roofline_plot import check_plot
-
-        check_plot(plot)
+    check_files(plot, output)
     started = time.perf_counter()
     with _open.open_llm(model) as llm:
         load_s = time.perf_counter() - started
@@ -121,7 +118,34 @@ class Report:
     def record(self) -> dict[str, Any]:
         """As JSON has it. Sizes in bytes, times in seconds, limits a second."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return fields | {"machine": _machine()}
+        return fields | {"machine": machine()}
+
+
+def check_files(plot: Path | None, output: Path | None) -> None:
+    """Raises typer.BadParameter, or ConfigError, for files that could not be written when all is measured."""
+    for name, file in (("--plot", plot), ("--output", output)):
+        if file is not None and not file.parent.is_dir():
+            raise typer.BadParameter(f"need a file in a folder that is there, got {file}", param_hint=name)
+    if plot is not None:
+        from llm_decoder.cli._roofline_plot import check_plot
+
+        check_plot(plot)
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the programs, as a report has them."""
+    import platform
+
+    import llm_decoder
+
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "last_cache_bytes": last_cache_bytes(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "llm_decoder": llm_decoder.__version__,
+    }
 
 
 def limits_probe(threads: int, isa: str) -> Callable[[], Limits]:
@@ -164,18 +188,3 @@ def _choose(wanted: list[Column] | None, gen_len: int, max_model_len: int) -> li
 
 def _best(limits: list[Limits]) -> Limits:
     return functools.reduce(lambda one, other: one.best_of(other), limits)
-
-
-def _machine() -> dict[str, Any]:
-    import platform
-
-    import llm_decoder
-
-    return {
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "last_cache_bytes": last_cache_bytes(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "llm_decoder": llm_decoder.__version__,
-    }

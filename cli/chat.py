@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llm_decoder.cli import _open
-from llm_decoder.cli._options import JsonFlag, ModelOptions, QuietFlag, SamplingOptions
+from llm_decoder.cli._options import JsonFlag, ModelOptions, QuietFlag, RemoteOptions, SamplingOptions
 from llm_decoder.cli._output import complain, describe_speed, emit_aside, emit_json, emit_text, note
 from llm_decoder.cli._stream import read_stdin_line, stdin
 from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, words
@@ -35,13 +35,15 @@ def chat(
     *,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
+    remote: RemoteOptions,
     model: ModelOptions,
     sampling: SamplingOptions,
+    context: typer.Context,
 ) -> int:
     """Talk with a model. Ctrl-C stops an answer, a second one leaves; /help lists the slash commands.
 
     When standard input is not a terminal, every line of it is a message. With --json each answer is a JSON object on a
-    line, written when it is complete.
+    line, written when it is complete. With --url a server of the OpenAI API answers, and no model is loaded here.
     """
     from llm_decoder.cli._conversation import Conversation
 
@@ -49,8 +51,10 @@ def chat(
     if params.n != 1:
         raise typer.BadParameter("a conversation has one answer at a time", param_hint="--n")
     # The system message is the conversation's own, so that /system can change it and take it back.
-    with _open.open_for(replace(model, system=None), params) as llm:
-        if _open.is_embedded(model):
+    with _open.open_either(replace(model, system=None), params, remote, context) as llm:
+        if remote.url is not None:
+            note(f"{llm.name or 'a model'} at {remote.url}")
+        elif _open.is_embedded(model):
             note(DEMO)
         talk = Talk(Conversation(llm, params, model.system), quiet=quiet, as_json=as_json)
         return talk.run(_line_reader())

@@ -14,6 +14,7 @@ from llm_decoder.cli._output import complain
 from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, forget_stdout, verb
 from llm_decoder.cli.batch import batch
 from llm_decoder.cli.bench import bench
+from llm_decoder.cli.bench_serve import bench_serve
 from llm_decoder.cli.cache import clear_cache, list_cache
 from llm_decoder.cli.chat import chat
 from llm_decoder.cli.convert import convert
@@ -28,10 +29,10 @@ from llm_decoder.cli.web import web
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 
 
-def _make_app(help: str | None = None, *, completion: bool = False) -> typer.Typer:
+def _make_app(help: str | None = None, *, completion: bool = False, no_args_is_help: bool = True) -> typer.Typer:
     return typer.Typer(
         help=help,
-        no_args_is_help=True,
+        no_args_is_help=no_args_is_help,
         add_completion=completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -54,7 +55,6 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "show": show_model,
     "devices": devices,
     "doctor": doctor,
-    "bench": bench,
     "web": web,
 }
 for name, function in VERBS.items():
@@ -62,7 +62,12 @@ for name, function in VERBS.items():
 cache_app = _make_app("Quantised weights kept on disk.")
 cache_app.command("ls")(verb(list_cache))
 cache_app.command("clear")(verb(clear_cache))
-app.add_typer(cache_app, name="cache")
+bench_app = _make_app(no_args_is_help=False)
+bench_app.callback(invoke_without_command=True, help=bench.__doc__)(verb(bench))
+bench_app.command("serve")(verb(bench_serve))
+GROUPS = {"bench": bench_app, "cache": cache_app}
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
 
 
 def _show_version(asked: bool) -> None:
@@ -124,8 +129,8 @@ def _run(arguments: list[str]) -> None:
     if first in VERBS:
         program = _make_app()
         program.command(context_settings=HELP_FLAGS)(verb(VERBS[first]))
-    elif first == "cache":
-        program = cache_app
+    elif first in GROUPS:
+        program = GROUPS[first]
     else:
         app(args=arguments, prog_name="llm-decoder")
         return

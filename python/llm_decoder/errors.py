@@ -13,7 +13,8 @@ LLMDecoderError
 │   └── ContextLengthExceededError prompt (and answer) do not fit the context
 ├── RequestFailedError             one request failed while it ran (non-finite logits, ...); others go on
 ├── QueueFullError                 the engine has as many waiting requests as it accepts; try again later
-└── EngineClosedError              the engine was closed, or its thread has died
+├── EngineClosedError              the engine was closed, or its thread has died
+└── ServerError                    a server that was asked over HTTP cannot be reached, refuses, or breaks off
 
 A message says where, what was needed, what was there, and what to do.
 """
@@ -34,6 +35,7 @@ __all__ = [
     "NotEnoughMemoryError",
     "QueueFullError",
     "RequestFailedError",
+    "ServerError",
     "UnsupportedModelError",
 ]
 
@@ -112,3 +114,7 @@ class QueueFullError(LLMDecoderError):
 
 class EngineClosedError(LLMDecoderError):
     """The engine was closed, or its thread has died."""
+
+
+class ServerError(LLMDecoderError):
+    """A server that was asked over HTTP cannot be reached, refuses, or breaks off."""

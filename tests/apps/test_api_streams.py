@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from asgi_client import Exchange, ask
 from fakes import FakeBackend
-from serving_fakes import ENDPOINTS, make_service
+from serving_fakes import ENDPOINTS, PlainFormat, make_service
 
 from llm_decoder.api.app import create_app
 from llm_decoder.api.wakeups import Bell, Wakeups
@@ -204,6 +204,20 @@ def test_silence_is_broken_by_comments() -> None:
         assert exchange.status == 200
         assert texts_of(await exchange.end(), 1) == (await rig.ask("Hello", max_tokens=3).end()).json()["texts"]
 
+    Rig(ping_s=0.05).run(test)
+
+
+def test_a_silence_before_an_answer_without_a_greeting_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(rig: Rig) -> None:
+        rig.go_on.clear()
+        exchange = rig.stream("Hello", max_tokens=3)
+        assert await exchange.chunk(0) == b": ping\n\n"
+        rig.go_on.set()
+        await exchange.end()
+        assert exchange.events()[-1] == "[DONE]"
+        assert exchange.is_complete
+
+    monkeypatch.setattr(PlainFormat, "begin", lambda self: [])
     Rig(ping_s=0.05).run(test)
 
 

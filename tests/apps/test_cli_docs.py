@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from cli_fakes import Program
 
-from llm_decoder.cli._options import ModelOptions, SamplingOptions, ServerOptions
-from llm_decoder.cli.main import VERBS
+from llm_decoder.cli._options import ModelOptions, RemoteOptions, SamplingOptions, ServerOptions
+from llm_decoder.cli.main import GROUPS, VERBS
 
 ROOT = Path(__file__).parents[2]
 CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ def documented() -> set[str]:
 
 
 def test_the_variable_of_every_flag_is_documented() -> None:
-    groups = (ModelOptions, SamplingOptions, ServerOptions)
+    groups = (ModelOptions, RemoteOptions, SamplingOptions, ServerOptions)
     names = {f"LLM_DECODER_{field.name.upper()}" for group in groups for field in dataclasses.fields(group)}
     names = names - {"LLM_DECODER_ISA"} | {"LLM_DECODER_CPU_ISA", "LLM_DECODER_DEBUG"}
     assert names <= documented()
@@ -43,7 +43,7 @@ def test_every_variable_that_the_package_names_is_documented() -> None:
 
 def test_every_verb_is_told_by_an_example() -> None:
     commands = {line.split("llm-decoder ")[1].split()[0] for line in CLI.splitlines() if "llm-decoder " in line}
-    assert set(VERBS) | {"cache"} <= commands
+    assert set(VERBS) | set(GROUPS) <= commands
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_every_verb_is_told_by_an_example() -> None:
 def test_the_flags_of_every_example_are_known(cli: Program, line: str) -> None:
     command = line.split(" #")[0].split("|")[0].split(">")[0]
     verb, *arguments = shlex.split(command)[1:]
-    verbs = [verb, arguments[0]] if verb == "cache" else [verb]
+    verbs = [verb, arguments[0]] if verb == "cache" or arguments[:1] == ["serve"] else [verb]
     known = cli(*verbs, "--help").out
     flags = [argument for argument in arguments if argument.startswith("--")]
     assert all(re.search(rf"{re.escape(flag)}\b", known) for flag in flags)

@@ -104,3 +104,20 @@ def test_a_new_conversation_begins_with_what_was_set_last(reader: Reader) -> Non
     assert asked(reader, "Q")["seed"] == 7
     reader.begin()
     assert asked(reader, "Q")["seed"] == 7
+
+
+def test_what_is_set_just_before_another_conversation_is_opened_stays_with_its_own(reader: Reader) -> None:
+    reader.ask("Q")
+    reader.click("Settings")
+    reader.page.evaluate(
+        """() => {
+          const seed = document.querySelector("#number-seed");
+          seed.value = "7";
+          seed.dispatchEvent(new Event("change", { bubbles: true }));
+          document.querySelector("#new").click();
+        }"""
+    )
+    expect(reader.questions).to_have_count(0)
+    reader.titles.first.click()
+    expect(reader.questions).to_have_count(1)
+    assert asked(reader, "Again")["seed"] == 7

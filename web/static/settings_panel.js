@@ -2,8 +2,6 @@
 import { byId, element, iconButton } from "./dom.js";
 import { BUILT_IN, KNOBS, NUMBERS, readSettings, removePreset, savedPresets, savePreset } from "./presets.js";
 
-const SAVE_MS = 250;
-
 export class SettingsPanel {
   constructor(chat) {
     this.chat = chat;
@@ -94,10 +92,9 @@ export class SettingsPanel {
   #change(edit) {
     const settings = structuredClone(this.chat.settings);
     edit(settings);
-    this.chat.settings = readSettings(settings);
+    // At once: a reader who opens another conversation now has changed this one.
+    this.chat.changeSettings(readSettings(settings));
     this.show();
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.chat.changeSettings(this.chat.settings), SAVE_MS);
   }
 
   // -- presets

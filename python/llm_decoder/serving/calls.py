@@ -141,6 +141,8 @@ class RunningCall:
 
     def events(self) -> bytes:
         """The server-sent events that have become ready since the last time; b"" when there are none."""
+        if self._has_begun and not self._items:  # who has sent something looks once more before it waits
+            return b""
         was_over = self.is_over
         parts = [sse.encode(chunk) for chunk in self.chunks()]
         if self.is_over and not was_over:
