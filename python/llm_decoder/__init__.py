@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         NotEnoughMemoryError,
         QueueFullError,
         RequestFailedError,
+        ServerError,
         UnsupportedModelError,
     )
     from llm_decoder.llm import LLM
@@ -63,6 +64,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "ServerError",
     "StreamEvent",
     "StructuredOutputs",
     "TokenLogprob",
