@@ -16,9 +16,9 @@ class Pace:
     """The largest chunk that leaves a step at most STRETCH times as long as its decodes alone would be, by what steps
     have taken so far. It decides when a prompt is computed, and never what is answered."""
 
-    STRETCH = 2.5
+    STRETCH = 3.0
     # A prompt that waits for less than that would take a second for what is done in a tenth.
-    LEAST_TOKENS = 32
+    LEAST_TOKENS = 64
     _FADE = 1 / 8
 
     __slots__ = ("_prompt_token_s", "_step_cost")

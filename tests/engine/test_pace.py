@@ -21,7 +21,7 @@ def learned() -> Pace:
     return pace
 
 
-def test_a_step_with_a_chunk_is_two_and_a_half_times_as_long_as_its_decodes():
+def test_a_step_with_a_chunk_is_so_many_times_as_long_as_its_decodes():
     most = learned().most_prompt_tokens(32, 512)
     assert DECODE_S + most * PROMPT_TOKEN_S == pytest.approx(Pace.STRETCH * DECODE_S, rel=0.02)
 
