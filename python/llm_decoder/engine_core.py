@@ -16,6 +16,7 @@ from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.errors import RequestFailedError
 from llm_decoder.histograms import EngineHistograms
 from llm_decoder.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprob
+from llm_decoder.pace import Pace
 from llm_decoder.scheduler import Scheduler, SchedulerLimits
 from llm_decoder.sequence import Request, Sequence
 from llm_decoder.speculation import Speculation, StepCost
@@ -51,11 +52,12 @@ class EngineCore:
             max_rows_per_step=max(1, MAX_ROWS_BYTES // (4 * backend.vocab_size)),
         )
         self.backend = backend
-        self.scheduler = Scheduler(backend.cache, limits)
+        self._step_cost = StepCost()
+        self._pace = Pace(self._step_cost)
+        self.scheduler = Scheduler(backend.cache, limits, self._pace)
         self.requests: dict[str, Request] = {}
         self._tokenizer = tokenizer
         self._start_speculation = start_speculation
-        self._step_cost = StepCost()
         self._batch = StepBatch(backend.max_tokens_per_step)
         self._sampling = SamplingBatch()
         self._n_finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
@@ -121,7 +123,7 @@ class EngineCore:
         drawn = self._draw(draws, rows) if draws else []
         self._drawn_s = time.perf_counter()
         not_finite.update(sequence.request for sequence, tokens, _, _ in drawn if tokens[0] == NOT_FINITE)
-        is_decode = self._verify(drawn)
+        n_decodes, n_drafted = self._verify(drawn)
         for request in not_finite:
             if not request.finished:
                 self._n_corrupted += 1
@@ -139,8 +141,11 @@ class EngineCore:
         self._histograms.step_tokens.add(len(batch.tokens))
         step_s = time.perf_counter() - started_s
         self._busy_s += step_s
-        if is_decode:
+        n_prompt_tokens = len(batch.tokens) - n_decodes - n_drafted
+        if not n_prompt_tokens:
             self._step_cost.learn(len(batch.tokens), step_s)
+        elif not n_drafted:
+            self._pace.learn(n_decodes, n_prompt_tokens, step_s)
         return True
 
     def _give_way(self, error: MemoryError) -> None:
@@ -287,9 +292,10 @@ class EngineCore:
             begin = end
         return drawn
 
-    def _verify(self, drawn: list[Drawn]) -> bool:
-        """Cuts off what was drawn behind a draft that is wrong: nobody would have drawn it, one token a step. Whether
-        the step has decodes and their drafts only."""
+    def _verify(self, drawn: list[Drawn]) -> tuple[int, int]:
+        """Cuts off what was drawn behind a draft that is wrong: nobody would have drawn it, one token a step. Returns
+        how many sequences the step has that decode, and how many drafts."""
+        n_decodes = sum(sequence.n_pending == 1 for sequence in self._batch.sequences)
         n_drafted = sum(sequence.n_drafted for sequence in self._batch.sequences)
         n_rows = len(self._batch.tokens) - n_drafted
         fixed_rows = self._step_cost.fixed_rows
@@ -308,7 +314,7 @@ class EngineCore:
             if sequence.speculation is not None:
                 sequence.speculation.learn(len(tokens), sequence.n_drafted, n_accepted, n_rows, fixed_rows)
             sequence.n_drafted = 0
-        return n_rows == len(self._batch.sequences)
+        return n_decodes, n_drafted
 
     def _commit(self) -> None:
         """The step's tokens are in pages now, but for drafts that were wrong, and for requests that have failed: theirs

@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_decoder.backends import KvCache
 from llm_decoder.batch import StepBatch
+from llm_decoder.pace import Pace
 from llm_decoder.sequence import Sequence
 
 __all__ = ["Scheduler", "SchedulerLimits"]
@@ -34,9 +35,11 @@ class Scheduler:
     never change and priorities have bounds, nobody starves. Nobody gives way to who is only waiting.
     """
 
-    def __init__(self, cache: KvCache, limits: SchedulerLimits) -> None:
+    def __init__(self, cache: KvCache, limits: SchedulerLimits, pace: Pace | None = None) -> None:
+        """pace: None = prompts take what a step has room for."""
         self.cache = cache
         self.limits = limits
+        self._pace = pace
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.n_preemptions = 0
@@ -89,14 +92,21 @@ class Scheduler:
                 prefills.append(sequence)
         n_decodes = len(chosen)
         budget -= n_decodes
+        room = before = self._room_for_prompts(chosen, budget)
         for sequence in prefills:
-            rows, budget = self._take_chunk(sequence, rows, budget, chosen)
-        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs and not self._is_full:
+            rows, room = self._take_chunk(sequence, rows, room, chosen)
+        while self.waiting and room > 0 and len(self.running) < self.limits.max_num_seqs and not self._is_full:
             newcomer = self._admit_next()
             if newcomer is not None:
-                rows, budget = self._take_chunk(newcomer, rows, budget, chosen)
-        self._take_drafts(chosen, min(rows - n_decodes, budget))
+                rows, room = self._take_chunk(newcomer, rows, room, chosen)
+        self._take_drafts(chosen, min(rows - n_decodes, budget - (before - room)))
         return chosen
+
+    def _room_for_prompts(self, decodes: list[Sequence], budget: int) -> int:
+        """Tokens of prompts in this step: fewer where an answer is read as it comes."""
+        if self._pace is None or not any(sequence.request.stream for sequence in decodes):
+            return budget
+        return self._pace.most_prompt_tokens(len(decodes), budget)
 
     @staticmethod
     def _take_drafts(chosen: list[Sequence], room: int) -> None:

@@ -60,11 +60,15 @@ class StepCost:
     _FADE = 1 / 64
     _DOUBT = 0.25  # rows², what FIRST_ROWS weighs beside the variance of the rows seen
 
-    __slots__ = ("_both", "_mean_rows", "_mean_s", "_variance", "fixed_rows")
+    __slots__ = ("_both", "_mean_rows", "_mean_s", "_row_s", "_variance", "fixed_rows")
 
     def __init__(self) -> None:
         self.fixed_rows = self.FIRST_ROWS
-        self._mean_rows = self._mean_s = self._variance = self._both = 0.0
+        self._mean_rows = self._mean_s = self._row_s = self._variance = self._both = 0.0
+
+    def seconds(self, n_rows: int) -> float:
+        """That a step of so many rows takes; 0 while none was seen."""
+        return max(0.0, self._mean_s + self._row_s * (n_rows - self._mean_rows)) if n_rows else 0.0
 
     def learn(self, n_rows: int, seconds: float) -> None:
         """A step of decodes and their drafts took so long."""
@@ -79,7 +83,7 @@ class StepCost:
         self._variance = (1.0 - self._FADE) * (self._variance + self._FADE * rows * rows)
         self._both = (1.0 - self._FADE) * (self._both + self._FADE * rows * over_s)
         guess = self._mean_s / (self._mean_rows + self.FIRST_ROWS)
-        row_s = (self._both + self._DOUBT * guess) / (self._variance + self._DOUBT)
+        self._row_s = row_s = (self._both + self._DOUBT * guess) / (self._variance + self._DOUBT)
         least, most = self.LIMITS
         fixed_s = self._mean_s - row_s * self._mean_rows
         self.fixed_rows = most if row_s * most <= fixed_s else max(least, fixed_s / row_s)
