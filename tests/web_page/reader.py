@@ -98,9 +98,9 @@ class Reader:
         expect(self.page.locator(".message.assistant.last")).to_be_visible()
         return self
 
-    def begin(self) -> Reader:
-        """A new conversation."""
-        self.button("New conversation").first.click()
+    def begin(self, within: Locator | None = None) -> Reader:
+        """A new conversation, once it is there."""
+        self.button("New conversation", within).first.click()
         expect(self.questions).to_have_count(0)
         return self
 

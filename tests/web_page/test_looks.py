@@ -100,7 +100,7 @@ def test_a_phone_shows_one_thing_at_a_time(new_reader: Callable[..., Reader], si
 
 def test_on_a_phone_opening_a_conversation_closes_the_list(new_reader: Callable[..., Reader], site: Site) -> None:
     reader = new_reader(site, **PHONE).open()
-    reader.ask("First").click("New conversation", reader.page.locator(".bar")).ask("Second")
+    reader.ask("First").begin(reader.page.locator(".bar")).ask("Second")
     reader.click("Conversations")
     reader.titles.last.click()
     expect(reader.questions).to_contain_text(["First"])
