@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
+    from pygments.token import _TokenType
 
-__all__ = ["LANGUAGES", "classes", "highlight", "style_sheet"]
+__all__ = ["LANGUAGES", "classes", "highlight"]
 
 # A lexer is a set of regular expressions that run on what a model has written, some of which look ahead to the end for
 # each sign that they take. So: the languages that people ask models for, lines as people write them, and a bound on the
@@ -30,7 +31,7 @@ MAX_CPU_S = 0.2
 
 
 def highlight(code: str, language: str) -> str:
-    """HTML of `code`: its text escaped, with spans whose classes style_sheet colours."""
+    """HTML of `code`: its text escaped, with spans whose classes `code.css` colours."""
     lexer = _lexer(language)
     if lexer is None or any(len(line) > MAX_LINE_CHARS for line in code.split("\n")):
         return html.escape(code)
@@ -51,15 +52,13 @@ def _tokens(lexer: Lexer, code: str) -> Iterator[tuple[str, str]]:
         yield _class_of(kind), text
 
 
-def _class_of(kind: object) -> str:
+def _class_of(kind: _TokenType) -> str:
     """ "" for what has no colour."""
     from pygments.token import STANDARD_TYPES, Whitespace
 
     if kind is Whitespace:
         return ""
-    while kind not in STANDARD_TYPES:
-        kind = kind.parent  # type: ignore[attr-defined]
-    return STANDARD_TYPES[kind]
+    return next(STANDARD_TYPES[ancestor] for ancestor in reversed(kind.split()) if ancestor in STANDARD_TYPES)
 
 
 @functools.lru_cache(maxsize=256)
@@ -83,13 +82,3 @@ def classes() -> frozenset[str]:
     from pygments.token import STANDARD_TYPES
 
     return frozenset(STANDARD_TYPES.values()) - {""}
-
-
-@functools.cache
-def style_sheet() -> str:
-    """CSS for light pages, and for dark ones: <html data-theme="dark">."""
-    from pygments.formatters import HtmlFormatter
-
-    light = HtmlFormatter(style="default").get_style_defs(".code")
-    dark = HtmlFormatter(style="github-dark").get_style_defs('[data-theme="dark"] .code')
-    return "\n".join(line for line in f"{light}\n{dark}".split("\n") if " .code" in f" {line}" and " ." in line)

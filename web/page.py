@@ -15,7 +15,6 @@ from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
 from llm_decoder.serving.parse import parse_body
 from llm_decoder.serving.plan import check_amount, max_tokens_of, sampling_params
 from llm_decoder.serving.service import Service
-from llm_decoder.web import highlight
 from llm_decoder.web.page_events import PageEvents
 from llm_decoder.web.page_stream import PageStream, PageStreams
 from llm_decoder.web.rendering import render_blocks
@@ -55,7 +54,6 @@ MEDIA_TYPES = {
     ".webmanifest": "application/manifest+json",
     ".woff2": "font/woff2",
 }
-HIGHLIGHT_FILE = "highlight.css"
 
 
 def endpoints() -> tuple[Endpoint, ...]:
@@ -85,13 +83,9 @@ def show_page(service: Service, incoming: Incoming) -> Reply:
 def show_file(service: Service, incoming: Incoming) -> Reply:
     name = incoming.path_parameters["name"]
     suffix = name[name.rfind(".") :] if "." in name else ""
-    if name == HIGHLIGHT_FILE:
-        body = highlight.style_sheet().encode()
-    elif suffix in MEDIA_TYPES and name in _static_names():
-        body = _read("static", name)
-    else:
+    if suffix not in MEDIA_TYPES or name not in _static_names():
         raise HttpError(404, "[static] there is no such file", code="no_such_file")
-    return _file(incoming, body, MEDIA_TYPES[suffix], {})
+    return _file(incoming, _read("static", name), MEDIA_TYPES[suffix], {})
 
 
 def _static_names() -> set[str]:

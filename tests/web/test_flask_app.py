@@ -48,16 +48,16 @@ def test_the_page_itself_has_nothing_inline_and_nothing_from_elsewhere(client: F
 
 
 def test_files_come_with_their_type_and_are_not_sent_twice(client: FlaskClient) -> None:
-    answer = client.get("/static/highlight.css")
+    answer = client.get("/static/code.css")
     assert answer.mimetype == "text/css"
-    assert ".code .k" in answer.get_data(as_text=True)
-    again = client.get("/static/highlight.css", headers={"if-none-match": answer.headers["etag"]})
+    assert ".code-frame" in answer.get_data(as_text=True)
+    again = client.get("/static/code.css", headers={"if-none-match": answer.headers["etag"]})
     assert (again.status_code, again.data) == (304, b"")
 
 
 @pytest.mark.parametrize(
     "path",
-    ["../app.py", "..%2fapp.py", "%2e%2e/app.py", "none.js", "", "..", "highlight.css%00.js", "a/b.css", "__init__.py"],
+    ["../app.py", "..%2fapp.py", "%2e%2e/app.py", "none.js", "", "..", "code.css%00.js", "a/b.css", "__init__.py"],
 )
 def test_files_elsewhere_are_not_found(client: FlaskClient, path: str) -> None:
     answer = client.get(f"/static/{path}")
@@ -177,7 +177,7 @@ def test_a_message_too_long_to_render_is_refused(client: FlaskClient) -> None:
 def test_without_a_key_the_page_shows_itself_and_nothing_else() -> None:
     client, _ = client_of(["x"], api_keys=("secret",))
     assert client.get("/").status_code == 200
-    assert client.get("/static/highlight.css").status_code == 200
+    assert client.get("/static/code.css").status_code == 200
     assert client.get("/page/session").json == {
         "needs_key": True,
         "csrf": None,
@@ -230,7 +230,7 @@ def test_programs_come_in_with_a_key_and_no_session() -> None:
 # -- limits
 
 
-@pytest.mark.parametrize("path", ["/", "/page/session", "/static/highlight.css", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/page/session", "/static/code.css", "/nothing"])
 def test_a_foreign_name_of_this_server_is_refused_everywhere(client: FlaskClient, path: str) -> None:
     assert client.get(path, headers={"host": "evil.example"}).status_code == 403
 
