@@ -173,14 +173,18 @@ def test_whole_numbers_may_be_written_with_a_point_and_minus_nought_is_nought(se
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/generate_batch"])
-@pytest.mark.parametrize("token", [-1, VOCAB, VOCAB + 1, 2**31 - 1, 2**31, 2**32, 2**64, 10**400])
+@pytest.mark.parametrize(
+    "token", [-1, VOCAB, VOCAB + 1, 2**31 - 1, 2**31, 2**32, 2**64, 10**400], ids=lambda token: str(token)[:12]
+)
 def test_token_ids_that_the_model_lacks_are_refused(server: Running, path: str, token: int) -> None:
     for name in ("stop_token_ids", "allowed_token_ids"):
         assert refusal(server, path, **{name: [token]}).partition(".")[0] == name
     assert refusal(server, path, logit_bias={str(token): 1}).partition(".")[0] == "logit_bias"
 
 
-@pytest.mark.parametrize("token", [-1, VOCAB, 2**31, 2**64, 10**400, True, 1.5, None])
+@pytest.mark.parametrize(
+    "token", [-1, VOCAB, 2**31, 2**64, 10**400, True, 1.5, None], ids=lambda token: str(token)[:12]
+)
 def test_prompts_of_such_ids_are_refused_too(server: Running, token: Any) -> None:
     for prompt in ([token], [1, token], [[1], [1, token]]):
         assert refusal(server, "/v1/completions", prompt=prompt) in ("prompt", "prompt_token_ids")
