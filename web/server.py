@@ -211,6 +211,8 @@ class _Parser(HTTPRequestParser):
 class _Chunks(ChunkedReceiver):
     """waitress waits without a bound for the end of a chunk's first line and of trailers, and believes any of both."""
 
+    error: Error | None = None
+
     def __init__(self, buf: Any, max_body_bytes: int) -> None:
         super().__init__(buf)
         self._max_body_bytes = max_body_bytes
