@@ -184,6 +184,8 @@ class _Parser(HTTPRequestParser):
     """Stricter than waitress where a proxy could see other bounds, or another place, of the same request (RFC 9112,
     sections 3.2 and 6)."""
 
+    body_rcv: Any = None
+
     def received(self, data: bytes) -> int:
         n_bytes = int(super().received(data))
         if self.error is not None:
@@ -211,7 +213,7 @@ class _Parser(HTTPRequestParser):
 class _Chunks(ChunkedReceiver):
     """waitress waits without a bound for the end of a chunk's first line and of trailers, and believes any of both."""
 
-    error: Error | None = None
+    error: Any = None
 
     def __init__(self, buf: Any, max_body_bytes: int) -> None:
         super().__init__(buf)
