@@ -17,7 +17,7 @@ from llm_decoder.serving import sse
 from llm_decoder.serving.calls import Call, EventStream, RunningCall
 from llm_decoder.serving.errors import HttpError, as_http_error
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
-from llm_decoder.serving.limits import Admission, check_headers, declared_length
+from llm_decoder.serving.limits import Admission, check_headers, declared_length, query_fields
 from llm_decoder.serving.logs import LOGGER, RequestLine, request_id_of
 from llm_decoder.serving.service import Service
 
@@ -29,6 +29,7 @@ _POLL_S = 0.25  # how soon a client's hanging up is noticed in silence
 def mount(app: Flask, service: Service, endpoints: Sequence[Endpoint]) -> None:
     """Puts the endpoints on `app`, all behind the same guard and limits."""
     admission = service.admission
+    app.url_map.merge_slashes = False  # a path with two of them is another path, and no redirect
     for endpoint in endpoints:
         app.add_url_rule(
             _pattern(endpoint.path),
@@ -60,7 +61,6 @@ class _Visit:
             path=request.path,
             request_id=request_id_of(headers),
             headers=headers,
-            query=request.args.to_dict(),
             client=request.remote_addr or "",
         )
         self.line = RequestLine(self.incoming.request_id, request.method, request.path, self.incoming.client)
@@ -97,6 +97,7 @@ def _admit(service: Service, admission: Admission, accesses: Mapping[str, Litera
     if preflight is not None:
         return _response(preflight)
     service.guard.check(visit.incoming, accesses.get(request.endpoint or "", "key"))
+    visit.incoming = replace(visit.incoming, query=query_fields(request.query_string))
     declared_length(visit.incoming.headers, settings)
     if request.url_rule is not None and request.method == "POST":
         visit.enter(admission)
@@ -235,7 +236,8 @@ def _http_error(error: Exception) -> HttpError:
         return as_http_error(error)
     status = error.code or 500
     headers = {"allow": str(error.get_response().headers["Allow"])} if status == 405 else {}
-    return HttpError(status, f"[http] {error.name.lower()}: {request.method} {request.path[:100]}", headers=headers)
+    asked = f"{request.method[:20]} {request.path[:100]}"
+    return HttpError(status, f"[http] {error.name.lower()}: {asked}", headers=headers)
 
 
 def _finish(service: Service, response: Response) -> Response:

@@ -31,6 +31,7 @@ _SHOWN.maxstring, _SHOWN.maxlevel = 60, 2
 def parse_body(incoming: Incoming, schema: type[AnySchema]) -> tuple[AnySchema, dict[str, str]]:
     """(The request, headers for its answer). Raises HttpError 400 for what is no JSON object of that schema."""
     _check_content_type(incoming.headers.get("content-type", ""))
+    _check_content_encoding(incoming.headers.get("content-encoding", "identity"))
     return _checked(incoming, schema, _json_object(incoming.body))
 
 
@@ -63,6 +64,17 @@ def _check_content_type(given: str) -> None:
             f"[content-type] need application/json in UTF-8, got {_plain(given) or 'none'}",
             param="content-type",
             code="unsupported_content_type",
+        )
+
+
+def _check_content_encoding(given: str) -> None:
+    # Nothing is ever unpacked: a small body stays small.
+    if given.strip().lower() not in ("identity", ""):
+        raise HttpError(
+            400,
+            f"[content-encoding] need a body as it is, got {_plain(given)}",
+            param="content-encoding",
+            code="unsupported_content_encoding",
         )
 
 
