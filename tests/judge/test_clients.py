@@ -238,6 +238,16 @@ def log_likelihood(llm: LLM, text: str, continuation: str) -> tuple[float, bool]
     return sum(entry.logprob for entry in of_continuation), all(entry.rank == 1 for entry in of_continuation)
 
 
+def test_what_the_page_of_clients_shows_runs(servers: Servers, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(snippets) == 4
+    program = "\n".join([*snippets, "print('{}')"])
+    program = program.replace("http://127.0.0.1:8000", servers.stories.url).replace('"none"', '"secret"')
+    (tmp_path / "page.py").write_text(program, encoding="utf-8")
+    assert servers.judged_by(str(tmp_path / "page.py"), scratch=tmp_path) == {}
+
+
 # -- schemathesis: what the document says, and bodies that are wrong in every way
 
 
