@@ -61,10 +61,10 @@ $(STAMPS)/judge: $(STAMPS)/dev
 	$(BIN)/python -m pip install -q "torch==2.13.0" "transformers>=5"
 	@touch $@
 
-$(STAMPS)/clients: tests/judge/clients/requirements.txt
+$(STAMPS)/clients: tests/judge/clients/requirements.txt tests/judge/clients/constraints.txt
 	@sh tools/check_prerequisites.sh "$(PYTHON)"
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install -q -r $<
+	$(CLIENTS)/bin/python -m pip install -q -r $< -c $(word 2,$^)
 	@mkdir -p $(STAMPS) && touch $@
 
 test: $(STAMPS)/dev
