@@ -103,11 +103,12 @@ class Service:
         program itself. Raises what the engine refuses; then nothing of the call is left in it."""
         llm = self.llm
         prompts = list(call.prompts)
+        all_params = [self._salted(params, incoming) for params in call.params]  # `incoming` and its body are not held
 
         def submit(index: int) -> RequestHandle:
             return llm.submit(
                 prompts[index],
-                self._salted(call.params[index], incoming),
+                all_params[index],
                 stream=call.stream,
                 rows=call.rows,
                 priority=call.priority,
