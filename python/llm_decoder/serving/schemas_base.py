@@ -98,9 +98,9 @@ def _number(value: Any) -> Any:
 
 
 # What asks for nothing, of JSON's own kind: in Python 0 is False.
-Off = Annotated[Literal[False], BeforeValidator(_switch)]
-One = Annotated[Literal[1], BeforeValidator(_number)]
-Zero = Annotated[Literal[0], BeforeValidator(_number)]
+Off = Annotated[Literal[False] | None, BeforeValidator(_switch)]
+One = Annotated[Literal[1] | None, BeforeValidator(_number)]
+Zero = Annotated[Literal[0] | None, BeforeValidator(_number)]
 
 # Behind a field's limits, which are of the integer.
 WHOLE = BeforeValidator(_whole)
@@ -280,17 +280,17 @@ class SamplingFields(Schema):
     timings_per_token: bool | None = Field(default=None, description="`timings` beside `usage`")
 
     # Not in this version.
-    use_beam_search: Off | None = None
-    beam_width: One | None = None
-    num_beams: One | None = None
-    num_beam_groups: One | None = None
-    num_return_sequences: One | None = None
-    diversity_penalty: Zero | None = None
-    length_penalty: One | None = None
-    early_stopping: Off | None = None
+    use_beam_search: Off = None
+    beam_width: One = None
+    num_beams: One = None
+    num_beam_groups: One = None
+    num_return_sequences: One = None
+    diversity_penalty: Zero = None
+    length_penalty: One = None
+    early_stopping: Off = None
     return_tree: Literal["none"] | None = None
     rerank: None = None
-    best_of: One | None = None
+    best_of: One = None
     truncate_prompt_tokens: None = None
     prompt_embeds: None = None
 

@@ -53,8 +53,8 @@ class ChatRequest(SamplingFields):
     documents: Annotated[list[dict[str, Any]], Field(max_length=1024, fail_fast=True)] | None = None
 
     # Not in this version.
-    echo: Off | None = None
-    add_special_tokens: Off | None = None
+    echo: Off = None
+    add_special_tokens: Off = None
     chat_template: None = None
     functions: None = None
     function_call: None = None

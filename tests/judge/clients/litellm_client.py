@@ -18,6 +18,7 @@ ASKED_TOOLS = {
     "messages": QUESTION,
     "tools": [WEATHER],
     "tool_choice": "required",
+    "parallel_tool_calls": False,
     "temperature": 0,
     **AT_TOOLS,
 }
