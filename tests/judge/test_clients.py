@@ -165,11 +165,12 @@ def test_litellm_is_served(
         "bad_field": ("BadRequestError", 400),
         "no_such_model": ("NotFoundError", 404),
         "wrong_key": ("AuthenticationError", 401),
-        "too_long": ("ContextWindowExceededError", 400),
+        "too_long": ("BadRequestError", 400),  # it looks for other servers' words, not for the code
         "no_tools": ("BadRequestError", 400),
         "nobody": ("InternalServerError", 500),  # its own word for a server that nobody is at
     }
     assert "[temperature]" in errors["bad_field"]["text"]
+    assert "n_ctx = 1024" in errors["too_long"]["text"]
 
 
 def test_langchain_is_served(
