@@ -6,7 +6,7 @@
 #   make grid   attention over every combination of what can be asked for
 #   make arm    the core for 64-bit ARM, its C++ tests under qemu
 #   make cuda   the GPU extension for every device that it is made for, and the tests of what nvcc made
-#   make judge  the live judges: HF transformers on torch
+#   make judge  the live judges: HF transformers on torch, and clients of others in .venv-clients
 #   make bench  speed here and its share of the limits, as JSON on standard output
 #   make gpu-test   the GPU kernels on this machine's NVIDIA GPU; with PYTHON as it is, nothing is fetched
 #   make gpu-bench  their speed, and that of the methods of docs/attention.md, into benchmarks/results
@@ -15,6 +15,7 @@
 PYTHON ?= python3
 JOBS ?= $(shell sh tools/count_jobs.sh)
 VENV := .venv
+CLIENTS := .venv-clients
 BIN := $(VENV)/bin
 STAMPS := .stamps
 SAN_BUILD := build-asan
@@ -60,11 +61,17 @@ $(STAMPS)/judge: $(STAMPS)/dev
 	$(BIN)/python -m pip install -q "torch==2.13.0" "transformers>=5"
 	@touch $@
 
+$(STAMPS)/clients: tests/judge/clients/requirements.txt tests/judge/clients/constraints.txt
+	@sh tools/check_prerequisites.sh "$(PYTHON)"
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -q -r $< -c $(word 2,$^)
+	@mkdir -p $(STAMPS) && touch $@
+
 test: $(STAMPS)/dev
 	$(BIN)/ctest --test-dir build --output-on-failure -j $(JOBS)
 	$(BIN)/python -m pytest -m "not judge" $(PYTEST_ARGS)
 
-judge: $(STAMPS)/judge
+judge: $(STAMPS)/judge $(STAMPS)/clients
 	$(BIN)/python -m pytest -m judge $(PYTEST_ARGS)
 
 grid: $(STAMPS)/dev
@@ -130,4 +137,4 @@ wheel: $(STAMPS)/tools
 	@ls -l dist/*.whl
 
 clean:
-	rm -rf build build-* dist $(STAMPS) $(VENV) python/llm_decoder/_c*.so *.egg-info python/*.egg-info
+	rm -rf build build-* dist $(STAMPS) $(VENV) $(CLIENTS) python/llm_decoder/_c*.so *.egg-info python/*.egg-info

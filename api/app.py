@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 import llm_decoder
 from llm_decoder.api.door import Door, starlette_path
@@ -59,13 +60,26 @@ def create_app(
     )
     app.state.service = service
     app.openapi = lambda: openapi.document(table)  # type: ignore[method-assign]
+    paths: dict[str, dict[str, EndpointApp]] = {}
     for endpoint in table:
-        app.router.routes.append(
-            Route(starlette_path(endpoint.path), EndpointApp(transport, endpoint), methods=[endpoint.method])
-        )
+        paths.setdefault(endpoint.path, {})[endpoint.method] = EndpointApp(transport, endpoint)
+    for path, methods in paths.items():
+        # One route a path: it knows all of its methods when another one is asked for.
+        app.router.routes.append(Route(starlette_path(path), _ByMethod(methods), methods=list(methods)))
     app.add_exception_handler(HTTPException, _no_route)
     app.add_middleware(Door, service=service, endpoints=table)
     return app
+
+
+class _ByMethod:
+    """The endpoints of one path."""
+
+    def __init__(self, methods: Mapping[str, EndpointApp]) -> None:
+        self._methods = methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        await self._methods[method](scope, receive, send)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

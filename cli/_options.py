@@ -167,6 +167,7 @@ class ServerOptions:
     cors_origins: Annotated[list[str] | None, _flag("ORIGIN", "Pages that may call; * = any. Repeatable.")] = None
     allowed_hosts: Annotated[list[str] | None, _flag("NAME", "Names of this server; * = any. Repeatable.")] = None
     max_prompts: Annotated[int | None, _flag("N", "Prompts a request [256].")] = None
+    max_inputs: Annotated[int | None, _flag("N", "Texts a request for vectors [2048].")] = None
     max_n: Annotated[int | None, _flag("N", "Answers a prompt [128].")] = None
     max_answer_tokens: Annotated[int | None, _flag("N", "Tokens a request may ask for [1048576].")] = None
     max_body_bytes: Annotated[str | None, _flag("SIZE", "Of a request [8MiB].")] = None

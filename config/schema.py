@@ -76,6 +76,7 @@ class RuntimeSettings:
     allowed_hosts: tuple[str, ...] | None = field(default=None, metadata={"kind": "names"})
     max_requests: int | None = _integer(1, 2**20)
     max_prompts: int | None = _integer(1, 2**20)
+    max_inputs: int | None = _integer(1, 2**20)
     max_n: int | None = _integer(1, 2**20)
     max_answer_tokens: int | None = _integer(1, 2**40)
     max_body_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1024, "high": 2**40})
@@ -106,7 +107,15 @@ class RuntimeSettings:
         """What is given of ServerSettings' fields; the file of keys is not read."""
         return self._given(
             *("host", "port", "served_model_name", "cors_origins", "allowed_hosts", "max_requests", "max_prompts"),
-            *("max_n", "max_answer_tokens", "max_body_bytes", "max_header_bytes", "read_timeout_s", "ping_s"),
+            *(
+                "max_inputs",
+                "max_n",
+                "max_answer_tokens",
+                "max_body_bytes",
+                "max_header_bytes",
+                "read_timeout_s",
+                "ping_s",
+            ),
             *("drain_s", "resume_s", "salt_by_key", "log_format", "log_prompts"),
         )
 

@@ -24,6 +24,20 @@ CHAT_TEMPLATE = (
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
+# ChatML as Qwen writes it, with tools and calls of them.
+TOOLS_TEMPLATE = """\
+{%- if tools %}{{ '<|system|>\\n' }}
+{%- for tool in tools %}{{ tool | tojson }}{{ '\\n' }}{% endfor %}{{ '<|end|>\\n' }}{% endif %}
+{%- for message in messages %}
+    {{- '<|' + ('user' if message.role == 'tool' else message.role) + '|>\\n' }}
+    {%- if message.content %}{{ message.content }}{% endif %}
+    {%- for call in message.tool_calls %}
+        {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- call.function.arguments | tojson }}{{ '}\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"""
 TOKENIZER_SIZE = 320
 
 BASE = {

@@ -74,7 +74,7 @@ class RequestOutput:
 
     prompt_logprobs: an entry a prompt token, the first None. dropped_messages: how many of the oldest messages of a
     chat were left out because the chat had outgrown the context. rows: of a request made for them instead of answers,
-    float32 [n_tokens, vocab_size or hidden_size].
+    float32 [n_tokens, vocab_size or hidden_size]; None when it was cancelled before all were there.
     """
 
     prompt: str | None

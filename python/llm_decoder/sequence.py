@@ -102,6 +102,8 @@ class Request:
 
     def output(self) -> RequestOutput:
         completions = [] if self.rows is not None else [sequence.completion() for sequence in self.sequences]
+        # Of one that was cancelled half way the rest of `collected` was never written.
+        has_all_rows = self.rows is not None and not self.sequences[0].wants_rows
         return RequestOutput(
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
@@ -110,7 +112,7 @@ class Request:
             prompt_logprobs=self.prompt_logprobs,
             dropped_messages=self.dropped_messages,
             request_id=self.request_id,
-            rows=self.collected if self.rows is not None else None,
+            rows=self.collected if has_all_rows else None,
         )
 
 

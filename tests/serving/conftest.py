@@ -1,19 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from direct import DirectServer, ready_service, transport
+from direct import DirectServer, http_library, ready_service, transport
 
 from llm_decoder.llm import LLM
-
-
-def _http_library() -> Any:
-    """What the installed openai package speaks HTTP with: httpx, or httpx2 since its version 3."""
-    from openai import _base_client
-
-    return getattr(_base_client, "httpx2", None) or _base_client.httpx
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +23,7 @@ def server(storyteller: LLM) -> DirectServer:
 @pytest.fixture
 def client(server):
     openai = pytest.importorskip("openai")
-    httpx = _http_library()
+    httpx = http_library()
     http = httpx.Client(transport=transport(server, httpx))
     with openai.OpenAI(base_url="http://server/v1", api_key="none", http_client=http, max_retries=0) as client:
         yield client
@@ -40,6 +32,6 @@ def client(server):
 @pytest.fixture
 def async_client(server):
     openai = pytest.importorskip("openai")
-    httpx = _http_library()
+    httpx = http_library()
     http = httpx.AsyncClient(transport=transport(server, httpx))
     return openai.AsyncOpenAI(base_url="http://server/v1", api_key="none", http_client=http, max_retries=0)

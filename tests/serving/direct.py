@@ -15,7 +15,7 @@ from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
 from llm_decoder.serving.routes import all_endpoints
 from llm_decoder.serving.service import Service
 
-__all__ = ["DirectServer", "ready_service", "transport"]
+__all__ = ["DirectServer", "http_library", "ready_service", "transport"]
 
 
 def ready_service(llm: Any, settings: Any = None) -> Service:
@@ -138,3 +138,10 @@ def transport(server: DirectServer, httpx: Any) -> Any:
             return response(*answer(request, await request.aread()))
 
     return Direct()
+
+
+def http_library() -> Any:
+    """What the installed openai package speaks HTTP with: httpx, or httpx2 since its version 3."""
+    from openai import _base_client
+
+    return getattr(_base_client, "httpx2", None) or _base_client.httpx

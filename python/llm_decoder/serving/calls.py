@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from llm_decoder.engine import RequestHandle
+from llm_decoder.errors import EngineClosedError, LLMDecoderError, QueueFullError
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt
 from llm_decoder.sampling import SamplingParams
@@ -46,7 +47,10 @@ class AnswerFormat(Protocol):
 @dataclass(frozen=True)
 class Call:
     """What a client asked for, checked. params: one a prompt. rows: each RequestOutput has these rows instead of
-    answers. priority: lower is sooner, see LLM.submit. headers: of the answer."""
+    answers. priority: lower is sooner, see LLM.submit. headers: of the answer. in_turns: a list that is longer than
+    half of the queue has no more than that in it. keep: what of an output is held until all are over, None = all of
+    it; it may raise LLMDecoderError.
+    """
 
     prompts: Sequence[Prompt]
     params: Sequence[SamplingParams]
@@ -56,6 +60,8 @@ class Call:
     rows: Rows | None = None
     priority: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
+    in_turns: bool = False
+    keep: Callable[[RequestOutput], RequestOutput] | None = None
 
 
 class EventStream(Protocol):
@@ -85,11 +91,18 @@ class EventStream(Protocol):
 
 
 class RunningCall:
-    """A Call in the engine, and what has come of it. `put` is the engine thread's, the rest one consumer's."""
+    """A Call in the engine, and what has come of it. `put` is the engine thread's, the rest one consumer's.
 
-    def __init__(self, call: Call) -> None:
+    submit: puts the prompt of an index in line. most_open: prompts that are in line or run at once; of a longer list
+    the next one is put in line when another is over, so that a list never fills the engine's queue alone.
+    """
+
+    def __init__(self, call: Call, submit: Callable[[int], RequestHandle], most_open: int) -> None:
         self.call = call
         self.handles: list[RequestHandle] = []
+        self._submit = submit
+        self._most_open = most_open
+        self._is_cancelled = False
         self._items: deque[tuple[int, Item]] = deque()
         self._lock = threading.Lock()
         self._wake: Callable[[], None] | None = None
@@ -109,6 +122,37 @@ class RunningCall:
             wake()
 
     # -- the consumer's side
+
+    def begin(self) -> None:
+        """Puts the first prompts in line. Raises what the engine refuses; then nothing of the call is left in it."""
+        try:
+            while len(self.handles) < min(len(self.call.prompts), self._most_open):
+                self.handles.append(self._submit(len(self.handles)))
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _go_on(self) -> None:
+        """Puts more prompts in line, as many as are over. Where others have filled the queue meanwhile, it is tried
+        again when the next one of this call is over."""
+        while self._error is None and not self._is_cancelled and len(self.handles) < len(self.call.prompts):
+            n_open = len(self.handles) - len(self._outputs)
+            if n_open >= self._most_open:
+                return
+            try:
+                self.handles.append(self._submit(len(self.handles)))
+            except QueueFullError as error:
+                if n_open:
+                    return
+                self._fail(error)
+            except LLMDecoderError as error:
+                self._fail(error)
+        if self._is_cancelled and self._error is None and len(self._outputs) == len(self.handles):
+            self._fail(EngineClosedError("[server] it ended before all prompts had their turn"))
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        self.cancel()
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -182,7 +226,8 @@ class RunningCall:
         return Reply.of_json(self.call.format.response(self._ordered()), headers=self.call.headers)
 
     def cancel(self) -> None:
-        """What still runs of it ends before the next step."""
+        """What still runs of it ends before the next step, and no more is put in line."""
+        self._is_cancelled = True
         for handle in self.handles:
             handle.cancel()
 
@@ -196,12 +241,17 @@ class RunningCall:
     def _note(self, index: int, item: Item) -> None:
         if isinstance(item, Exception):
             if self._error is None:
-                self._error = item
-                self.cancel()
+                self._fail(item)
             return
         output = item.output if isinstance(item, StreamEvent) else item
         if output is not None:
-            self._outputs[index] = output
+            try:
+                self._outputs[index] = output if self.call.keep is None else self.call.keep(output)
+            except LLMDecoderError as error:
+                self._fail(error)
+                return
+            if not self.is_over:
+                self._go_on()
 
     def _ordered(self) -> list[RequestOutput]:
         return [self._outputs[index] for index in range(len(self.call.prompts))]

@@ -34,6 +34,12 @@ _ERROR = {
         }
     },
 }
+# Before OpenAPI 3.2 a stream's schema tells of each event.
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "description": "JSON, or [DONE]"}},
+}
 _ERROR_RESPONSE = {
     "description": "Refused, or failed: `message` says why, `param` names the field at fault",
     "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model="Error")}}},
@@ -111,7 +117,7 @@ def _response(endpoint: Endpoint, references: Any) -> dict[str, Any]:
     if endpoint.response is not None:
         content["application/json"] = {"schema": references[endpoint.response, "serialization"]}
     if endpoint.request is not None and "stream" in endpoint.request.model_fields:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return {"description": "The answer", "content": content or {"*/*": {}}}
 
 

@@ -12,7 +12,15 @@ from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.schemas_base import SamplingFields
 from llm_decoder.serving.service import Service
 
-__all__ = ["check_amount", "check_model", "max_tokens_of", "sampling_params", "structured_outputs_of", "token_prompts"]
+__all__ = [
+    "check_amount",
+    "check_length",
+    "check_model",
+    "max_tokens_of",
+    "sampling_params",
+    "structured_outputs_of",
+    "token_prompts",
+]
 
 # Fields that are SamplingParams' own.
 _SAME = (
@@ -140,12 +148,16 @@ def token_prompts(service: Service, prompts: Sequence[Prompt], add_special_token
     ]
 
 
-def check_amount(service: Service, n_prompts: int, n: int, max_tokens: int | None, param: str = "prompt") -> None:
+def check_length(param: str, n: int, most: int) -> None:
+    """Raises HttpError 400 for a list of more than `most`."""
+    if n > most:
+        raise HttpError(400, f"[{param}] need at most {most} in a request, got {n}; send several", param=param)
+
+
+def check_amount(service: Service, n_prompts: int, n: int, max_tokens: int | None) -> None:
     """Raises HttpError 400 for more prompts, answers or tokens than a request may ask for."""
     settings = service.settings
-    most = min(settings.max_prompts, settings.max_requests)
-    if n_prompts > most:
-        raise HttpError(400, f"[{param}] need at most {most} in a request, got {n_prompts}; send several", param=param)
+    check_length("prompt", n_prompts, min(settings.max_prompts, settings.max_requests))
     if n > settings.max_n:
         raise HttpError(400, f"[n] need at most {settings.max_n} answers, got {n}", param="n")
     max_model_len = service.llm.max_model_len

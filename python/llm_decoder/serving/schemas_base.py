@@ -22,6 +22,7 @@ from llm_decoder.sequence import MAX_PRIORITY
 __all__ = [
     "NOT_IN_THIS_VERSION",
     "WHOLE",
+    "Off",
     "Priority",
     "PromptField",
     "Reply",
@@ -83,6 +84,23 @@ def _whole(value: Any) -> Any:
     """JSON has one kind of number: 5.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
+
+def _switch(value: Any) -> Any:
+    if not isinstance(value, bool | None):
+        raise ValueError("need false")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("need a number")
+    return value
+
+
+# What asks for nothing, of JSON's own kind: in Python 0 is False.
+Off = Annotated[Literal[False] | None, BeforeValidator(_switch)]
+One = Annotated[Literal[1] | None, BeforeValidator(_number)]
+Zero = Annotated[Literal[0] | None, BeforeValidator(_number)]
 
 # Behind a field's limits, which are of the integer.
 WHOLE = BeforeValidator(_whole)
@@ -262,17 +280,17 @@ class SamplingFields(Schema):
     timings_per_token: bool | None = Field(default=None, description="`timings` beside `usage`")
 
     # Not in this version.
-    use_beam_search: Literal[False] | None = None
-    beam_width: Literal[1] | None = None
-    num_beams: Literal[1] | None = None
-    num_beam_groups: Literal[1] | None = None
-    num_return_sequences: Literal[1] | None = None
-    diversity_penalty: Literal[0] | None = None
-    length_penalty: Literal[1] | None = None
-    early_stopping: Literal[False] | None = None
+    use_beam_search: Off = None
+    beam_width: One = None
+    num_beams: One = None
+    num_beam_groups: One = None
+    num_return_sequences: One = None
+    diversity_penalty: Zero = None
+    length_penalty: One = None
+    early_stopping: Off = None
     return_tree: Literal["none"] | None = None
     rerank: None = None
-    best_of: Literal[1] | None = None
+    best_of: One = None
     truncate_prompt_tokens: None = None
     prompt_embeds: None = None
 

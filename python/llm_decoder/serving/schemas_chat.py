@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llm_decoder.sampling import MAX_INT, MAX_LOGPROBS
-from llm_decoder.serving.schemas_base import WHOLE, Name, Reply, SamplingFields, Schema
+from llm_decoder.serving.schemas_base import WHOLE, Name, Off, Reply, SamplingFields, Schema
 from llm_decoder.serving.schemas_messages import Messages
 from llm_decoder.tools import MAX_TOOLS
 
@@ -53,8 +53,8 @@ class ChatRequest(SamplingFields):
     documents: Annotated[list[dict[str, Any]], Field(max_length=1024, fail_fast=True)] | None = None
 
     # Not in this version.
-    echo: Literal[False] | None = None
-    add_special_tokens: Literal[False] | None = None
+    echo: Off = None
+    add_special_tokens: Off = None
     chat_template: None = None
     functions: None = None
     function_call: None = None

@@ -10,6 +10,7 @@ from typing import Literal
 
 from llm_decoder.engine import RequestHandle
 from llm_decoder.llm import LLM
+from llm_decoder.prompts import tokenize_prompt
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.serving.calls import Call, Item, RunningCall
 from llm_decoder.serving.errors import HttpError
@@ -101,19 +102,31 @@ class Service:
         """Puts a call's prompts in line. incoming: the request that asked for it, for settings.salt_by_key; None = the
         program itself. Raises what the engine refuses; then nothing of the call is left in it."""
         llm = self.llm
-        running = RunningCall(call)
+        prompts = list(call.prompts)
+        all_params = [self._salted(params, incoming) for params in call.params]  # `incoming` and its body are not held
+
+        def submit(index: int) -> RequestHandle:
+            return llm.submit(
+                prompts[index],
+                all_params[index],
+                stream=call.stream,
+                rows=call.rows,
+                priority=call.priority,
+                sink=_sink(running, index),
+                **call.template_options,
+            )
+
+        most_open = max(1, self.settings.max_requests // 2) if call.in_turns else len(prompts)
+        running = RunningCall(call, submit, most_open)
+        running.begin()
         try:
-            for index, (prompt, params) in enumerate(zip(call.prompts, call.params, strict=True)):
-                handle: RequestHandle = llm.submit(
-                    prompt,
-                    self._salted(params, incoming),
-                    stream=call.stream,
-                    rows=call.rows,
-                    priority=call.priority,
-                    sink=_sink(running, index),
-                    **call.template_options,
-                )
-                running.handles.append(handle)
+            # Later ones are put in line where nothing may take long.
+            for index in range(most_open, len(prompts)):
+                prompt = prompts[index]
+                if isinstance(prompt, str):
+                    prompts[index] = tokenize_prompt(
+                        prompt, llm.tokenizer, llm.max_model_len, call.params[index]
+                    ).token_ids
         except BaseException:
             running.cancel()
             raise
