@@ -56,12 +56,12 @@ class Work:
 
 
 WORK = {
-    "clients1": Work(1, 8),
-    "clients4": Work(4, 16),
-    "clients8": Work(8, 32),
-    "clients16": Work(16, 48),
-    "clients32": Work(32, 96, on_engine=True),
-    "mixed32": Work(32, 64, prompt="128,128,2048", on_engine=True),
+    "clients1": Work(1, 5),
+    "clients4": Work(4, 10),
+    "clients8": Work(8, 20),
+    "clients16": Work(16, 36),
+    "clients32": Work(32, 64, on_engine=True),
+    "mixed32": Work(32, 40, prompt="128,128,2048", on_engine=True),
 }
 # Longest prompts first would meet cold code: a short load goes ahead of everything.
 WARM_UP = Work(4, 4, answer="16")
