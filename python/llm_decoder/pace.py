@@ -13,10 +13,15 @@ __all__ = ["Pace"]
 
 
 class Pace:
-    """The largest chunk that leaves a step at most STRETCH times as long as its decodes alone would be, by what steps
-    have taken so far. It decides when a prompt is computed, and never what is answered."""
+    """The largest chunk that leaves a step at most STRETCH times as long as one in which everybody who is here decodes,
+    by what steps have taken so far. It decides when a prompt is computed, and never what is answered.
 
-    STRETCH = 3.0
+    Everybody, those too whose prompts are not computed yet: where the few that decode set the measure, steps are short,
+    prompts wait longer, and fewer still decode.
+    """
+
+    # Steps with chunks are the long ones among the times between tokens: their p99 stays below three times the median.
+    STRETCH = 2.75
     # A prompt that waits for less than that would take a second for what is done in a tenth.
     LEAST_TOKENS = 64
     _FADE = 1 / 8
@@ -36,9 +41,10 @@ class Pace:
             token_s = min(token_s, 2.0 * self._prompt_token_s)  # more is an interruption
             self._prompt_token_s += self._FADE * (token_s - self._prompt_token_s)
 
-    def most_prompt_tokens(self, n_decodes: int, limit: int) -> int:
-        """Beside so many decodes; `limit` while too little is known."""
+    def most_prompt_tokens(self, n_decodes: int, n_sequences: int, limit: int) -> int:
+        """Beside n_decodes of the n_sequences that are here; `limit` while too little is known."""
         decode_s = self._step_cost.seconds(n_decodes)
         if not decode_s or not self._prompt_token_s:
             return limit
-        return min(limit, max(self.LEAST_TOKENS, int((self.STRETCH - 1.0) * decode_s / self._prompt_token_s)))
+        most_s = self.STRETCH * self._step_cost.seconds(n_sequences)
+        return min(limit, max(self.LEAST_TOKENS, int((most_s - decode_s) / self._prompt_token_s)))

@@ -106,7 +106,8 @@ class Scheduler:
         """Tokens of prompts in this step: fewer where an answer is read as it comes."""
         if self._pace is None or not any(sequence.request.stream for sequence in decodes):
             return budget
-        return self._pace.most_prompt_tokens(len(decodes), budget)
+        n_sequences = min(len(self.running) + len(self.waiting), self.limits.max_num_seqs)
+        return self._pace.most_prompt_tokens(len(decodes), n_sequences, budget)
 
     @staticmethod
     def _take_drafts(chosen: list[Sequence], room: int) -> None:
