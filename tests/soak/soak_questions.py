@@ -98,7 +98,7 @@ def questions(user: int) -> list[Question]:
     complete("echo", prompt=story(user), echo=True, **greedy)
     complete("long prompt", prompt=story(user, 45), **greedy)
     complete("long answer", prompt=story(user), **(greedy | {"max_tokens": 120}))
-    complete("several answers", prompt=story(user), n=3, **drawn)
+    complete("several answers", prompt=story(user), n=3, **(drawn | {"max_tokens": 90}))
     complete("several prompts", prompt=[story(user), story(user, 4), "Once"], **greedy)
     complete("stop strings", prompt=story(user), stop=["e", "a ", "\n"], **greedy)
     complete("salt", prompt=story(user), cache_salt=canary(user), **greedy)
