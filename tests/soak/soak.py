@@ -91,7 +91,7 @@ def show(soaks: list[SoakReport], bursts: list[BurstReport]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=10_000, help="on each server, after a fifth as many before")
+    parser.add_argument("--requests", type=int, default=10_000, help="on each server, after half as many before")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--bursts", type=int, default=10)
     parser.add_argument("--servers", default="fastapi,flask")
@@ -111,7 +111,7 @@ def main() -> int:
                     server,
                     model,
                     n_requests=asked.requests,
-                    n_warmup=asked.requests // 5,
+                    n_warmup=asked.requests // 2,
                     n_clients=asked.clients,
                     alone=alone,
                     seed=asked.seed,
