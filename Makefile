@@ -7,6 +7,7 @@
 #   make arm    the core for 64-bit ARM, its C++ tests under qemu
 #   make cuda   the GPU extension for every device that it is made for, and the tests of what nvcc made
 #   make judge  the live judges: HF transformers on torch, and clients of others in .venv-clients
+#   make soak   10,000 mixed requests on each server, and bursts: answers, pages, memory
 #   make bench  speed here and its share of the limits, as JSON on standard output
 #   make gpu-test   the GPU kernels on this machine's NVIDIA GPU; with PYTHON as it is, nothing is fetched
 #   make gpu-bench  their speed, and that of the methods of docs/attention.md, into benchmarks/results
@@ -30,7 +31,7 @@ CPP_SOURCES := $(shell find include kv_cache attention_cpu attention decoder src
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run build test grid lint format asan cuda arm judge bench gpu-build gpu-test gpu-bench wheel clean
+.PHONY: run build test grid soak lint format asan cuda arm judge bench gpu-build gpu-test gpu-bench wheel clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -76,6 +77,9 @@ judge: $(STAMPS)/judge $(STAMPS)/clients
 
 grid: $(STAMPS)/dev
 	LLM_DECODER_GRID=all $(BIN)/python -m pytest -q tests/ops/test_attention_grid.py $(PYTEST_ARGS)
+
+soak: $(STAMPS)/dev
+	PYTHONPATH=tests:tests/answers $(BIN)/python tests/soak/soak.py --out benchmarks/results/soak.json $(SOAK_ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

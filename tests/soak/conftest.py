@@ -1,0 +1,8 @@
+"""Puts the scripted chat templates on the path."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "answers"))
