@@ -24,7 +24,7 @@ _Debug = Annotated[
 class Command(TyperCommand):
     """A verb whose help has its own flags first, then each group under its title."""
 
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         parts: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)

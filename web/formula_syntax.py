@@ -16,6 +16,7 @@ from llm_decoder.web.formulas import MAX_CHARS, mathml
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+    from markdown_it.ruler import RuleOptionsType
     from markdown_it.rules_block import StateBlock
     from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
@@ -38,7 +39,7 @@ _DISPLAYED = ("square", "double")
 def add_formulas(parser: MarkdownIt) -> None:
     """Formulas for `parser`, as MathML."""
     parser.inline.ruler.before("escape", "formula", _in_line)
-    may_end = {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    may_end: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     parser.block.ruler.after("fence", "formula_block", _by_itself, may_end)
     parser.add_render_rule("formula", _render)
     parser.add_render_rule("formula_block", _render)
