@@ -156,7 +156,7 @@ class EndpointApp:
     ) -> None:
         line: RequestLine = scope["state"]["line"]
         try:
-            if isinstance(answer, RunningCall) and not answer.call.stream:
+            if isinstance(answer, RunningCall) and answer.call.streamed is None:
                 await self._wait(answer, bell, client, send)
             else:
                 await _Stream(answer, bell, client, self._transport).send_all(send)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from llm_decoder.sampling import SamplingParams
 
 _FORMS = ("prompt", "messages", "token_ids")
+# Of a request, beside its sampling; the others than the first are a chat's.
+_OPTIONS = ("priority", "tools", "tool_choice", "parallel_tool_calls", "continue_final_message", "chat_template_kwargs")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _parse(text: str) -> dict[str, Any]:
 def _params(request: Mapping[str, Any], defaults: SamplingParams, index: int) -> SamplingParams:
     from llm_decoder.sampling import SamplingParams, derive_seed
 
-    own = {name: value for name, value in request.items() if name not in (*_FORMS, "id")}
+    own = {name: value for name, value in request.items() if name not in (*_FORMS, *_OPTIONS, "id")}
     SamplingParams.from_dict({"max_tokens": None} | own)  # names what is wrong in the line itself
     own = {name: value for name, value in own.items() if value is not None or name == "max_tokens"}
     params = replace(defaults, **own)
@@ -87,20 +89,40 @@ def _params(request: Mapping[str, Any], defaults: SamplingParams, index: int) ->
 def _ask(llm: LLM, request: Mapping[str, Any], params: SamplingParams) -> RequestOutput:
     from llm_decoder.errors import InvalidRequestError
 
+    options = _options(request)
     if "messages" in request:
-        return llm.chat(request["messages"], params)
+        return llm.chat(request["messages"], params, **options)
     if "prompt" in request:
         if not isinstance(request["prompt"], str):
             raise InvalidRequestError("[batch] prompt must be a string; token ids go into token_ids", param="prompt")
-        return llm.generate(request["prompt"], params)[0]
+        return llm.generate(request["prompt"], params, **options)[0]
     if not isinstance(request["token_ids"], list):
         raise InvalidRequestError("[batch] token_ids must be a list of integers", param="token_ids")
-    return llm.generate([request["token_ids"]], params)[0]
+    return llm.generate([request["token_ids"]], params, **options)[0]
+
+
+def _options(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line says beside its sampling, as LLM.chat and LLM.generate take it. Raises InvalidRequestError."""
+    from llm_decoder.chat_template import ALLOWED_KWARGS
+    from llm_decoder.errors import InvalidRequestError
+
+    given = {name: request[name] for name in _OPTIONS if request.get(name) is not None}
+    if "messages" not in request and given.keys() - {"priority"}:
+        name = next(name for name in given if name != "priority")
+        raise InvalidRequestError(f"[{name}] this is for messages; leave it out", param=name)
+    more = given.pop("chat_template_kwargs", {})
+    unknown = sorted(more.keys() - ALLOWED_KWARGS) if isinstance(more, dict) else [f"{more!r:.40}"]
+    if unknown:
+        need = f"need an object of {', '.join(sorted(ALLOWED_KWARGS))}"
+        raise InvalidRequestError(f"[chat_template_kwargs] {need}, got {unknown[0][:40]}", param="chat_template_kwargs")
+    return more | given
 
 
 def _body(output: RequestOutput) -> dict[str, Any]:
     first = output.outputs[0]
     body: dict[str, Any] = {"text": first.text, "token_ids": first.token_ids, "finish_reason": first.finish_reason}
+    if first.message is not None and (first.message.tool_calls or first.message.reasoning_content):
+        body["message"] = first.message.as_dict()
     if len(output.outputs) > 1 or first.logprobs is not None:
         body["outputs"] = output.outputs
     if output.prompt_logprobs is not None:

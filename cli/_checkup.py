@@ -28,7 +28,7 @@ State: TypeAlias = Literal["ok", "warn", "fail"]
 _NEEDED = (
     *("numpy", "tokenizers", "jinja2", "safetensors", "huggingface-hub", "pyyaml", "llguidance", "typer", "rich"),
     *("prompt-toolkit", "httpx", "pydantic", "fastapi", "uvicorn", "flask", "waitress", "prometheus-client"),
-    *("markdown-it-py", "pygments", "nh3"),
+    *("markdown-it-py", "pygments", "nh3", "math-core"),
 )
 _OLDEST_PYTHON = (3, 11)
 # Below this not even a small model has room beside its KV cache.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from llm_decoder.cli import _options
-from llm_decoder.cli._options import ModelOptions, RemoteOptions, SamplingOptions, ServerOptions
+from llm_decoder.cli._options import ModelOptions, RemoteOptions, SamplingDefaults, SamplingOptions, ServerOptions
 from llm_decoder.cli._output import loading_bar
 from llm_decoder.serving import opening
 
@@ -28,14 +28,19 @@ if TYPE_CHECKING:
 _REMOTE_FIELDS = {"model", "system", "config"}
 
 
-def open_llm(options: ModelOptions) -> LLM:
-    """The model that the flags, the environment and the settings files ask for, loaded.
+def open_llm(options: ModelOptions, sampling: SamplingDefaults | None = None) -> LLM:
+    """The model that the flags, the environment and the settings files ask for, loaded. sampling: for what its requests
+    leave open.
 
     Raises typer.BadParameter for a flag with a value that LLM refuses.
     """
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
     arguments = engine_arguments(options)
+    if sampling is not None:
+        defaults = arguments.get("sampling_defaults", {}) | sampling.sampling_defaults()
+        given = {"sampling_defaults": defaults or None, "seed": sampling.seed}
+        arguments |= {name: value for name, value in given.items() if value is not None}
     from llm_decoder import LLM
 
     with loading_bar() as progress, _usage_errors(options.engine_arguments()):
@@ -90,20 +95,21 @@ def engine_arguments(options: ModelOptions) -> dict[str, Any]:
     return opening.engine_arguments(_settings(options), options.engine_arguments())
 
 
-def make_service(model: ModelOptions, server: ServerOptions, *, port: int) -> Service:
+def make_service(model: ModelOptions, server: ServerOptions, sampling: SamplingDefaults, *, port: int) -> Service:
     """The service that the flags, the environment and the settings files ask for, not started. port: the verb's own.
 
-    Raises typer.BadParameter for a flag with a value that ServerSettings refuses.
+    Raises typer.BadParameter for a flag with a value that ServerSettings or SamplingParams refuses.
     """
     from llm_decoder.serving.service import Service
 
+    sampling.sampling_defaults()
     given = server.server_arguments()
     if model.max_requests is not None:
         given["max_requests"] = model.max_requests
     with _usage_errors([*given, "api_key"]):
         settings = opening.server_settings(_settings(model), given, port=port)
     model = dataclasses.replace(model, max_requests=settings.max_requests)
-    return Service(lambda: open_llm(model), settings)
+    return Service(lambda: open_llm(model, sampling), settings)
 
 
 def is_embedded(options: ModelOptions) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 
 # Enough for a story or an answer; SamplingParams' own 16 is meant for programs.
 DEFAULT_MAX_TOKENS = 512
+# Parts of a server's help.
+_ACCESS, _LIMITS, _LOG = "Who may call", "Limits and times", "Log"
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No speed report on standard error.")]
+
+PlotFlag = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as a picture, such as bench.png.")]
+ReportFlag = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the JSON report to this file.")
+]
 
 ConfigFlag = Annotated[
     Path | None,
@@ -30,48 +37,68 @@ ConfigFlag = Annotated[
 ]
 
 
-def _flag(metavar: str | None, help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, show_default=False, show_envvar=False)
+def _flag(metavar: str | None, help: str, *names: str, part: str | None = None) -> Any:
+    """part: of the help, where it is another than the group's title."""
+    return typer.Option(*names, help=help, metavar=metavar, show_default=False, show_envvar=False, rich_help_panel=part)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model, where it runs, and how much memory it may take."""
 
-    model: Annotated[str | None, _flag("MODEL", "Folder or hub id. Default: the story model.", "--model", "-m")] = None
-    tokenizer: Annotated[str | None, _flag("DIR", "A folder to take the tokenizer from.")] = None
-    chat_template: Annotated[str | None, _flag("FILE", "Jinja chat template: a file, or a text that has a {.")] = None
+    title: ClassVar[str] = "Model"
+
+    model: Annotated[str | None, _flag("MODEL", "Folder or hub id [the story model].", "--model", "-m")] = None
+    tokenizer: Annotated[str | None, _flag("DIR", "A folder to take the tokenizer from [the model's].")] = None
+    chat_template: Annotated[
+        str | None, _flag("FILE", "Jinja chat template: a file, or a text with a { [the model's].")
+    ] = None
     system: Annotated[str | None, _flag("TEXT", "What the model is told at the beginning of a chat.")] = None
-    cache_dir: Annotated[str | None, _flag("DIR", "Where packed weights are kept.")] = None
-    device: Annotated[str | None, _flag("NAME", "auto, cpu or cuda.")] = None
-    quantization: Annotated[str | None, _flag("NAME", "auto, none, int8 or int4.")] = None
-    dtype: Annotated[str | None, _flag("NAME", "Of weights not quantised: auto (as stored), bfloat16, float32.")] = None
-    kv_cache_dtype: Annotated[str | None, _flag("NAME", "auto, float32, bfloat16 or int8.")] = None
-    kv_cache_bytes: Annotated[str | None, _flag("SIZE", "Memory of the KV cache: 512MiB, 2G.")] = None
-    max_model_len: Annotated[int | None, _flag("N", "Context length in tokens, at most the model's.")] = None
-    page_size: Annotated[int | None, _flag("N", "Tokens a page of the KV cache; a multiple of 16.")] = None
-    threads: Annotated[int | None, _flag("N", "Threads that compute. Default: one a physical core.")] = None
+    cache_dir: Annotated[str | None, _flag("DIR", "Where packed weights are kept [~/.cache/llm_decoder].")] = None
+    device: Annotated[str | None, _flag("NAME", "auto, cpu or cuda [auto].")] = None
+    quantization: Annotated[str | None, _flag("NAME", "auto, none, int8 or int4 [auto: int8].")] = None
+    dtype: Annotated[
+        str | None, _flag("NAME", "Of weights not quantised: auto (as stored), bfloat16, float32 [auto].")
+    ] = None
+    kv_cache_dtype: Annotated[str | None, _flag("NAME", "auto (as the weights), float32, bfloat16 or int8 [auto].")] = (
+        None
+    )
+    kv_cache_bytes: Annotated[
+        str | None, _flag("SIZE", "Of the KV cache, as 512MiB or 2G [four contexts, 1/4 of free memory at most].")
+    ] = None
+    max_model_len: Annotated[int | None, _flag("N", "Context length in tokens, at most the model's [the model's].")] = (
+        None
+    )
+    page_size: Annotated[int | None, _flag("N", "Tokens a page of the KV cache; a multiple of 16 [32].")] = None
+    threads: Annotated[int | None, _flag("N", "Threads that compute [one a physical core].")] = None
     isa: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Kernels, a name that `llm-decoder devices` shows.",
+            help="Kernels, a name that `llm-decoder devices` shows [the best].",
             envvar="LLM_DECODER_CPU_ISA",  # the name the core itself knows
             show_default=False,
             show_envvar=False,
         ),
     ] = None
-    max_num_seqs: Annotated[int | None, _flag("N", "Sequences computed together.")] = None
-    speculation: Annotated[str | None, _flag("NAME", "prompt-lookup, or none: tokens guessed ahead.")] = None
-    speculative_tokens: Annotated[int | None, _flag("N", "Tokens guessed ahead at most.")] = None
-    max_tokens_per_step: Annotated[int | None, _flag("N", "Tokens a step computes; prompts are cut to it.")] = None
+    max_num_seqs: Annotated[int | None, _flag("N", "Sequences computed together [64].")] = None
+    speculation: Annotated[
+        str | None, _flag("NAME", "Tokens guessed ahead: prompt-lookup, or none [prompt-lookup].")
+    ] = None
+    speculative_tokens: Annotated[int | None, _flag("N", "Tokens guessed ahead at most [15].")] = None
+    max_tokens_per_step: Annotated[int | None, _flag("N", "Tokens a step computes; prompts are cut to it [512].")] = (
+        None
+    )
     max_requests: Annotated[
         int | None, _flag("N", "Open requests before one is refused. Servers: 256; else no limit.")
     ] = None
     deterministic: Annotated[
         bool | None, _flag(None, "Answers never depend on what else runs; on the CPU they never do.")
     ] = None
-    config: Annotated[Path | None, _flag("DIR", "Settings files. Default: ./config, else the packaged ones.")] = None
+    config: Annotated[Path | None, _flag("DIR", "Settings files [./config, else the packaged ones].")] = None
+    generation_config: Annotated[
+        str | None, _flag("NAME", "The model's own advice on sampling: auto (followed) or none [auto].")
+    ] = None
     offline: Annotated[bool, _flag(None, "Never use the network.", "--offline")] = False
 
     def engine_arguments(self) -> dict[str, Any]:
@@ -86,23 +113,40 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """How an answer is sampled and when it stops."""
+class SamplingDefaults:
+    """How answers are sampled where a request leaves it open."""
 
-    max_tokens: Annotated[int | None, _flag("N", f"Tokens to generate [{DEFAULT_MAX_TOKENS}].")] = None
-    min_tokens: Annotated[int | None, _flag("N", "No end before so many tokens.")] = None
-    temperature: Annotated[float | None, _flag("X", "0 = greedy.", "--temperature", "-t")] = None
+    title: ClassVar[str] = "Sampling, where a request leaves it open"
+
+    temperature: Annotated[float | None, _flag("X", "0 = greedy [the model's, else 1].", "--temperature", "-t")] = None
     top_k: Annotated[int | None, _flag("K", "Sample among the k likeliest tokens. 0 = off.")] = None
     top_p: Annotated[float | None, _flag("P", "Sample among the likeliest that reach p. 1 = off.")] = None
     min_p: Annotated[float | None, _flag("P", "Sample among those p times as likely as the best.")] = None
     repetition_penalty: Annotated[float | None, _flag("X", "For tokens in prompt and answer. 1 = off.")] = None
     presence_penalty: Annotated[float | None, _flag("X", "For tokens in the answer. 0 = off.")] = None
     frequency_penalty: Annotated[float | None, _flag("X", "The same for each use. 0 = off.")] = None
+    seed: Annotated[int | None, _flag("N", "Same seed, same answer.")] = None
+
+    def sampling_defaults(self) -> dict[str, Any]:
+        """What was given, but the seed, with which the engine draws seeds. Raises typer.BadParameter."""
+        names = [field.name for field in fields(SamplingDefaults) if field.name != "seed"]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        _checked_params(given)
+        return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(SamplingDefaults):
+    """How an answer is sampled and when it stops."""
+
+    title: ClassVar[str] = "Sampling"
+
+    max_tokens: Annotated[int | None, _flag("N", f"Tokens to generate [{DEFAULT_MAX_TOKENS}].")] = None
+    min_tokens: Annotated[int | None, _flag("N", "No end before so many tokens.")] = None
     logit_bias: Annotated[list[str] | None, _flag("ID=BIAS", "Added to a token's logit. Repeatable.")] = None
     allowed_token_ids: Annotated[str | None, _flag("ID,ID,...", "Generate only these.")] = None
     bad_token_ids: Annotated[str | None, _flag("ID,ID,...", "Never generate these.")] = None
     bad_words: Annotated[list[str] | None, _flag("TEXT", "Never generate this. Repeatable.")] = None
-    seed: Annotated[int | None, _flag("N", "Same seed, same answer.")] = None
     stop: Annotated[list[str] | None, _flag("TEXT", "End the answer at this text. Repeatable.")] = None
     stop_token_ids: Annotated[str | None, _flag("ID,ID,...", "End the answer at these.")] = None
     include_stop_str_in_output: Annotated[bool | None, _flag(None, "Keep the text that stopped the answer.")] = None
@@ -135,6 +179,8 @@ class SamplingOptions:
 class RemoteOptions:
     """A server that answers in place of a model that is loaded here."""
 
+    title: ClassVar[str] = "Server that answers"
+
     url: Annotated[str | None, _flag("URL", "Ask the server there, such as http://127.0.0.1:8000.")] = None
     api_key: Annotated[str | None, _flag("KEY", "The server's API key.")] = None
 
@@ -159,26 +205,44 @@ class RemoteOptions:
 class ServerOptions:
     """Where a server listens, who may call it, and what a request may weigh."""
 
+    title: ClassVar[str] = "Address"
+
     host: Annotated[str | None, _flag("NAME", "Address to listen on [127.0.0.1: this machine alone].")] = None
-    port: Annotated[int | None, _flag("N", "Port to listen on; 0 = any that is free.")] = None
-    api_key: Annotated[list[str] | None, _flag("KEY", "A key that opens the routes. Repeatable.", "--api-key")] = None
-    api_key_file: Annotated[str | None, _flag("FILE", "A file with a key a line.")] = None
-    served_model_name: Annotated[str | None, _flag("NAME", "What clients call the model.")] = None
-    cors_origins: Annotated[list[str] | None, _flag("ORIGIN", "Pages that may call; * = any. Repeatable.")] = None
-    allowed_hosts: Annotated[list[str] | None, _flag("NAME", "Names of this server; * = any. Repeatable.")] = None
-    max_prompts: Annotated[int | None, _flag("N", "Prompts a request [256].")] = None
-    max_inputs: Annotated[int | None, _flag("N", "Texts a request for vectors [2048].")] = None
-    max_n: Annotated[int | None, _flag("N", "Answers a prompt [128].")] = None
-    max_answer_tokens: Annotated[int | None, _flag("N", "Tokens a request may ask for [1048576].")] = None
-    max_body_bytes: Annotated[str | None, _flag("SIZE", "Of a request [8MiB].")] = None
-    max_header_bytes: Annotated[str | None, _flag("SIZE", "Of a request [64KiB].")] = None
-    read_timeout_s: Annotated[float | None, _flag("S", "From a request's first byte to its last [30].")] = None
-    ping_s: Annotated[float | None, _flag("S", "Silence in a stream before a comment [15].")] = None
-    drain_s: Annotated[float | None, _flag("S", "How long answers go on when the server ends [30].")] = None
-    resume_s: Annotated[float | None, _flag("S", "How long a page's answer waits for its reader [15].")] = None
-    log_format: Annotated[str | None, _flag("NAME", "text or json.")] = None
-    salt_by_key: Annotated[bool | None, _flag(None, "Each API key has its own cached prefixes.")] = None
-    log_prompts: Annotated[bool | None, _flag(None, "Bodies of requests may stand in the log.")] = None
+    port: Annotated[int | None, _flag("N", "Port to listen on; 0 = any that is free [serve: 8000, web: 5000].")] = None
+    api_key: Annotated[
+        list[str] | None,
+        _flag("KEY", "A key that opens the routes [they are open]. Repeatable.", "--api-key", part=_ACCESS),
+    ] = None
+    api_key_file: Annotated[str | None, _flag("FILE", "A file with a key a line.", part=_ACCESS)] = None
+    served_model_name: Annotated[str | None, _flag("NAME", "What clients call the model [its own name].")] = None
+    cors_origins: Annotated[
+        list[str] | None,
+        _flag("ORIGIN", "Pages of other sites that may call; * = any [none]. Repeatable.", part=_ACCESS),
+    ] = None
+    allowed_hosts: Annotated[
+        list[str] | None, _flag("NAME", "Names of this server; * = any [its own]. Repeatable.", part=_ACCESS)
+    ] = None
+    max_prompts: Annotated[int | None, _flag("N", "Prompts a request [256].", part=_LIMITS)] = None
+    max_inputs: Annotated[int | None, _flag("N", "Texts a request for vectors [2048].", part=_LIMITS)] = None
+    max_n: Annotated[int | None, _flag("N", "Answers a prompt [128].", part=_LIMITS)] = None
+    max_answer_tokens: Annotated[int | None, _flag("N", "Tokens a request may ask for [1048576].", part=_LIMITS)] = None
+    max_body_bytes: Annotated[str | None, _flag("SIZE", "Of a request [8MiB].", part=_LIMITS)] = None
+    max_header_bytes: Annotated[str | None, _flag("SIZE", "Of a request [64KiB].", part=_LIMITS)] = None
+    read_timeout_s: Annotated[
+        float | None, _flag("S", "From a request's first byte to its last [30].", part=_LIMITS)
+    ] = None
+    ping_s: Annotated[float | None, _flag("S", "Silence in a stream before a comment [15].", part=_LIMITS)] = None
+    drain_s: Annotated[float | None, _flag("S", "How long answers go on when the server ends [30].", part=_LIMITS)] = (
+        None
+    )
+    resume_s: Annotated[
+        float | None, _flag("S", "How long a page's answer waits for its reader [15].", part=_LIMITS)
+    ] = None
+    log_format: Annotated[str | None, _flag("NAME", "text or json [text].", part=_LOG)] = None
+    salt_by_key: Annotated[bool | None, _flag(None, "Each API key has its own cached prefixes [no].", part=_ACCESS)] = (
+        None
+    )
+    log_prompts: Annotated[bool | None, _flag(None, "Bodies of requests may stand in the log [no].", part=_LOG)] = None
 
     def server_arguments(self) -> dict[str, Any]:
         """What was given, as fields of ServerSettings. Raises typer.BadParameter, and ConfigError for a bad file of
@@ -204,12 +268,15 @@ def sampling_params(options: SamplingOptions, defaults: dict[str, Any] | None = 
 
     Raises typer.BadParameter, which names the flag, when a value is out of its limits.
     """
+    given = options.given()
+    fallback = max(DEFAULT_MAX_TOKENS, given.get("min_tokens", 0))
+    return _checked_params({"max_tokens": fallback, **(defaults or {}), **given})
+
+
+def _checked_params(values: dict[str, Any]) -> SamplingParams:
     from llm_decoder.errors import InvalidRequestError
     from llm_decoder.sampling import SamplingParams
 
-    given = options.given()
-    fallback = max(DEFAULT_MAX_TOKENS, given.get("min_tokens", 0))
-    values = {"max_tokens": fallback, **(defaults or {}), **given}
     try:
         return SamplingParams.from_dict(values)
     except InvalidRequestError as error:

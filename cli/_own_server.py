@@ -13,14 +13,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import llm_decoder
 from llm_decoder.cli._options import ModelOptions, flag
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["OwnServer", "own_server"]
 
 _POLL_S = 0.2
 _END_S = 20.0
+_LAST_WORDS_S = 2.0  # in which a server that has failed writes down why, and ends where it ends by itself
 _SHOWN_LOG_CHARS = 1000
 
 
@@ -68,19 +73,34 @@ def own_server(model: ModelOptions) -> Iterator[OwnServer]:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: int) -> None:
-    """Until it answers requests. Raises ServerError when it ends instead."""
+    """Until it answers requests. Raises ServerError when it ends instead, or says that it never will."""
     import httpx
 
     from llm_decoder.errors import ServerError
 
-    while process.poll() is None:
+    told = ""
+    while process.poll() is None and not told:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
+            health = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+            if health.status_code == 200:
                 return
-        time.sleep(_POLL_S)
+            told = _failure(health)
+        if not told:
+            time.sleep(_POLL_S)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_LAST_WORDS_S)
     size = os.lseek(log, 0, os.SEEK_END)
     said = os.pread(log, _SHOWN_LOG_CHARS, max(0, size - _SHOWN_LOG_CHARS)).decode("utf-8", "replace")
-    raise ServerError(f"[bench serve] the server did not start: {said.strip()}")
+    raise ServerError(f"[bench serve] the server did not start: {said.strip() or told}")
+
+
+def _failure(health: httpx.Response) -> str:
+    """What /health says of a server that will not get better; "" of one that may."""
+    try:
+        error = health.json()["error"]
+        return str(error["message"]) if error["code"] == "failed" else ""
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def _flags(model: ModelOptions) -> list[str]:

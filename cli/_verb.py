@@ -12,12 +12,29 @@ from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130  # 2, a wrong command line, is Typer's
 
 _Debug = Annotated[
     bool, typer.Option("--debug", envvar="LLM_DECODER_DEBUG", show_envvar=False, help="Show where an error came from.")
 ]
+
+
+class Command(TyperCommand):
+    """A verb whose help has its own flags first, then each group under its title."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        parts: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                own = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                parts.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(record)
+        for title, records in parts.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def verb(function: Callable[..., int | None]) -> Callable[..., None]:
@@ -118,6 +135,7 @@ def _flags_of(group: type) -> list[inspect.Parameter]:
         kind, option = get_args(annotation)
         if kind != list[str] | None:  # typer would cut a text at its spaces; _options reads these
             option.envvar = option.envvar or f"LLM_DECODER_{field.name.upper()}"
+        option.rich_help_panel = option.rich_help_panel or group.title  # type: ignore[attr-defined]
         flags.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
         )

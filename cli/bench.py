@@ -24,7 +24,7 @@ from llm_decoder.cli._columns import (
     measure_columns,
     parse_columns,
 )
-from llm_decoder.cli._options import JsonFlag, ModelOptions
+from llm_decoder.cli._options import JsonFlag, ModelOptions, PlotFlag, ReportFlag
 from llm_decoder.cli._output import emit_json, note, progress, to_json
 from llm_decoder.cli._roofline_table import emit_report
 from llm_decoder.cpu_topology import cpu_name, last_cache_bytes, usable_cores
@@ -46,10 +46,8 @@ def bench(
     batch: Annotated[int | None, typer.Option(min=1, metavar="B", help="The same with a batch of B [8].")] = None,
     gen_len: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of a column that decodes.")] = 32,
     repeat: Annotated[int, typer.Option(min=1, metavar="N", help="Runs; the median counts. One more warms up.")] = 3,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as a picture, such as bench.png.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the JSON report to this file.")
-    ] = None,
+    plot: PlotFlag = None,
+    output: ReportFlag = None,
     as_json: JsonFlag = False,
     model: ModelOptions,
     context: typer.Context,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_decoder.cli import _open
-from llm_decoder.cli._options import JsonFlag, ModelOptions, RemoteOptions
+from llm_decoder.cli._options import JsonFlag, ModelOptions, PlotFlag, RemoteOptions, ReportFlag
 from llm_decoder.cli._output import emit_json, note, to_json
 from llm_decoder.cli._verb import EXIT_ERROR, EXIT_OK
 from llm_decoder.cli._workload import FIRST_TOKEN, Workload, parse_lengths
@@ -48,10 +48,8 @@ def bench_serve(
     seed: Annotated[int, typer.Option(metavar="N", help="Of prompts, lengths and moments.")] = 0,
     warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Requests before, which do not count.")] = 4,
     timeout_s: Annotated[float, typer.Option(min=0.1, metavar="S", help="For a request, then it has failed.")] = 600.0,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as a picture, such as load.png.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the JSON report to this file.")
-    ] = None,
+    plot: PlotFlag = None,
+    output: ReportFlag = None,
     as_json: JsonFlag = False,
     remote: RemoteOptions,
     model: ModelOptions,

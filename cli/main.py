@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from llm_decoder.cli._output import complain
-from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, forget_stdout, verb
+from llm_decoder.cli._verb import EXIT_ERROR, EXIT_INTERRUPTED, Command, forget_stdout, verb
 from llm_decoder.cli.batch import batch
 from llm_decoder.cli.bench import bench
 from llm_decoder.cli.bench_serve import bench_serve
@@ -58,13 +58,13 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "web": web,
 }
 for name, function in VERBS.items():
-    app.command(name)(verb(function))
+    app.command(name, cls=Command)(verb(function))
 cache_app = _make_app("Quantised weights kept on disk.")
 cache_app.command("ls")(verb(list_cache))
 cache_app.command("clear")(verb(clear_cache))
 bench_app = _make_app(no_args_is_help=False)
 bench_app.callback(invoke_without_command=True, help=bench.__doc__)(verb(bench))
-bench_app.command("serve")(verb(bench_serve))
+bench_app.command("serve", cls=Command)(verb(bench_serve))
 GROUPS = {"bench": bench_app, "cache": cache_app}
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
@@ -128,7 +128,7 @@ def _run(arguments: list[str]) -> None:
     first = arguments[0] if arguments else ""
     if first in VERBS:
         program = _make_app()
-        program.command(context_settings=HELP_FLAGS)(verb(VERBS[first]))
+        program.command(cls=Command, context_settings=HELP_FLAGS)(verb(VERBS[first]))
     elif first in GROUPS:
         program = GROUPS[first]
     else:

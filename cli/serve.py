@@ -7,7 +7,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from llm_decoder.cli import _open
-from llm_decoder.cli._options import ModelOptions, ServerOptions
+from llm_decoder.cli._options import ModelOptions, SamplingDefaults, ServerOptions
 from llm_decoder.cli._output import complain
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ _SERVER = "llm_decoder.api.server"
 _PAGE = "llm_decoder.web.page"
 
 
-def serve(*, server: ServerOptions, model: ModelOptions) -> int:
+def serve(*, server: ServerOptions, sampling: SamplingDefaults, model: ModelOptions) -> int:
     """Serve the model: the OpenAI API, and a chat page at /. The port is open before the model is loaded.
 
     llm-decoder serve --model ./folder --port 8000 --api-key KEY
     """
     from llm_decoder.serving.logs import set_up
 
-    service = _open.make_service(model, server, port=PORT)
+    service = _open.make_service(model, server, sampling, port=PORT)
     set_up(service.settings)
     warn_if_open(service.settings)
     page = importlib.import_module(_PAGE).endpoints() if importlib.util.find_spec(_PAGE) else ()

@@ -67,6 +67,7 @@ class RuntimeSettings:
     repetition_penalty: float | None = _number(1e-3, 100.0)
     presence_penalty: float | None = _number(-2.0, 2.0)
     frequency_penalty: float | None = _number(-2.0, 2.0)
+    generation_config: str | None = _choice("auto", "none")
     seed: int | None = _integer(0, 2**64 - 1)
     host: str | None = _text()
     port: int | None = _integer(0, 65535)
@@ -94,6 +95,7 @@ class RuntimeSettings:
         return self._given(
             *("device", "quantization", "dtype", "kv_cache_dtype", "kv_cache_bytes", "max_model_len", "page_size"),
             *("threads", "max_num_seqs", "speculation", "speculative_tokens", "max_tokens_per_step", "seed"),
+            "generation_config",
         )
 
     def sampling_defaults(self) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _view(service: Service, admission: Admission, endpoint: Endpoint) -> Callabl
         if isinstance(running, Reply):
             return _response(running)
         _visit().stream = running
-        if isinstance(running, RunningCall) and not running.call.stream:
+        if isinstance(running, RunningCall) and running.call.streamed is None:
             return _response(_wait(running))
         return _stream(running, service, admission)
 

@@ -9,14 +9,27 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["MAX_BLOCK_CHARS", "MAX_CODE_CHARS", "Block", "BlockSplitter"]
+__all__ = [
+    "FENCE",
+    "FORMULA_AGAIN",
+    "FORMULA_ENDS",
+    "HEADING",
+    "MAX_BLOCK_CHARS",
+    "MAX_CODE_CHARS",
+    "Block",
+    "BlockSplitter",
+]
 
 # A longer block is cut where it stands: a text can be such that rendering takes the square of its length.
 MAX_BLOCK_CHARS = 1 << 14
 MAX_CODE_CHARS = 1 << 16
 
-_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
-_HEADING = re.compile(r" {0,3}#{1,6}(?:[ \t]|$)")
+FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
+HEADING = re.compile(r" {0,3}#{1,6}(?:[ \t]|$)")
+# What a formula by itself begins with, and what ends it; a backslash before that makes it another sign.
+FORMULA = re.compile(r" {0,3}(\$\$|\\\[)")
+FORMULA_ENDS = {"$$": re.compile(r"(?<!\\)\$\$"), "\\[": re.compile(r"(?<!\\)(?:\\\\)*\\\]")}
+FORMULA_AGAIN = re.compile(r"(?<!\\)(?:\\\\)*\\\[")
 _QUOTE = re.compile(r" {0,3}>")
 _MARKER = re.compile(r"( {0,3})([-+*]|[0-9]{1,9}[.)])( *)(?=([^ ]?))")
 
@@ -48,6 +61,10 @@ class BlockSplitter:
         self._inner_fence = ""
         self._is_paragraph = False  # whether the line before is one's, outside of lists, quotes and tables
         self._in_other = False  # whether a quote or a table is open
+        self._formula = (
+            ""  # what the formula by itself began with that may be open; until it ends it is lines like others
+        )
+        self._list = ("", 0, "")  # _item, _offset, _inner_fence before it
 
     def push(self, text: str) -> list[Block]:
         """The blocks that are finished now, in order."""
@@ -95,13 +112,20 @@ class BlockSplitter:
             self._add(line)
             self._after_blank = True
             self._is_paragraph = self._in_other = False
+            self._formula = ""
             return
-        if self._lines and self._begins_block(text):
+        if HEADING.match(text) or FENCE.match(text):
+            self._formula = ""
+        if self._lines and not self._formula and self._begins_block(text):
             self._cut(blocks)
+        is_over = self._closes_formula(text)
         self._note(text)
+        if is_over:
+            self._item, self._offset, self._inner_fence = self._list
+            self._formula, self._is_paragraph, self._in_other = "", False, False
         self._add(line)
         self._after_blank = False
-        if not self._item and _HEADING.match(text):
+        if not self._item and HEADING.match(text):
             self._cut(blocks)
 
     def _add(self, line: str) -> None:
@@ -126,22 +150,38 @@ class BlockSplitter:
                 self._after_blank
                 or self._inner_fence
                 or _is_rule(text)
-                or _FENCE.match(text)
-                or _HEADING.match(text)
+                or FENCE.match(text)
+                or HEADING.match(text)
                 or _QUOTE.match(text)
             )
         if self._after_blank:
             return indent < 4  # else it may go on with indented code
-        return bool(_FENCE.match(text) or _HEADING.match(text))
+        return bool(FENCE.match(text) or HEADING.match(text))
+
+    def _closes_formula(self, text: str) -> bool:
+        """Follows which formula by itself may be open; whether it ends with this line."""
+        if not self._formula:
+            opening = FORMULA.match(text)
+            if not opening or (self._item and _indent(text) >= self._offset):
+                return False
+            self._formula = opening[1]
+            self._list = (self._item, self._offset, self._inner_fence)
+            text = text[opening.end() :]
+        end = FORMULA_ENDS[self._formula].search(text)
+        if end is not None and not text[end.end() :].strip():
+            return True
+        if end is not None or FORMULA_AGAIN.search(text):
+            self._formula = ""
+        return False
 
     def _note(self, text: str) -> None:
         """Follows which list is open, and which fence."""
-        fence = _FENCE.match(text)
+        fence = FENCE.match(text)
         if self._item and _indent(text) >= self._offset:
             if self._inner_fence:
                 if _closes(text.strip(" \t"), self._inner_fence):
                     self._inner_fence = ""
-            elif inner := _FENCE.match(text[self._offset :]):
+            elif inner := FENCE.match(text[self._offset :]):
                 self._inner_fence = inner[1]
             return
         if fence:
@@ -163,7 +203,7 @@ class BlockSplitter:
         self._item = _kind(marker)
         n_spaces = len(marker[3])
         self._offset = marker.end(2) + (n_spaces if has_text and 1 <= n_spaces <= 4 else 1)
-        inner = _FENCE.match(text[self._offset :])
+        inner = FENCE.match(text[self._offset :])
         self._inner_fence = inner[1] if inner else ""
 
 

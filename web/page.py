@@ -168,7 +168,7 @@ def start_stream(streams: PageStreams, service: Service, incoming: Incoming) -> 
     parser = llm.answer_parser(messages, **options)
     events = PageEvents(stream_id, service.model_name, llm.max_model_len, parser, before)
     priority = request.priority or 0
-    call = Call([cast(Prompt, messages)], [params], events, stream=True, template_options=options, priority=priority)
+    call = Call([cast(Prompt, messages)], [params], streamed=events, template_options=options, priority=priority)
     stream = PageStream(stream_id, service.run(call, incoming), events, service.settings.resume_s)
     streams.add(stream)
     return stream.read(headers=headers)

@@ -16,7 +16,7 @@ __all__ = ["PageEvents"]
 
 
 class PageEvents:
-    """calls.AnswerFormat. parser: tells reasoning from content. before: what the message says already when the answer
+    """calls.StreamedAnswer. parser: tells reasoning from content. before: what the message says already when the answer
     goes on with it; the blocks are those of the whole."""
 
     def __init__(self, stream_id: str, model: str, max_model_len: int, parser: AnswerParser, before: str = "") -> None:
@@ -29,9 +29,6 @@ class PageEvents:
         self._renderer = BlockRenderer()
         self._n_blocks = 0
         self._until = 0  # characters (code points) of the content that stand in blocks
-
-    def response(self, outputs: Sequence[RequestOutput]) -> Any:
-        raise NotImplementedError("the page streams every answer")
 
     def begin(self) -> list[Chunk]:
         data = {"stream": self._stream_id, "model": self._model, "max_model_len": self._max_model_len}

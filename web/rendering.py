@@ -7,8 +7,9 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm_decoder.web import highlight
+from llm_decoder.web import formulas, highlight
 from llm_decoder.web.blocks import BlockSplitter
+from llm_decoder.web.formula_syntax import add_formulas
 
 if TYPE_CHECKING:
     import nh3
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockRenderer", "render_blocks"]
 
 _ALIGNMENTS = {"text-align:left": "left", "text-align:center": "center", "text-align:right": "right"}
-_TAGS = frozenset(
+_TAGS = set(
     [
         *("p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "strong", "em", "s", "code", "pre", "span", "a"),
         *("blockquote", "ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td", "input"),
@@ -46,10 +47,12 @@ def render_blocks(text: str) -> list[str]:
 
 @functools.cache
 def _parser() -> MarkdownIt:
-    """CommonMark with GitHub's tables, strikethrough and task lists, without HTML; a line's end is kept."""
+    """CommonMark with GitHub's tables, strikethrough and task lists, and formulas, without HTML; a line's end is
+    kept."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    add_formulas(parser)
     parser.core.ruler.push("task_lists", _mark_tasks)
     parser.add_render_rule("fence", _fence)
     parser.add_render_rule("code_block", _code_block)
@@ -65,13 +68,14 @@ def _cleaner() -> nh3.Cleaner:
     import nh3
 
     return nh3.Cleaner(
-        tags=set(_TAGS),
+        tags=_TAGS | formulas.TAGS,
         clean_content_tags={"script", "style"},
         attributes={
             "a": {"href", "title"},
             "ol": {"start"},
             "pre": {"data-language"},
             "input": {"checked", "disabled"},
+            **formulas.ATTRIBUTES,
         },
         tag_attribute_values={"input": {"type": {"checkbox"}}},
         set_tag_attribute_values={"a": {"target": "_blank"}},
@@ -81,6 +85,8 @@ def _cleaner() -> nh3.Cleaner:
             "li": {"task"},
             "th": set(_ALIGNMENTS.values()),
             "td": set(_ALIGNMENTS.values()),
+            "p": {"formula"},
+            "mtd": set(formulas.CLASSES),
         },
         url_schemes={"http", "https", "mailto"},
         url_relative="deny",

@@ -73,13 +73,15 @@ class AsyncLLM:
         """As LLM.answer_parser."""
         return self._llm.answer_parser(messages, **template_options)
 
-    async def generate(self, prompts: str | Sequence[Any], params: Params = None) -> list[RequestOutput]:
+    async def generate(
+        self, prompts: str | Sequence[Any], params: Params = None, *, priority: int = 0
+    ) -> list[RequestOutput]:
         """As LLM.generate."""
         all_prompts = as_prompts(prompts)
         subscriptions: list[_Subscription] = []
         try:
             for prompt, own_params in zip(all_prompts, params_for(all_prompts, params), strict=True):
-                subscriptions.append(await self._subscribe(prompt, own_params))
+                subscriptions.append(await self._subscribe(prompt, own_params, priority=priority))
             return [await subscription.result() for subscription in subscriptions]
         except BaseException:
             for subscription in subscriptions:
@@ -87,10 +89,10 @@ class AsyncLLM:
             raise
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **template_options: Any
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, **template_options: Any
     ) -> AsyncIterator[StreamEvent]:
         """As LLM.stream: `async for event in llm.stream(...)`. Closing the iterator cancels the request."""
-        subscription = await self._subscribe(prompt, params, stream=True, **template_options)
+        subscription = await self._subscribe(prompt, params, stream=True, priority=priority, **template_options)
         parts = self._llm.parts_of(prompt, template_options)
         is_over = False
         try:
@@ -103,10 +105,15 @@ class AsyncLLM:
                 subscription.handle.cancel()
 
     async def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        **template_options: Any,
     ) -> RequestOutput:
         """As LLM.chat."""
-        subscription = await self._subscribe(checked_messages(messages), params, **template_options)
+        subscription = await self._subscribe(checked_messages(messages), params, priority=priority, **template_options)
         try:
             output = await subscription.result()
         except BaseException:

@@ -74,6 +74,7 @@ class _Worker:
     core: EngineCore | None = None
     refusal: EngineClosedError | None = None  # why nothing more is taken
     closing: bool = False
+    is_over: bool = False  # nobody reads the inbox any more
     n_waiting: int = 0  # requests in the inbox or on their way from it to the core
     n_refused: int = 0  # requests for which there was no room
     drain_until_s: float = 0.0
@@ -87,7 +88,7 @@ class _Worker:
                 "make the LLM after the fork"
             )
         with self.lock:
-            if self.refusal is not None and not (is_late and self.closing):
+            if self.refusal is not None and (self.is_over or not (is_late and self.closing)):
                 raise _copy(self.refusal)
             admit()
             self.inbox.put(command)
@@ -139,6 +140,7 @@ class _Worker:
         with self.lock:
             if self.refusal is None:
                 self.refusal = end
+            self.is_over = True
         core.abandon(lambda: _copy(end))
         with contextlib.suppress(queue.Empty):
             while True:
@@ -153,9 +155,6 @@ def _copy(error: EngineClosedError) -> EngineClosedError:
     copy = EngineClosedError(str(error))
     copy.__cause__ = error.__cause__
     return copy
-
-
-_LONGEST_WAIT_S = 0.2
 
 
 class RequestHandle:
@@ -317,12 +316,12 @@ class Engine:
         return self._on_thread(lambda core: fn(core.backend))
 
     def stats(self) -> dict[str, Any]:
-        """Counts and rates, see EngineCore.stats. n_refused: requests that found the queue full. n_submitted: those
-        that the engine has not seen yet."""
-        stats = self._on_thread(lambda core: core.stats())
+        """Counts and rates, see EngineCore.stats; also while it drains. n_refused: requests that found the queue full.
+        n_submitted: those that the engine has not seen yet."""
+        stats = self._on_thread(lambda core: core.stats(), is_late=True)
         return stats | {"n_refused": self._worker.n_refused, "n_submitted": self._worker.n_waiting}
 
-    def _on_thread(self, fn: Callable[[EngineCore], T]) -> T:
+    def _on_thread(self, fn: Callable[[EngineCore], T], *, is_late: bool = False) -> T:
         future: Future[T] = Future()
 
         def run(core: EngineCore) -> None:
@@ -331,7 +330,7 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
                 future.set_exception(error)
 
-        self._worker.put(_Command(run, future.set_exception))
+        self._worker.put(_Command(run, future.set_exception), is_late=is_late)
         return future.result()
 
     @property

@@ -59,10 +59,11 @@ class LLM:
     a text repeats itself or its prompt, the same answers), or "none". speculative_tokens: how many ahead.
     max_tokens_per_step: tokens a step computes; long prompts are cut to it. max_requests: open requests before
     QueueFullError; None = no limit. sampling_defaults: values of SamplingParams' fields for what a request leaves open,
-    before the model's own generation_config.json. cache_dir: where packed weights are kept. tokenizer: another
-    folder to take it from. chat_template, system: a template's text and a system message in place of the model's own.
-    config_dir: a settings folder that describes a `weights/` folder without a config of its own. deterministic: answers
-    never depend on what else is computed; the CPU keeps that in every precision, asked or not.
+    before the model's own generation_config.json. generation_config: "auto" (that file's sampling is followed), or
+    "none" (only its end tokens are). cache_dir: where packed weights are kept. tokenizer: another folder to take it
+    from. chat_template, system: a template's text and a system message in place of the model's own. config_dir: a
+    settings folder that describes a `weights/` folder without a config of its own. deterministic: answers never depend
+    on what else is computed; the CPU keeps that in every precision, asked or not.
     progress: called as progress(n_done_bytes, n_all_bytes, what) while a model is fetched and quantised.
 
     Raises ModelLoadError, ConfigError, BackendError (errors.py). Also a context manager: leaving it closes it.
@@ -88,6 +89,7 @@ class LLM:
         max_tokens_per_step: int = 512,
         max_requests: int | None = None,
         sampling_defaults: Mapping[str, Any] | None = None,
+        generation_config: str = "auto",
         cache_dir: str | Path | None = None,
         tokenizer: str | Path | None = None,
         chat_template: str | None = None,
@@ -110,6 +112,8 @@ class LLM:
             deterministic=deterministic,
         )
         # Everything that can be refused without the model is, before minutes of loading.
+        if generation_config not in ("auto", "none"):
+            raise ConfigError(f"[generation_config] need auto or none, got {generation_config!r:.50}")
         engine_options = EngineOptions(
             max_num_seqs=max_num_seqs,
             speculation=SpeculationOptions(speculation, speculative_tokens),
@@ -135,7 +139,10 @@ class LLM:
             replace(
                 engine_options,
                 eos_token_ids=loaded.eos_token_ids,
-                sampling_defaults=(*engine_options.sampling_defaults, loaded.generation_defaults),
+                sampling_defaults=(
+                    *engine_options.sampling_defaults,
+                    loaded.generation_defaults if generation_config == "auto" else {},
+                ),
             ),
         )
         self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop)
@@ -234,13 +241,15 @@ class LLM:
         prompts: str | Sequence[Any],
         params: Params = None,
         *,
+        priority: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[RequestOutput]:
         """The answers to one prompt or to several, in their order; always a list.
 
-        prompts: a text, a list of token ids, or a list of these. params: for all, or one for each. progress(n_done,
-        n_all). Raises InvalidRequestError or ContextLengthExceededError before anything is computed,
-        RequestFailedError when one request fails; then, and on Ctrl-C, the other requests of this call are cancelled.
+        prompts: a text, a list of token ids, or a list of these. params: for all, or one for each. priority: see
+        submit. progress(n_done, n_all). Raises InvalidRequestError or ContextLengthExceededError before anything is
+        computed, RequestFailedError when one request fails; then, and on Ctrl-C, the other requests of this call are
+        cancelled.
         """
         all_prompts = as_prompts(prompts)
         all_params = params_for(all_prompts, params)
@@ -248,7 +257,7 @@ class LLM:
         outputs: list[RequestOutput] = []
         try:
             for prompt, own_params in zip(all_prompts, all_params, strict=True):
-                handles.append(self.submit(prompt, own_params))
+                handles.append(self.submit(prompt, own_params, priority=priority))
             for handle in handles:
                 outputs.append(handle.result())
                 if progress is not None:
@@ -259,26 +268,34 @@ class LLM:
             raise
         return outputs
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **template_options: Any) -> TextStream:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, **template_options: Any
+    ) -> TextStream:
         """The answer as it comes. prompt: a text, a list of token ids, or the messages of a chat.
 
         The texts of the events, joined, are the text that `generate` gives; the last event has finish_reason and
         `output`. Events of a chat have `parts` as well. Closing the iterator, or dropping it, cancels the request.
         """
-        handle = self.submit(prompt, params, stream=True, **template_options)
+        handle = self.submit(prompt, params, stream=True, priority=priority, **template_options)
         return TextStream(handle, self.parts_of(prompt, template_options))
 
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **template_options: Any
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        **template_options: Any,
     ) -> RequestOutput:
         """The answer to a chat: [{"role": "user", "content": "..."}, ...], through the model's own template.
 
         When the chat has outgrown the context its oldest turns are dropped (the rule is chat.py's), and the output's
-        dropped_messages says how many messages that were. params: None = to the end of the context. template_options:
-        continue_final_message; tools, tool_choice and parallel_tool_calls in the form of OpenAI's API; and what the
-        template takes, such as enable_thinking. Each answer has a `message`: its content, reasoning and calls of tools.
+        dropped_messages says how many messages that were. params: None = to the end of the context. priority: see
+        submit. template_options: continue_final_message; tools, tool_choice and parallel_tool_calls in the form of
+        OpenAI's API; and what the template takes, such as enable_thinking. Each answer has a `message`: its content,
+        reasoning and calls of tools.
         """
-        output = self.submit(checked_messages(messages), params, **template_options).result()
+        output = self.submit(checked_messages(messages), params, priority=priority, **template_options).result()
         return self.chat_answers(messages, **template_options).with_messages(output)
 
     def stream_chat(

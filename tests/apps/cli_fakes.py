@@ -25,6 +25,7 @@ class FakeLLM:
 
     def __init__(self, before_event: Callable[[int], None] | None = None, dropped_messages: int = 0) -> None:
         self.asked: list[tuple[Prompt, SamplingParams]] = []
+        self.options: list[dict[str, Any]] = []
         self.n_cancelled = 0
         self.is_closed = False
         self.dropped_messages = dropped_messages
@@ -61,7 +62,8 @@ class FakeLLM:
         finally:
             self.n_cancelled += not done
 
-    def generate(self, prompts: Any, params: SamplingParams) -> list[RequestOutput]:
+    def generate(self, prompts: Any, params: SamplingParams, **options: Any) -> list[RequestOutput]:
+        self.options.append(options)
         one = isinstance(prompts, str)
         outputs = []
         for prompt in [prompts] if one else prompts:
@@ -70,7 +72,8 @@ class FakeLLM:
             outputs.append(self._output(prompt, params))
         return outputs
 
-    def chat(self, messages: Any, params: SamplingParams) -> RequestOutput:
+    def chat(self, messages: Any, params: SamplingParams, **options: Any) -> RequestOutput:
+        self.options.append(options)
         self._take(messages, params)
         return self._output(messages, params)
 

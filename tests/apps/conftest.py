@@ -10,7 +10,7 @@ import pytest
 from cli_fakes import FakeLLM, Program, Ran
 
 from llm_decoder.cli import _open
-from llm_decoder.cli._options import ModelOptions
+from llm_decoder.cli._options import ModelOptions, SamplingDefaults
 from llm_decoder.cli.main import main
 
 
@@ -35,7 +35,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     program = Program(FakeLLM(), run)
 
-    def open_fake(options: ModelOptions) -> FakeLLM:
+    def open_fake(options: ModelOptions, sampling: SamplingDefaults | None = None) -> FakeLLM:
         options.engine_arguments()
         program.opened.append(options)
         return program.llm

@@ -42,7 +42,10 @@ def complete(service: Service, incoming: Incoming) -> Call:
     asked = json.loads(incoming.body)
     prompts, stream = asked.pop("prompts"), asked.pop("stream", False)
     params = SamplingParams.from_dict(asked)
-    return Call(prompts, [params] * len(prompts), PlainFormat(), stream, headers={"x-ignored-fields": "fancy"})
+    headers = {"x-ignored-fields": "fancy"}
+    if stream:
+        return Call(prompts, [params] * len(prompts), streamed=PlainFormat(), headers=headers)
+    return Call(prompts, [params] * len(prompts), whole=PlainFormat(), headers=headers)
 
 
 def echo(service: Service, incoming: Incoming) -> Reply:

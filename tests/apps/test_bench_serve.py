@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import typer
 from cli_fakes import Program
 from scripted_server import DONE, ScriptedServer, completion, event, refusal, stream
 
+from llm_decoder.cli import _own_server
 from llm_decoder.cli._exchange import Address, Answer, _Chunks, exchange, post_request
 from llm_decoder.cli._load import Load, Outcome, read_answer
 from llm_decoder.cli._load_report import figures, gaps, spread
@@ -21,6 +23,7 @@ from llm_decoder.cli._options import ModelOptions
 from llm_decoder.cli._own_server import _flags
 from llm_decoder.cli._sse_reader import EventReader
 from llm_decoder.cli._workload import Lengths, Workload, parse_lengths
+from llm_decoder.errors import ServerError
 
 FOUR = Lengths(((4, 4),))
 
@@ -75,6 +78,17 @@ def test_warm_up_does_not_count_and_asks_for_other_prompts(cli: Program, server:
     assert len(record["requests"]) == 2
     assert len({tuple(prompt) for prompt in prompts}) == 5
     assert len({tuple(prompt[:4]) for prompt in prompts}) == 1
+
+
+@pytest.mark.parametrize("log", ["the weights are damaged", ""])
+def test_a_server_of_our_own_that_has_failed_is_waited_for_no_longer(
+    server: ScriptedServer, tmp_path: Path, log: str
+) -> None:
+    server.models = [refusal(503, "loading", code="loading"), refusal(503, "its engine has died", code="failed")]
+    process: Any = SimpleNamespace(poll=lambda: None, wait=lambda timeout_s: None)  # it runs on
+    (tmp_path / "log").write_text(log)
+    with (tmp_path / "log").open("rb") as file, pytest.raises(ServerError, match=log or "its engine has died"):
+        _own_server._wait(process, int(server.url.rpartition(":")[2]), file.fileno())
 
 
 def test_one_seed_is_one_workload() -> None:

@@ -71,6 +71,26 @@ def test_a_line_s_own_fields_go_over_the_flags(cli: Program, tmp_path: Path) -> 
     assert (second.max_tokens, second.seed) == (9, 3)
 
 
+def test_a_line_may_say_what_a_request_may(cli: Program, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Hi"}]
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    source = write_lines(
+        tmp_path / "in.jsonl",
+        {"prompt": "A", "priority": -5, "cache_salt": "mine"},
+        {"token_ids": [1], "priority": 7},
+        {"messages": chat, "priority": 2, "tools": tools, "tool_choice": "none", "parallel_tool_calls": False},
+        {"messages": chat, "continue_final_message": True, "chat_template_kwargs": {"enable_thinking": False}},
+    )
+    assert cli("batch", str(source), "--concurrency", "1").code == 0
+    assert cli.llm.asked[0][1].cache_salt == "mine"
+    assert cli.llm.options == [
+        {"priority": -5},
+        {"priority": 7},
+        {"priority": 2, "tools": tools, "tool_choice": "none", "parallel_tool_calls": False},
+        {"continue_final_message": True, "enable_thinking": False},
+    ]
+
+
 def test_a_line_without_a_seed_gets_one_from_its_index_so_that_a_restart_draws_the_same(
     cli: Program, prompts: Path, tmp_path: Path
 ) -> None:
@@ -100,6 +120,9 @@ BAD_LINES = [
     {"prompt": "a", "temperature": -1},
     {"prompt": "a", "n": 1000000000},
     {"prompt": ""},
+    {"prompt": "a", "tools": []},
+    {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"params": 1}},
+    {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": [1]},
     "[" * 100_000,
 ]
 

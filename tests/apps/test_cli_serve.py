@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from cli_fakes import Program
 
+import llm_decoder
 from llm_decoder.cli._options import ServerOptions
+from llm_decoder.cli.main import main
 from llm_decoder.errors import ConfigError
 from llm_decoder.serving.opening import read_keys, service_from_environment
 from llm_decoder.serving.service import Service
@@ -24,8 +27,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Service]:
     """The services that would have been served; nothing is."""
     services: list[Service] = []
     server = types.SimpleNamespace(run=lambda service, page: services.append(service) or 0)
+    flask = types.SimpleNamespace(serve=lambda service: services.append(service) or 0)
     page = types.SimpleNamespace(endpoints=tuple)
-    named = {"llm_decoder.api.server": server, "llm_decoder.web.page": page}
+    named = {"llm_decoder.api.server": server, "llm_decoder.web.page": page, "llm_decoder.web.app": flask}
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", lambda name: named.get(name) or real(name))
     monkeypatch.setattr("llm_decoder.serving.logs.set_up", lambda settings: None)
@@ -127,6 +131,8 @@ def test_this_machine_alone_is_no_danger(cli: Program, served: list[Service], ho
         ("--api-key", "a\nb"),
         ("--api-key", " "),
         ("--max-body-bytes", "many"),
+        ("--temperature", "-1"),
+        ("--top-p", "2"),
     ],
 )
 def test_a_value_that_cannot_be_is_a_usage_error_that_names_the_flag(
@@ -136,6 +142,51 @@ def test_a_value_that_cannot_be_is_a_usage_error_that_names_the_flag(
     assert ran.code == 2
     assert flag in ran.err
     assert served == []
+
+
+@pytest.fixture
+def engine_arguments(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What LLM was made with by the services that were started; nothing is loaded."""
+    made: list[dict[str, Any]] = []
+    model = types.SimpleNamespace(name="m", is_closed=False, close=lambda drain_s=0.0: None)
+    monkeypatch.setattr(llm_decoder, "LLM", lambda **arguments: made.append(arguments) or model, raising=False)
+    return made
+
+
+@pytest.mark.parametrize("verb", ["serve", "web"])
+def test_what_requests_leave_open_is_settled_by_flags_over_variables_over_files(
+    served: list[Service],
+    engine_arguments: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    (tmp_path / "runtime_config.yaml").write_text("temperature: 0.1\ntop_p: 0.2\ntop_k: 3\n", encoding="utf-8")
+    monkeypatch.setenv("LLM_DECODER_TOP_P", "0.5")
+    monkeypatch.setenv("LLM_DECODER_MIN_P", "0.25")
+    more = ["--temperature", "0.75", "--seed", "9", "--generation-config", "none"]
+    assert main([verb, "--config", str(tmp_path), *more]) == 0
+    served[0].start()
+    assert served[0].wait(60)
+    (arguments,) = engine_arguments
+    assert arguments["sampling_defaults"] == {"temperature": 0.75, "top_p": 0.5, "top_k": 3, "min_p": 0.25}
+    assert (arguments["seed"], arguments["generation_config"]) == (9, "none")
+
+
+@pytest.mark.parametrize("verb", ["serve", "web"])
+def test_help_has_each_group_of_flags_under_its_title(cli: Program, verb: str) -> None:
+    told = cli(verb, "--help").out
+    parts = {part.partition(":\n")[0]: part for part in re.split(r"\n(?=\S)", told)}
+    for title, flag in {
+        "Address": "--port",
+        "Who may call": "--api-key-file",
+        "Limits and times": "--drain-s",
+        "Log": "--log-format",
+        "Sampling, where a request leaves it open": "--top-p",
+        "Model": "--kv-cache-bytes",
+        "Options": "--debug",
+    }.items():
+        assert flag in parts[title], told
 
 
 def test_a_file_without_a_key_does_not_open_the_server(cli: Program, served: list[Service], tmp_path: Path) -> None:

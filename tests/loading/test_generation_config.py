@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from models_factory import make_checkpoint, write_json
 
-from llm_decoder.errors import MalformedFileError
+from llm_decoder.errors import ConfigError, MalformedFileError
 from llm_decoder.generation_config import read_eos_token_ids, read_generation_config, sampling_defaults
+from llm_decoder.llm import LLM
 from llm_decoder.loading import load_model
 from llm_decoder.sampling import SamplingParams, resolve_params
 
@@ -109,3 +110,15 @@ def test_a_broken_file_is_refused_when_the_model_is_loaded(tmp_path: Path) -> No
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 1})[:-1])
     with pytest.raises(MalformedFileError, match=r"generation_config\.json"):
         load_model(folder)
+
+
+def test_an_llm_can_leave_the_file_s_sampling_aside(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path)
+    write_json(checkpoint / "generation_config.json", {"do_sample": True, "temperature": 0.25, "eos_token_id": 5})
+    asked = {"quantization": "none", "cache_dir": tmp_path / "cache", "threads": 1}
+    with LLM(checkpoint, **asked) as llm:
+        assert llm.sampling_defaults["temperature"] == 0.25
+    with LLM(checkpoint, **asked, generation_config="none", sampling_defaults={"top_p": 0.5}) as llm:
+        assert (llm.sampling_defaults["temperature"], llm.sampling_defaults["top_p"]) == (1.0, 0.5)
+    with pytest.raises(ConfigError, match="generation_config"):
+        LLM(checkpoint, generation_config="maybe")

@@ -48,7 +48,7 @@ class DirectServer:
         if isinstance(planned, Reply):
             return planned, None
         running = self.service.run(planned)
-        if planned.stream:
+        if planned.streamed is not None:
             return Reply(b"", 200, "text/event-stream", planned.headers), _parts(running)
         wake = threading.Event()
         running.on_items(wake.set)

@@ -27,7 +27,7 @@ from llm_decoder.speculation import SpeculationOptions
 parser = pytest.importorskip("prometheus_client.parser")
 
 ROOT = Path(__file__).parents[2]
-GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info"}
+GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info", "server_state"}
 COUNTERS = {
     *("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "num_preemptions"),
     *("request_success", "corrupted_requests", "admission_rejections", "spec_decode_num_drafts"),
@@ -318,9 +318,66 @@ def test_services_do_not_see_each_others_numbers() -> None:
     assert value(other, "generation_tokens_total") == 0
 
 
-def test_there_is_nothing_to_tell_while_the_model_loads() -> None:
-    reply, _ = DirectServer(Service(lambda: None)).answer(Incoming("GET", "/metrics", "m"))
-    assert reply.status == 503
+def state_of(server: DirectServer) -> str:
+    (state,) = [sample.labels["state"] for sample in families(server)["server_state"].samples if sample.value]
+    return state
+
+
+def test_while_the_model_loads_the_state_and_the_process_are_told() -> None:
+    server = DirectServer(Service(lambda: None))
+    found = families(server)
+    assert {name for name in found if not name.startswith("process_")} == {"server_state"}
+    assert "process_resident_memory_bytes" in found
+    assert state_of(server) == "loading"
+
+
+def test_a_model_that_cannot_be_loaded_is_told() -> None:
+    def fail() -> LLM:
+        raise OSError("no such folder")
+
+    service = Service(fail)
+    service.start()
+    assert not service.wait(30)
+    assert state_of(DirectServer(service)) == "failed"
+
+
+def test_all_counts_are_told_while_answers_end() -> None:
+    backend = FakeBackend()
+    go_on, is_inside = threading.Event(), threading.Event()
+    server = server_of(backend)
+
+    def hold() -> None:
+        if len(backend.steps) == 2:
+            is_inside.set()
+            assert go_on.wait(30)
+
+    backend.before_step = hold
+    asker = threading.Thread(target=complete, args=(server,), kwargs={"max_tokens": 9})
+    asker.start()
+    assert is_inside.wait(30)
+    closer = threading.Thread(target=server.service.close, args=(30.0,))
+    closer.start()
+    while not server.engine.is_closed:
+        time.sleep(0.001)
+    seen: list[dict[str, Any]] = []
+    scraper = threading.Thread(target=lambda: seen.append(families(server)))
+    scraper.start()
+    while server.engine._worker.inbox.qsize() < 2:  # what ends it, and the scrape
+        time.sleep(0.001)
+    go_on.set()
+    for thread in (scraper, asker, closer):
+        thread.join(30)
+    assert seen[0]["num_requests_running"].samples[0].value == 1
+    assert [s.labels["state"] for s in seen[0]["server_state"].samples if s.value] == ["closing"]
+
+
+def test_when_the_engine_is_gone_a_scrape_is_still_answered() -> None:
+    server = server_of()
+    server.engine.close()
+    assert state_of(server) == "failed"
+    server.service.close(0)
+    assert state_of(server) == "closing"
+    assert "num_requests_running" not in families(server)
 
 
 def test_a_key_is_needed_where_keys_are() -> None:

@@ -72,7 +72,7 @@ def n_found(server: DirectServer, cache_salt: str | None = None, **headers: str)
     """Tokens of PROMPT that one who comes with these headers finds in the cache."""
     params = SamplingParams(max_tokens=1, cache_salt=cache_salt)
     incoming = Incoming("POST", "/", "r", headers)
-    running = server.service.run(Call([PROMPT], [params], None), incoming)  # type: ignore[arg-type]
+    running = server.service.run(Call([PROMPT], [params], whole=object()), incoming)  # type: ignore[arg-type]
     wake = threading.Event()
     running.on_items(wake.set)
     while not running.look():

@@ -50,6 +50,9 @@ blocks = st.one_of(
     words.map(lambda text: f"{text}\n==="),
     words.map(lambda text: f"    {text}"),
     st.sampled_from(["---", "***", "- - -", "* * *"]),
+    st.sampled_from(
+        ["so $x$ is", "$$\nx\n= y\n$$", "\\[\na\n- b\n\\]", "$$ a", "$$\n# a\n$$", "\\[\n\nx\n\\]", "$$\n~~~\n$$"]
+    ),
 )
 
 

@@ -49,6 +49,13 @@ def test_a_fence_that_its_list_does_not_hold_is_code_of_its_own() -> None:
     assert texts("1. a\n```\nx\n\ny\n```\n2. b") == ["1. a\n", "```\nx\n\ny\n```\n", "2. b"]
 
 
+def test_a_formula_is_in_one_block_whatever_its_lines_look_like() -> None:
+    formula = "$$\na\n- b\n---\n> c\n$$\n"
+    assert texts(f"{formula}\nafter") == [f"{formula}\n", "after"]
+    assert texts(f"- a\n\n{formula}- b") == ["- a\n\n", f"{formula}- b"]
+    assert texts("\\[\n- a\n\n---") == ["\\[\n- a\n\n", "---"]
+
+
 def test_indented_code_stays_with_what_stands_before_it() -> None:
     assert texts("a\n\n    b\n\n    c\n\nd") == ["a\n\n    b\n\n    c\n\n", "d"]
 

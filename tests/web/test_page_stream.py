@@ -25,7 +25,7 @@ def begin(resume_s: float = 60.0, before: str = "", template: str = "") -> tuple
 
 def begin_on(service: Service, resume_s: float = 60.0, before: str = "") -> PageStream:
     events = PageEvents("s-1", "m", 100, service.llm.answer_parser(), before)
-    call = service.run(Call([MESSAGES], [SamplingParams()], events, stream=True))
+    call = service.run(Call([MESSAGES], [SamplingParams()], streamed=events))
     return PageStream("s-1", call, events, resume_s)
 
 

@@ -64,6 +64,17 @@ ATTACKS = [
     "<!--><script>alert(1)</script>-->",
     "<![CDATA[<script>alert(1)</script>]]>",
     "<x style='position:fixed;inset:0' class='overlay'>",
+    r"$\text{<img src=x onerror=alert(1)>}$",
+    r"$$\text{</mtext><script>alert(1)</script>}$$",
+    r"\(\href{javascript:alert(1)}{x}\)",
+    r"\[\url{javascript:alert(1)}\]",
+    r"$\style{position:fixed;inset:0}{x} \class{overlay}{y} \cssId{z}{w} \htmlData{a=b}{c}$",
+    r"$\color{red;background:url(//evil.example)}x \textcolor{\"onmouseover=alert(1)}{y}$",
+    r"$\unknown<img src=x onerror=alert(1)>$",
+    r"\[ <math><annotation-xml encoding='text/html'><script>alert(1)</script></annotation-xml></math> \]",
+    r"$x\text{ style=\"position:fixed\" onclick=\"alert(1)\" }$",
+    r"$\hspace{-9999px}\hspace{9999em} \raisebox{-50em}{x}$",
+    "$$\n<script>alert(1)</script>\n$$",
 ]
 
 MAY_STAND: dict[str, set[str]] = {
@@ -77,6 +88,13 @@ MAY_STAND: dict[str, set[str]] = {
     "th": {"class"},
     "td": {"class"},
     "input": {"type", "disabled", "checked"},
+    "p": {"class"},
+    "math": {"display"},
+    **{tag: set() for tag in ("mrow", "mi", "mn", "mtext", "msqrt", "mroot", "mfrac", "mtr", "merror")},
+    **{tag: set() for tag in ("msub", "msup", "msubsup", "munder", "mover", "munderover", "mtable")},
+    "mo": {"lspace", "rspace", "stretchy", "form"},
+    "mspace": {"width"},
+    "mtd": {"class"},
 }
 
 
@@ -91,8 +109,11 @@ class Judge(HTMLParser):
                 assert re.match(r"(https?://|mailto:)", value or ""), value
             if name == "type":
                 assert value == "checkbox"
+            if name in ("width", "lspace", "rspace"):
+                assert re.fullmatch(r"-?[0-9.]{1,12}(em)?", value or ""), value
+                assert -2 <= float((value or "").removesuffix("em")) <= 20
             if name == "class":
-                assert value in {"code", "task", "left", "center", "right"} | highlight.classes()
+                assert value in {"code", "task", "left", "center", "right", "case", "formula"} | highlight.classes()
 
     def handle_decl(self, decl: str) -> None:
         raise AssertionError(decl)

@@ -48,6 +48,42 @@ def test_markdown_is_rendered(reader: Reader, site: Site) -> None:
     expect(link).to_have_attribute("target", "_blank")
 
 
+FORMULAS = r"""Roots of $ax^2 + bx + c = 0$, and \(i\) with $i^2 = -1$:
+
+$$
+x
+= \frac{-b \pm \sqrt{b^2 - 4ac}}{2a}
+$$
+
+\[
+\begin{aligned}
+a + b &= \sum_{i=1}^{n} \int_0^\infty e^{-t}\,dt \\[4pt]
+- c &= \begin{cases} 1 & \text{if } x > 0 \\ 0 & \text{else} \end{cases}
+\end{aligned}
+\]
+
+$$\boxed{\begin{pmatrix} 1 & 0 \\ 0 & \hat{y} \end{pmatrix}} \tag{7}$$
+
+It costs $5, not $10. $\textcolor{red}{\vec{v}} \in \mathbb{R}^3$"""
+
+
+def test_formulas_are_drawn(reader: Reader, site: Site) -> None:
+    site.script.answer = lambda prompt: FORMULAS
+    reader.ask("Show formulas.")
+    expect(reader.text.locator("math")).to_have_count(7)
+    expect(reader.text).to_contain_text("It costs $5, not $10.")
+    over, under = (reader.text.locator("mfrac > *").nth(i).bounding_box() for i in (0, 1))
+    assert over
+    assert under
+    assert over["y"] + over["height"] <= under["y"] + 1
+    assert abs((over["x"] + over["width"] / 2) - (under["x"] + under["width"] / 2)) < 2
+    equals = [reader.text.locator("mtd.left > mo:first-child").nth(i).bounding_box() for i in (0, 1)]
+    assert equals[0]
+    assert equals[1]
+    assert abs(equals[0]["x"] - equals[1]["x"]) < 2
+    assert reader.text.locator("[mathcolor]").first.evaluate("node => getComputedStyle(node).color") == "rgb(255, 0, 0)"
+
+
 def test_code_has_its_frame_while_it_is_written_and_its_measures_stay(reader: Reader, site: Site) -> None:
     code = "```python\n" + "".join(f"print({i})\n" for i in range(12)) + "```\n\n" + LONG
     site.script.answer = lambda prompt: code

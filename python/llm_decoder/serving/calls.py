@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
 
 from llm_decoder.engine import RequestHandle
@@ -19,17 +19,21 @@ from llm_decoder.serving.errors import as_http_error
 from llm_decoder.serving.exchange import Reply
 from llm_decoder.serving.sse import Chunk
 
-__all__ = ["AnswerFormat", "Call", "EventStream", "RunningCall"]
+__all__ = ["Call", "EventStream", "RunningCall", "StreamedAnswer", "WholeAnswer"]
 
 Item = StreamEvent | RequestOutput | Exception
 
 
-class AnswerFormat(Protocol):
-    """How a client wants to be answered. Used by one thread at a time, once; it may keep state."""
+class WholeAnswer(Protocol):
+    """How a client is answered at once. Used by one thread at a time, once; it may keep state."""
 
     def response(self, outputs: Sequence[RequestOutput]) -> Any:
-        """The JSON of an answer that is not streamed; outputs in the order of the prompts."""
+        """The answer's JSON; outputs in the order of the prompts."""
         ...
+
+
+class StreamedAnswer(Protocol):
+    """How a client is answered as the answer comes. Used by one thread at a time, once; it may keep state."""
 
     def begin(self) -> list[Chunk]:
         """What a stream starts with."""
@@ -46,22 +50,27 @@ class AnswerFormat(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """What a client asked for, checked. params: one a prompt. rows: each RequestOutput has these rows instead of
-    answers. priority: lower is sooner, see LLM.submit. headers: of the answer. in_turns: a list that is longer than
-    half of the queue has no more than that in it. keep: what of an output is held until all are over, None = all of
-    it; it may raise LLMDecoderError.
+    """What a client asked for, checked. params: one a prompt. whole, streamed: how it is answered, one of the two.
+    rows: each RequestOutput has these rows instead of answers. priority: lower is sooner, see LLM.submit. headers: of
+    the answer. in_turns: a list that is longer than half of the queue has no more than that in it. keep: what of an
+    output is held until all are over, None = all of it; it may raise LLMDecoderError.
     """
 
     prompts: Sequence[Prompt]
     params: Sequence[SamplingParams]
-    format: AnswerFormat
-    stream: bool = False
+    _: KW_ONLY
+    whole: WholeAnswer | None = None
+    streamed: StreamedAnswer | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     rows: Rows | None = None
     priority: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     in_turns: bool = False
     keep: Callable[[RequestOutput], RequestOutput] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.whole is None) == (self.streamed is None):
+            raise ValueError("[Call] need one of whole and streamed")
 
 
 class EventStream(Protocol):
@@ -198,19 +207,21 @@ class RunningCall:
     def chunks(self) -> list[Chunk]:
         """What `events` is made of, without the end of a stream: whether one has come, and how it went, `is_over` and
         `error` say."""
+        streamed = self.call.streamed
+        assert streamed is not None, "what is answered at once has no events"
         chunks: list[Chunk] = []
         if not self._has_begun:
             self._has_begun = True
-            chunks += self.call.format.begin()
+            chunks += streamed.begin()
         was_over = self.is_over
         for index, item in self._take():
             if isinstance(item, StreamEvent):
-                chunks += self.call.format.chunks(index, item)
+                chunks += streamed.chunks(index, item)
             self._note(index, item)
             if self._error is not None:
                 break
         if self.is_over and not was_over and self._error is None:
-            chunks += self.call.format.end(self._ordered())
+            chunks += streamed.end(self._ordered())
         return chunks
 
     def look(self) -> bool:
@@ -223,7 +234,9 @@ class RunningCall:
         """The answer, once `look` has said that it is over. Raises what the engine raised."""
         if self._error is not None:
             raise self._error
-        return Reply.of_json(self.call.format.response(self._ordered()), headers=self.call.headers)
+        whole = self.call.whole
+        assert whole is not None, "what is streamed has events, and no reply"
+        return Reply.of_json(whole.response(self._ordered()), headers=self.call.headers)
 
     def cancel(self) -> None:
         """What still runs of it ends before the next step, and no more is put in line."""

@@ -45,17 +45,18 @@ def chat(service: Service, incoming: Incoming) -> Call:
     options = template_options(request, _template_fields(request))
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=logprobs)
+    answer = _Answer(
+        AnswerHead.make("chatcmpl-", "chat.completion", service, request.request_id),
+        request,
+        service.llm,
+        service.llm.chat_answers(messages, **options),
+        TokenTexts(service.llm, bool(request.return_tokens_as_token_ids)),
+    )
     return Call(
         prompts=[cast(Prompt, messages)],
         params=[params],
-        format=_Answer(
-            AnswerHead.make("chatcmpl-", "chat.completion", service, request.request_id),
-            request,
-            service.llm,
-            service.llm.chat_answers(messages, **options),
-            TokenTexts(service.llm, bool(request.return_tokens_as_token_ids)),
-        ),
-        stream=bool(request.stream),
+        whole=None if request.stream else answer,
+        streamed=answer if request.stream else None,
         priority=request.priority or 0,
         # An API's client keeps its own history: what does not fit is told, not dropped.
         template_options=options | {"drop_turns": False},
@@ -83,7 +84,7 @@ def _template_fields(request: ChatRequest) -> dict[str, Any]:
 
 
 class _Answer:
-    """calls.AnswerFormat."""
+    """calls.WholeAnswer and StreamedAnswer."""
 
     def __init__(
         self, head: AnswerHead, request: ChatRequest, llm: LLM, answers: ChatAnswers, texts: TokenTexts

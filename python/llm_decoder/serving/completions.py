@@ -43,23 +43,24 @@ def complete(service: Service, incoming: Incoming) -> Call:
     if scores_prompt:
         more["prompt_logprobs"] = max(request.logprobs or 0, request.prompt_logprobs or 0)
     params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs, **more)
+    answer = _Answer(
+        head=AnswerHead.make("cmpl-", "text_completion", service, request.request_id),
+        request=request,
+        prompts=prompts if request.echo else [],
+        texts=TokenTexts(llm, bool(request.return_tokens_as_token_ids)),
+    )
     return Call(
         prompts=token_prompts(service, prompts, request.add_special_tokens),
         params=[params] * len(prompts),
-        format=_Answer(
-            head=AnswerHead.make("cmpl-", "text_completion", service, request.request_id),
-            request=request,
-            prompts=prompts if request.echo else [],
-            texts=TokenTexts(llm, bool(request.return_tokens_as_token_ids)),
-        ),
-        stream=bool(request.stream),
+        whole=None if request.stream else answer,
+        streamed=answer if request.stream else None,
         priority=request.priority or 0,
         headers=headers,
     )
 
 
 class _Answer:
-    """calls.AnswerFormat. prompts: those that are wanted back."""
+    """calls.WholeAnswer and StreamedAnswer. prompts: those that are wanted back."""
 
     def __init__(
         self, head: AnswerHead, request: CompletionRequest, prompts: Sequence[Prompt], texts: TokenTexts

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llm_decoder.errors import EngineClosedError
-from llm_decoder.outputs import RequestOutput, StreamEvent
+from llm_decoder.outputs import RequestOutput
 from llm_decoder.prompts import as_prompts
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.serving.calls import Call
@@ -19,7 +19,6 @@ from llm_decoder.serving.parse import parse_body
 from llm_decoder.serving.plan import check_length, check_model, token_prompts
 from llm_decoder.serving.schemas_embeddings import EmbeddingReply, EmbeddingRequest
 from llm_decoder.serving.service import Service
-from llm_decoder.serving.sse import Chunk
 from llm_decoder.serving.usage import usage_of
 
 __all__ = ["ENDPOINTS"]
@@ -37,7 +36,7 @@ def embed(service: Service, incoming: Incoming) -> Call:
     return Call(
         prompts=token_prompts(service, prompts, request.add_special_tokens),
         params=[params] * len(prompts),
-        format=_Answer(service.model_name, request.encoding_format == "base64"),
+        whole=_Answer(service.model_name, request.encoding_format == "base64"),
         rows="hidden",
         in_turns=True,
         keep=_mean,
@@ -58,7 +57,7 @@ def _mean(output: RequestOutput) -> RequestOutput:
 
 
 class _Answer:
-    """calls.AnswerFormat."""
+    """calls.WholeAnswer."""
 
     def __init__(self, model: str, is_base64: bool) -> None:
         self._model = model
@@ -77,15 +76,6 @@ class _Answer:
         assert output.rows is not None
         vector = output.rows[0]
         return base64.b64encode(vector.tobytes()).decode() if self._is_base64 else vector.tolist()
-
-    def begin(self) -> list[Chunk]:
-        raise AssertionError("embeddings are never streamed")
-
-    def chunks(self, prompt_index: int, event: StreamEvent) -> list[Chunk]:
-        raise AssertionError("embeddings are never streamed")
-
-    def end(self, outputs: Sequence[RequestOutput]) -> list[Chunk]:
-        raise AssertionError("embeddings are never streamed")
 
 
 ENDPOINTS = (

@@ -1,19 +1,19 @@
 """GET /metrics: the engine's counts as Prometheus reads them, under the names of vLLM with this project's prefix.
 
 Nothing here runs a token: the engine counts as it goes (EngineCore.stats), a scrape asks it once between two steps.
+A scrape is answered whatever the server is doing: when it loads or ends is when it is watched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
+from llm_decoder.serving.service import Service, State
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
-
-    from llm_decoder.serving.service import Service
 
 __all__ = ["ENDPOINTS", "PREFIX", "metrics"]
 
@@ -85,16 +85,36 @@ _HISTOGRAMS = (
 
 
 def metrics(service: Service, incoming: Incoming) -> Reply:
-    """Raises HttpError 503 while there is no model."""
+    """While there is no engine that counts: the server's state, and the process."""
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
-    stats = service.llm.stats()
+    state = service.state
+    stats = service.stats()
+    name = service.settings.served_model_name or ("" if stats is None else stats["model"])
     registry = CollectorRegistry()  # of this scrape: no other service or library of the process writes into it
-    registry.register(
-        _Snapshot(service.model_name, stats | {"n_refused": stats["n_refused"] + service.admission.n_refused})
-    )
+    registry.register(_State(name, "failed" if state == "ready" and stats is None else state))
+    if stats is not None:
+        n_refused = stats["n_refused"] + service.admission.n_refused
+        registry.register(_Snapshot(name, stats | {"n_refused": n_refused}))
     ProcessCollector(registry=registry)
     return Reply(generate_latest(registry), media_type=_MEDIA_TYPE)
+
+
+class _State:
+    """What the server is doing, as one family; its model has no name before it is loaded."""
+
+    def __init__(self, model_name: str, state: State) -> None:
+        self._model_name = model_name
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        words = "1 for what the server does: loading, ready, closing (it lets answers end), failed."
+        gauge = GaugeMetricFamily(PREFIX + "server_state", words, labels=["model_name", "state"])
+        for state in get_args(State):
+            gauge.add_metric([self._model_name, state], state == self._state)
+        yield gauge
 
 
 class _Snapshot:

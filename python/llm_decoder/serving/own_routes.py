@@ -87,7 +87,7 @@ def _call(
     request: GenerateRequest | ChatVerbRequest | BatchRequest,
     headers: dict[str, str],
     prompts: Sequence[Prompt],
-    answer: type[_Answer],
+    answer_kind: type[_Answer],
     is_stream: bool,
     options: dict[str, Any],
 ) -> Call:
@@ -105,11 +105,12 @@ def _call(
     params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs)
     texts = TokenTexts(service.llm, bool(request.return_tokens_as_token_ids))
     read = service.llm.chat_answers(cast(Any, prompts[0]), **options).parser if is_chat else None
+    answer = answer_kind(request, texts, read)
     return Call(
         prompts=prompts,
         params=[params] * len(prompts),
-        format=answer(request, texts, read),
-        stream=is_stream,
+        whole=None if is_stream else answer,
+        streamed=answer if is_stream else None,
         template_options=options,
         priority=request.priority or 0,
         headers=headers,
@@ -117,8 +118,8 @@ def _call(
 
 
 class _Answer:
-    """calls.AnswerFormat. Of several answers the first stands at the top, all are in `outputs`. read: makes what takes
-    an answer in a chat apart; its text is what is neither reasoning nor marks."""
+    """calls.WholeAnswer and StreamedAnswer. Of several answers the first stands at the top, all are in `outputs`. read:
+    makes what takes an answer in a chat apart; its text is what is neither reasoning nor marks."""
 
     def __init__(
         self, request: SamplingFields, texts: TokenTexts, read: Callable[[], AnswerParser] | None = None

@@ -154,10 +154,11 @@ def check_length(param: str, n: int, most: int) -> None:
         raise HttpError(400, f"[{param}] need at most {most} in a request, got {n}; send several", param=param)
 
 
-def check_amount(service: Service, n_prompts: int, n: int, max_tokens: int | None) -> None:
-    """Raises HttpError 400 for more prompts, answers or tokens than a request may ask for."""
+def check_amount(service: Service, n_prompts: int, n: int, max_tokens: int | None, param: str = "prompt") -> None:
+    """Raises HttpError 400 for more prompts, answers or tokens than a request may ask for. param: the field that has
+    the prompts."""
     settings = service.settings
-    check_length("prompt", n_prompts, min(settings.max_prompts, settings.max_requests))
+    check_length(param, n_prompts, min(settings.max_prompts, settings.max_requests))
     if n > settings.max_n:
         raise HttpError(400, f"[n] need at most {settings.max_n} answers, got {n}", param="n")
     max_model_len = service.llm.max_model_len

@@ -6,9 +6,10 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from llm_decoder.engine import RequestHandle
+from llm_decoder.errors import EngineClosedError
 from llm_decoder.llm import LLM
 from llm_decoder.prompts import tokenize_prompt
 from llm_decoder.sampling import SamplingParams
@@ -19,7 +20,7 @@ from llm_decoder.serving.guard import Guard
 from llm_decoder.serving.limits import Admission
 from llm_decoder.serving.settings import ServerSettings
 
-__all__ = ["Service"]
+__all__ = ["Service", "State"]
 
 State = Literal["loading", "ready", "failed", "closing"]
 # What a step of the engine may take in which the last answers are ended.
@@ -98,6 +99,13 @@ class Service:
         """What clients call the model."""
         return self.settings.served_model_name or self.llm.name
 
+    def stats(self) -> dict[str, Any] | None:
+        """What the engine counts (LLM.stats), also while it drains; None when there is none yet, or no longer."""
+        try:
+            return None if self._llm is None else self._llm.stats()
+        except EngineClosedError:
+            return None
+
     def run(self, call: Call, incoming: Incoming | None = None) -> RunningCall:
         """Puts a call's prompts in line. incoming: the request that asked for it, for settings.salt_by_key; None = the
         program itself. Raises what the engine refuses; then nothing of the call is left in it."""
@@ -109,7 +117,7 @@ class Service:
             return llm.submit(
                 prompts[index],
                 all_params[index],
-                stream=call.stream,
+                stream=call.streamed is not None,
                 rows=call.rows,
                 priority=call.priority,
                 sink=_sink(running, index),
