@@ -11,14 +11,14 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 import llm_decoder
 from llm_decoder.api.door import Door, starlette_path
 from llm_decoder.api.drain import drain_on_signals
 from llm_decoder.api.transport import EndpointApp, Transport
 from llm_decoder.serving import openapi
-from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.errors import HttpError, no_route
 from llm_decoder.serving.exchange import Endpoint
 from llm_decoder.serving.service import Service
 
@@ -70,8 +70,14 @@ def create_app(
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: "[path] there is no such route", 405: "[method] this route has another method"}
-    told = HttpError(error.status_code, words.get(error.status_code, "[request] refused"), headers=error.headers)
+    if error.status_code == 405:  # starlette names the methods of the first of several routes with one path
+        routes = [route for route in request.app.routes if isinstance(route, Route)]
+        fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        told = no_route({method for route in fitting for method in route.methods or ()})
+    elif error.status_code == 404:
+        told = no_route(())
+    else:
+        told = HttpError(error.status_code, "[request] refused", headers=error.headers)
     reply = told.reply()
     return Response(reply.body, reply.status, dict(reply.headers), reply.media_type)
 

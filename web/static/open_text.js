@@ -84,13 +84,13 @@ class OpenBlock {
       frame.append(element("pre", { class: "code" }, element("code", {}, this.text)));
       this.root.replaceChildren(frame);
     } else if (heading) {
-      this.root.replaceChildren(element(`h${heading[1].length}`, {}, this.text));
+      this.root.replaceChildren(element(`h${heading[1].length}`, { dir: "auto" }, this.text));
     } else if (kind === "list") {
       this.lines = [];
-      this.list = element("div", { class: "open-list" });
+      this.list = element("div", { class: "open-list", dir: "auto" });
       this.root.replaceChildren(this.list);
     } else {
-      this.root.replaceChildren(element("p", { class: "open-lines" }, this.text));
+      this.root.replaceChildren(element("p", { class: "open-lines", dir: "auto" }, this.text));
     }
   }
 

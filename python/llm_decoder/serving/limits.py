@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from urllib.parse import parse_qsl
 
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.settings import ServerSettings
 
-__all__ = ["Admission", "body_too_large", "check_headers", "declared_length", "too_slow"]
+__all__ = ["Admission", "body_too_large", "check_headers", "declared_length", "query_fields", "too_slow"]
 
 # Bodies that are held at the same time, over all requests, in units of the largest one.
 _BODIES_AT_ONCE = 32
+_MAX_QUERY_FIELDS = 100
 
 
 class Admission:
@@ -92,3 +94,14 @@ def too_slow(settings: ServerSettings) -> HttpError:
     return HttpError(
         408, f"[body] need the whole request within {settings.read_timeout_s:g} s, got less", code="body_too_slow"
     )
+
+
+def query_fields(text: bytes) -> dict[str, str]:
+    """The fields of a URL's query; of those with one name the last. Raises HttpError 400."""
+    try:
+        pairs = parse_qsl(
+            text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
+        )
+    except ValueError:
+        raise HttpError(400, "[query] need at most 100 fields in UTF-8", code="bad_query") from None
+    return dict(pairs)
