@@ -55,7 +55,8 @@ export class MessageView {
 
   #buildReasoning() {
     this.thoughtLabel = element("span", {}, "Thinking");
-    this.thought = element("div", { class: "thought", dir: "auto" });
+    this.thoughtText = document.createTextNode("");
+    this.thought = element("div", { class: "thought", dir: "auto" }, this.thoughtText);
     this.reasoning = element(
       "details",
       { class: "reasoning", hidden: true },
@@ -131,10 +132,10 @@ export class MessageView {
     this.reasoning.classList.toggle("is-thinking", isThinking);
     const thought = took >= 1 ? `Thought for ${Math.round(took)} s` : "Thought for a moment";
     this.thoughtLabel.textContent = isThinking ? "Thinking" : thought;
-    const shown = this.thought.textContent;
+    const { data } = this.thoughtText;
     const text = message.reasoning.trim();
-    if (text.startsWith(shown)) this.thought.append(text.slice(shown.length));
-    else this.thought.textContent = text;
+    if (text.startsWith(data)) this.thoughtText.appendData(text.slice(data.length));
+    else this.thoughtText.data = text;
   }
 
   #updateNote(run) {

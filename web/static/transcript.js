@@ -111,7 +111,7 @@ export class Transcript {
   }
 
   #scrollToEnd() {
-    this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.scroller.scrollTop = this.welcome.hidden ? this.scroller.scrollHeight : 0;
   }
 
   #noticeScroll() {
