@@ -110,8 +110,8 @@ def test_a_circle_in_a_file_can_be_walked_and_deleted(reader: Reader, tmp_path: 
     reader.page.locator("#import-file").set_input_files(conversations_file(tmp_path, messages, leaf="c"))
     reader.titles.click()
     expect(reader.questions.last).to_contain_text("C")
-    while reader.button("Next version").first.is_enabled():
-        reader.click("Next version", reader.questions.first)
+    for name in ("Previous version", "Next version"):  # where the circle was cut, and so what has versions, is open
+        reader.questions.first.get_by_label(name).evaluate("(button) => button.click()")
     reader.click("Delete", reader.questions.first)
     expect(reader.toast).to_contain_text("Message deleted.")
     reader.begin().ask("Still here?")
