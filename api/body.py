@@ -53,7 +53,7 @@ async def read_body(
 async def discard_body(receive: Receive, headers: Mapping[str, str]) -> bool:
     """Reads on for a moment what is thrown away: a connection that is closed while the client writes would take the
     answer with it. Who asks whether to go on (expect: 100-continue) is answered instead. Whether nothing is left."""
-    if not ("content-length" in headers or "transfer-encoding" in headers):
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
         return True
     if "expect" in headers:
         return False

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Literal
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -126,8 +127,21 @@ class _Sender:
 
 
 def starlette_path(path: str) -> str:
-    """A name at the end of a path may have slashes."""
-    return f"{path[:-1]}:path}}" if path.endswith("}") else path
+    """A name at the end of a path may have slashes; it is not empty."""
+    return f"{path[:-1]}:hub_id}}" if path.endswith("}") else path
+
+
+class _HubId(Convertor[str]):
+    regex = ".+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("hub_id", _HubId())
 
 
 def _methods(method: str) -> set[str]:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Literal
 
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from llm_decoder.serving import sse
 from llm_decoder.serving.calls import Call, EventStream, RunningCall
-from llm_decoder.serving.errors import HttpError, as_http_error
+from llm_decoder.serving.errors import HttpError, as_http_error, no_route
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
 from llm_decoder.serving.limits import Admission, check_headers, declared_length, query_fields
 from llm_decoder.serving.logs import LOGGER, RequestLine, request_id_of
@@ -93,6 +93,7 @@ def _admit(service: Service, admission: Admission, accesses: Mapping[str, Litera
     g.visit = visit = _Visit()
     settings = service.settings
     check_headers([(name.encode(), value.encode()) for name, value in visit.incoming.headers.items()], settings)
+    visit.incoming = replace(visit.incoming, query=query_fields(request.query_string))
     preflight = service.guard.preflight(visit.incoming)
     if preflight is not None:
         return _response(preflight)
@@ -234,10 +235,9 @@ def _answer_error(error: Exception) -> Response:
 def _http_error(error: Exception) -> HttpError:
     if not isinstance(error, HTTPException):
         return as_http_error(error)
-    status = error.code or 500
-    headers = {"allow": str(error.get_response().headers["Allow"])} if status == 405 else {}
-    asked = f"{request.method[:20]} {request.path[:100]}"
-    return HttpError(status, f"[http] {error.name.lower()}: {asked}", headers=headers)
+    if isinstance(error, NotFound | MethodNotAllowed):
+        return no_route(getattr(error, "valid_methods", None) or ())
+    return HttpError(error.code or 500, f"[http] {error.name.lower()}")
 
 
 def _finish(service: Service, response: Response) -> Response:

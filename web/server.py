@@ -253,6 +253,13 @@ class _Channel(HTTPChannel):
             self.began_s = time.monotonic()
         return bool(super().received(data))
 
+    def send_continue(self) -> None:
+        """Not to a request that is whole already: waitress would wait for more of it."""
+        if self.request.completed:
+            self.request.expect_continue = False
+        else:
+            super().send_continue()
+
     def refuse_if_late(self, timeout_s: float) -> None:
         """Ends a request that has not come whole in time, however busily its bytes drip."""
         with self.requests_lock:

@@ -267,3 +267,7 @@ def test_a_server_that_may_not_wait_ends_its_answers(start: Start) -> None:
     running.llm.next_request().say("half")
     running.server.stop()
     assert events_of(answer.read())[-2].data["finish_reason"] == "abort"
+
+
+def test_a_request_that_is_whole_is_not_asked_to_go_on(start: Start) -> None:
+    assert start().ask("GET", "/version", expect="100-continue").status == 200

@@ -136,6 +136,23 @@ def test_a_list_a_heading_and_a_paragraph_keep_their_height_when_they_are_finish
         assert abs(finished - while_open) <= 10, heights
 
 
+def test_a_table_has_its_shape_while_it_is_written(reader: Reader, site: Site) -> None:
+    head = "| name | n |\n|---|--:|\n| first | 1 |\n"
+    site.script.answer = lambda prompt: head + "| more | 2 |\n" * 100
+    site.script.step_s = 0.003
+    reader.say("Table.")
+    table = reader.text.locator(".open-block table")
+    expect(table.locator("th")).to_have_text(["name", "n"])
+    expect(table.locator("td").nth(2)).to_have_text("more")
+    expect(table.locator("td").nth(1)).to_have_class("right")
+    heights = "(table) => [...table.rows].slice(0, 2).map((row) => row.offsetHeight)"
+    open_heights = table.evaluate(heights)
+    site.script.step_s = 0.0
+    reader.wait()
+    expect(reader.text.locator("tr")).to_have_count(102)
+    assert reader.text.locator("> .table-frame table").first.evaluate(heights) == open_heights
+
+
 def test_stop_ends_the_answer_and_frees_the_engine(reader: Reader, site: Site) -> None:
     site.script.answer = lambda prompt: LONG
     site.script.step_s = 0.004

@@ -8,6 +8,7 @@ export function blockNodes(html) {
   template.innerHTML = html;
   const content = template.content;
   for (const pre of [...content.querySelectorAll("pre")]) frameCode(pre);
+  for (const node of content.children) if (node.tagName !== "FIGURE") node.dir = "auto"; // as its first letter is read
   for (const table of [...content.querySelectorAll("table")]) {
     const frame = element("div", { class: "table-frame", tabindex: "0", role: "region", "aria-label": "Table" });
     table.replaceWith(frame);

@@ -18,15 +18,23 @@ function titleOf(text) {
 }
 
 export class Chat extends EventTarget {
-  constructor(store) {
+  constructor(store, tabs) {
     super();
     this.store = store;
+    this.tabs = tabs;
     this.conversation = null; // null: a new one, which is made with its first message
     this.tree = new Tree();
     this.settings = lastSettings();
     this.runs = new Map(); // conversation id -> Run
     this.trees = new Map(); // of conversations that run while another one is shown
     this.renderings = new Map(); // message id -> Rendering
+    const isShown = (id) => id === this.conversation?.id;
+    tabs.listen({
+      isReading: (streamId) => [...this.runs.values()].some(({ message }) => message.stream === streamId),
+      onKept: (id) => this.#renew(id),
+      onLeft: (id) => isShown(id) && this.#takeUp(),
+    });
+    window.addEventListener("pagehide", () => this.runs.forEach((_, id) => tabs.tellLeft(id)));
   }
 
   #tell(kind, detail) {
@@ -41,6 +49,11 @@ export class Chat extends EventTarget {
 
   get run() {
     return this.conversation ? (this.runs.get(this.conversation.id) ?? null) : null;
+  }
+
+  /** Whether an answer is being written to what is shown, here or in another tab. */
+  get isBusy() {
+    return this.run !== null || this.path.at(-1)?.state === "streaming";
   }
 
   rendering(id) {
@@ -70,7 +83,7 @@ export class Chat extends EventTarget {
   /** Blocks of all answers of a path; those of a slow server come later. */
   #renderPath(path = this.path) {
     const open = path.filter((message) => message.role === "assistant" && message.state !== "streaming");
-    const all = open.map((message) => this.#render(message));
+    const all = open.reverse().map((message) => this.#render(message)); // the end is what is seen first
     return Promise.race([Promise.all(all), new Promise((resolve) => setTimeout(resolve, RENDER_WAIT_MS))]);
   }
 
@@ -86,9 +99,11 @@ export class Chat extends EventTarget {
   }
 
   /** An answer that was on its way when the page was left: it goes on where the server still has it. */
-  #takeUp() {
+  async #takeUp() {
     const message = this.path.at(-1);
-    if (!message || message.state !== "streaming" || this.run) return;
+    const isLeft = () => message && message === this.path.at(-1) && message.state === "streaming" && !this.run;
+    if (!isLeft()) return;
+    if (message.stream && ((await this.tabs.isReadElsewhere(message.stream)) || !isLeft())) return;
     if (!message.stream) {
       message.state = "stopped";
       this.#save([message]);
@@ -98,11 +113,28 @@ export class Chat extends EventTarget {
     this.#start({ message, streamId: message.stream });
   }
 
+  /** Another tab has kept something: it shows here, too. */
+  async #renew(id) {
+    this.#tell("list");
+    const { conversation, tree } = this;
+    if (conversation?.id !== id) return;
+    const [kept, messages] = await Promise.all([this.store.conversation(id), this.store.messages(id)]);
+    if (conversation !== this.conversation || !kept) return;
+    if (this.run) {
+      conversation.title = kept.title; // what is written here knows better of the rest
+      return;
+    }
+    Object.assign(conversation, kept);
+    for (const changed of tree.renew(messages)) this.rendering(changed).clear();
+    await this.#renderPath();
+    this.#tell("path");
+  }
+
   // -- writing and answers
 
   async send(text) {
     await this.opening; // who writes while a conversation opens writes to that one
-    if (this.run) return;
+    if (this.isBusy) return;
     if (!this.conversation) this.#create(text);
     const message = this.#add("user", this.conversation.leaf, text);
     await Promise.all([this.#save([message]), this.#answer(message.id)]);
@@ -110,7 +142,7 @@ export class Chat extends EventTarget {
 
   /** A changed copy of a message beside it; one of the reader's own is answered anew. */
   async edit(id, text) {
-    if (this.run) return;
+    if (this.isBusy) return;
     const old = this.tree.get(id);
     const message = this.#add(old.role, old.parent, text);
     if (old.role === "user") await Promise.all([this.#save([message]), this.#answer(message.id)]);
@@ -121,14 +153,17 @@ export class Chat extends EventTarget {
   }
 
   /** Another answer beside this one; to a message of the reader's own, an answer. */
-  regenerate(id) {
+  async regenerate(id) {
+    if (this.isBusy) return;
     const message = this.tree.get(id);
-    return this.run ? undefined : this.#answer(message.role === "user" ? id : message.parent);
+    const isNothing = message.role === "assistant" && message.content === "" && message.reasoning === "";
+    if (isNothing) await this.#forget(this.tree.remove(id)); // that it failed is no version to come back to
+    await this.#answer(message.role === "user" ? id : message.parent);
   }
 
   /** The answer goes on where it ended. */
   goOn(id) {
-    if (this.run) return;
+    if (this.isBusy) return;
     const message = this.tree.get(id);
     const messages = this.#asked(id);
     message.base = message.content.length;
@@ -155,7 +190,7 @@ export class Chat extends EventTarget {
       role,
       content,
       reasoning: "",
-      created: now(),
+      created: Math.max(now(), 1 + (this.tree.children(parent).at(-1)?.created ?? 0)), // clocks are set back, too
       state: "done",
       stats: {},
     };
@@ -184,7 +219,7 @@ export class Chat extends EventTarget {
     message.base ??= 0;
     const { conversation, tree } = this;
     let saved = 0;
-    const save = () => this.store.save(conversation, [message]).catch((error) => this.#tell("trouble", { error }));
+    const save = () => this.#keep(conversation, [message]);
     const run = new Run({
       message,
       rendering: this.rendering(message.id),
@@ -222,7 +257,7 @@ export class Chat extends EventTarget {
 
   /** Shows the version `step` beside this one (-1, 1). */
   async walk(id, step) {
-    if (this.run) return;
+    if (this.isBusy) return;
     const all = this.tree.siblings(id);
     const next = all[all.findIndex((message) => message.id === id) + step];
     if (!next) return;
@@ -234,29 +269,43 @@ export class Chat extends EventTarget {
 
   /** Takes a message and what follows it away; returns what brings them back. */
   async removeMessage(id) {
-    if (this.run) return null;
+    if (this.isBusy) return null;
     const { conversation, tree } = this;
     const { leaf } = conversation;
     const siblings = tree.siblings(id).filter((message) => message.id !== id);
     const { parent } = tree.get(id);
     const gone = tree.remove(id);
     conversation.leaf = siblings.length ? tree.newestLeaf(siblings.at(-1).id) : tree.get(parent) ? parent : null;
-    await this.store.removeMessages(gone.map((message) => message.id));
+    await this.#forget(gone);
     await this.#renderPath();
     await this.#save();
     this.#tell("path");
     return async () => {
       gone.forEach((message) => tree.add(message));
       conversation.leaf = leaf;
-      await this.store.save(conversation, gone);
+      await this.#keep(conversation, gone);
       this.#tell("path");
     };
   }
 
   #save(messages = []) {
-    const saved = this.store.save(this.conversation, messages);
+    const kept = this.#keep(this.conversation, messages);
     this.#tell("list");
-    return saved.catch((error) => this.#tell("trouble", { error }));
+    return kept;
+  }
+
+  /** What the browser does not take is told, and goes on without. */
+  async #keep(conversation, messages = []) {
+    try {
+      await this.store.save(conversation, messages);
+      this.tabs.tellKept(conversation.id);
+    } catch (error) {
+      this.#tell("trouble", { error });
+    }
+  }
+
+  #forget(messages) {
+    return this.store.removeMessages(messages.map(({ id }) => id)).catch((error) => this.#tell("trouble", { error }));
   }
 
   // -- conversations
@@ -270,7 +319,7 @@ export class Chat extends EventTarget {
   async rename(id, title) {
     const conversation = await this.#known(id);
     conversation.title = title.trim().slice(0, 200) || conversation.title;
-    await this.store.save(conversation);
+    await this.#keep(conversation);
     this.#tell("list");
   }
 
@@ -282,9 +331,10 @@ export class Chat extends EventTarget {
     const conversation = await this.store.conversation(id);
     const messages = await this.store.messages(id);
     await this.store.remove(id);
+    this.tabs.tellKept(id);
     this.#tell("list");
     return async () => {
-      await this.store.save(conversation, messages);
+      await this.#keep(conversation, messages);
       this.#tell("list");
     };
   }
@@ -306,6 +356,7 @@ export class Chat extends EventTarget {
         conversation.leaf = new Tree(messages).newestLeaf(null);
       }
       await this.store.save(conversation, messages);
+      this.tabs.tellKept(conversation.id);
     }
     this.#tell("list");
   }
@@ -315,6 +366,6 @@ export class Chat extends EventTarget {
     keepSettings(settings);
     if (!this.conversation) return;
     this.conversation.settings = settings;
-    await this.store.save(this.conversation);
+    await this.#keep(this.conversation);
   }
 }

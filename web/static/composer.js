@@ -54,7 +54,7 @@ export class Composer {
     const hadFocus = document.activeElement === this.send || document.activeElement === this.stop;
     this.send.hidden = isRunning;
     this.stop.hidden = !isRunning;
-    this.send.disabled = this.field.value.trim() === "";
+    this.send.disabled = this.field.value.trim() === "" || this.chat.isBusy;
     if (hadFocus) this.focus();
     this.field.style.height = "auto";
     this.field.style.height = `${this.field.scrollHeight}px`;
@@ -62,7 +62,7 @@ export class Composer {
 
   #submit() {
     const text = this.field.value;
-    if (text.trim() === "" || this.chat.run) return;
+    if (text.trim() === "" || this.chat.isBusy) return;
     this.field.value = "";
     this.update();
     this.chat.send(text);

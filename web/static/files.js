@@ -44,7 +44,8 @@ export async function readFile(file) {
 }
 
 const text = (value, limit = 10_000_000) => (typeof value === "string" ? value.slice(0, limit) : "");
-const time = (value) => (Number.isFinite(value) ? value : now());
+/** Later than now is not possible, and would stand first for ever. */
+const time = (value) => (Number.isFinite(value) ? Math.max(0, Math.min(value, now())) : now());
 
 function readConversation(given) {
   if (typeof given !== "object" || given === null || !Array.isArray(given.messages)) {

@@ -3,12 +3,14 @@ import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { byId, copyText } from "./dom.js";
 import { Login } from "./login.js";
+import { MemoryStore } from "./memory_store.js";
 import { Panes } from "./panes.js";
 import { logOut, readSession, ServerError, whenLocked } from "./server.js";
 import { SettingsPanel } from "./settings_panel.js";
 import { fillHelp, listen } from "./shortcuts.js";
 import { Sidebar } from "./sidebar.js";
-import { Store } from "./store.js";
+import { StorageError, Store } from "./store.js";
+import { Tabs } from "./tabs.js";
 import { complain, tell } from "./toasts.js";
 import { Transcript } from "./transcript.js";
 
@@ -16,7 +18,13 @@ const LOADING_MS = 1500;
 const WAITING = { loading: "Loading the model …", closing: "The server is shutting down" };
 const number = new Intl.NumberFormat("en");
 
-const chat = new Chat(await openStore());
+window.addEventListener("unhandledrejection", (event) => {
+  if (!(event.reason instanceof StorageError)) return;
+  event.preventDefault();
+  complain(event.reason);
+});
+
+const chat = new Chat(await openStore(), new Tabs());
 const panes = new Panes();
 const sidebar = new Sidebar(chat);
 const settings = new SettingsPanel(chat);
@@ -33,8 +41,8 @@ async function openStore() {
   try {
     return await Store.open();
   } catch {
-    complain(new Error("This browser keeps no data for this page, and so no conversations. Is its storage off?"));
-    throw new Error("no storage");
+    complain(new Error("This browser keeps no data for this page: conversations end with it. Is its storage off?"));
+    return new MemoryStore();
   }
 }
 
@@ -87,7 +95,13 @@ byId("sign-out").addEventListener("click", async () => {
 
 // -- where the reader is: the address names the conversation
 
-const addressed = () => decodeURIComponent(location.hash.slice(1)) || null;
+function addressed() {
+  try {
+    return decodeURIComponent(location.hash.slice(1)) || null;
+  } catch {
+    return null; // an address that somebody has cut
+  }
+}
 
 async function openAddressed() {
   await chat.open(addressed());

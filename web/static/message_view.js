@@ -1,8 +1,8 @@
 // One message on the page.
 import { blockNodes } from "./blocks.js";
-import { copyText, element, icon, iconButton } from "./dom.js";
+import { announce, copyText, element, icon, iconButton } from "./dom.js";
 import { OpenText } from "./open_text.js";
-import { plain } from "./toasts.js";
+import { plain, tell } from "./toasts.js";
 
 const number = new Intl.NumberFormat("en");
 const rate = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
@@ -22,9 +22,10 @@ export class MessageView {
 
   #build() {
     const { message, chat, isAnswer } = this;
-    this.content = element("div", { class: isAnswer ? "content prose" : "content bubble" });
+    this.content = element("div", isAnswer ? { class: "content prose" } : { class: "content bubble", dir: "auto" });
     this.note = element("p", { class: "note", hidden: true });
-    this.tools = element("div", { class: "tools", role: "toolbar", "aria-label": "What to do with it" });
+    this.tools = element("div", { class: "tools", role: "group", "aria-label": "What to do with it" });
+    this.retry = element("button", { type: "button", class: "button retry", on: { click: () => this.#tryAgain() } });
     this.stats = element("div", { class: "stats" });
     this.versions = element("div", { class: "versions", role: "group", "aria-label": "Versions of this message" });
     this.previous = iconButton("left", "Previous version", () => chat.walk(message.id, -1));
@@ -49,12 +50,13 @@ export class MessageView {
       this.waiting = element("span", { class: "waiting", "aria-hidden": "true" });
       this.content.append(this.openText.root, this.waiting);
     }
-    this.root.append(this.content, this.note, element("footer", {}, this.tools, this.stats));
+    this.root.append(this.content, this.note, this.retry, element("footer", {}, this.tools, this.stats));
   }
 
   #buildReasoning() {
     this.thoughtLabel = element("span", {}, "Thinking");
-    this.thought = element("div", { class: "thought" });
+    this.thoughtText = document.createTextNode("");
+    this.thought = element("div", { class: "thought", dir: "auto" }, this.thoughtText);
     this.reasoning = element(
       "details",
       { class: "reasoning", hidden: true },
@@ -78,7 +80,19 @@ export class MessageView {
     if (!this.isAnswer) this.regenerate.hidden = !isLast;
     if (this.goOn) this.goOn.hidden = !isLast || message.content === "";
     this.copy.hidden = this.editButton.hidden = message.content === "";
+    this.retry.hidden = !isLast || isBusy || !message.error;
+    this.retry.textContent = this.#isCutOff ? "Go on from here" : "Try again";
     this.#updateStats();
+  }
+
+  /** Whether the server is fine with what was written, and only the connection was lost. */
+  get #isCutOff() {
+    return this.message.state === "stopped";
+  }
+
+  #tryAgain() {
+    if (this.#isCutOff) this.chat.goOn(this.message.id);
+    else this.chat.regenerate(this.message.id);
   }
 
   /** The part of it that changes while it is written. */
@@ -118,10 +132,10 @@ export class MessageView {
     this.reasoning.classList.toggle("is-thinking", isThinking);
     const thought = took >= 1 ? `Thought for ${Math.round(took)} s` : "Thought for a moment";
     this.thoughtLabel.textContent = isThinking ? "Thinking" : thought;
-    const shown = this.thought.textContent;
+    const { data } = this.thoughtText;
     const text = message.reasoning.trim();
-    if (text.startsWith(shown)) this.thought.append(text.slice(shown.length));
-    else this.thought.textContent = text;
+    if (text.startsWith(data)) this.thoughtText.appendData(text.slice(data.length));
+    else this.thoughtText.data = text;
   }
 
   #updateNote(run) {
@@ -171,9 +185,11 @@ export class MessageView {
 
   async #copy() {
     const isCopied = await copyText(this.message.content);
+    if (!isCopied) return tell("The browser did not allow to copy.");
+    announce("Copied.");
     const use = this.copy.querySelector("use");
-    use.setAttribute("href", isCopied ? "#icon-check" : "#icon-copy");
-    this.copy.setAttribute("aria-label", isCopied ? "Copied" : "Copy");
+    use.setAttribute("href", "#icon-check");
+    this.copy.setAttribute("aria-label", "Copied");
     setTimeout(() => {
       use.setAttribute("href", "#icon-copy");
       this.copy.setAttribute("aria-label", "Copy");
@@ -181,8 +197,8 @@ export class MessageView {
   }
 
   edit() {
-    if (this.editor || this.chat.run) return;
-    const field = element("textarea", { class: "edit-field", rows: "1", "aria-label": "Edit message" });
+    if (this.editor || this.chat.isBusy) return;
+    const field = element("textarea", { class: "edit-field", rows: "1", dir: "auto", "aria-label": "Edit message" });
     field.value = this.message.content;
     const close = () => {
       this.editor?.replaceWith(this.content);

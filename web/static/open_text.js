@@ -8,12 +8,15 @@ const HEADING = /^ {0,3}(#{1,6})[^\S\n]+/;
 const LIST = /^ {0,3}(?:[-*+]|\d{1,9}[.)])[^\S\n]/;
 const ITEM = /^(\s*)(?:[-*+]|(\d{1,9}[.)]))[^\S\n]+/;
 
+const TABLE = /^[^\n]*\|[^\n]*\n {0,3}(?=[^\n]*\|)[-:|\t ]*-[-:|\t ]*\n/;
+
 function kindOf(text) {
   const fence = FENCE.exec(text);
   if (fence) return { kind: fence[3] ? `code:${fence[2]}` : "code", fence };
   const heading = HEADING.exec(text);
   if (heading) return { kind: `heading:${heading[1].length}`, heading };
-  return { kind: LIST.test(text) ? "list" : "text" };
+  if (LIST.test(text)) return { kind: "list" };
+  return { kind: TABLE.test(text) ? "table" : "text" };
 }
 
 /** The paragraphs, lists, ... of a text: what blank lines and fences part. */
@@ -74,6 +77,7 @@ class OpenBlock {
     if (found.fence) this.#write(withoutClosing(begun.slice(found.fence[0].length), found.fence[1]));
     else if (found.heading) this.#write(begun.slice(found.heading[0].length).trimEnd());
     else if (found.kind === "list") this.#writeItems(begun.trimEnd());
+    else if (found.kind === "table") this.#writeRows(begun.trimEnd().split("\n"));
     else this.#write(begun.trimEnd());
   }
 
@@ -84,13 +88,16 @@ class OpenBlock {
       frame.append(element("pre", { class: "code" }, element("code", {}, this.text)));
       this.root.replaceChildren(frame);
     } else if (heading) {
-      this.root.replaceChildren(element(`h${heading[1].length}`, {}, this.text));
+      this.root.replaceChildren(element(`h${heading[1].length}`, { dir: "auto" }, this.text));
     } else if (kind === "list") {
       this.lines = [];
-      this.list = element("div", { class: "open-list" });
+      this.list = element("div", { class: "open-list", dir: "auto" });
       this.root.replaceChildren(this.list);
+    } else if (kind === "table") {
+      this.table = element("table", {}, element("thead"), element("tbody"));
+      this.root.replaceChildren(element("div", { class: "table-frame" }, this.table));
     } else {
-      this.root.replaceChildren(element("p", { class: "open-lines" }, this.text));
+      this.root.replaceChildren(element("p", { class: "open-lines", dir: "auto" }, this.text));
     }
   }
 
@@ -98,6 +105,21 @@ class OpenBlock {
     if (text.startsWith(this.shown)) this.text.appendData(text.slice(this.shown.length));
     else this.text.data = text;
     this.shown = text;
+  }
+
+  /** A line a row, the second tells where the cells stand; only the last one changes. */
+  #writeRows([head, rule, ...lines]) {
+    const [thead, tbody] = this.table.children;
+    const sides = cells(rule).map((cell) => (!cell.endsWith(":") ? null : cell.startsWith(":") ? "center" : "right"));
+    const row = (tag, line) => {
+      const found = cells(line);
+      return element("tr", {}, ...sides.map((side, at) => element(tag, { class: side }, found[at] ?? "")));
+    };
+    if (!thead.firstChild) thead.append(row("th", head));
+    for (let i = Math.max(0, tbody.children.length - 1); i < lines.length; i++) {
+      if (tbody.children[i]) tbody.children[i].replaceWith(row("td", lines[i]));
+      else tbody.append(row("td", lines[i]));
+    }
   }
 
   /** A line an item; only the last one changes. */
@@ -117,6 +139,11 @@ class OpenBlock {
       );
     }
   }
+}
+
+/** "| a | b |" -> ["a", "b"] */
+function cells(line) {
+  return line.trim().replace(/^\|/, "").replace(/\|$/, "").split(/(?<!\\)\|/).map((cell) => cell.trim());
 }
 
 /** Code without the fence that ends it, and without what may be the beginning of one. */

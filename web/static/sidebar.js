@@ -44,7 +44,8 @@ export class Sidebar {
     if (turn !== this.turn || this.list.querySelector("input")) return; // a later one, or a name being written
     const wanted = words.toLowerCase();
     const shown = words ? all.filter(({ id, title }) => said.has(id) || title.toLowerCase().includes(wanted)) : all;
-    const focused = document.activeElement?.closest?.("#conversations li")?.dataset.id;
+    const focused = this.focusNext ?? document.activeElement?.closest?.("#conversations li")?.dataset.id;
+    this.focusNext = null;
     const rows = [];
     let group = null;
     for (const conversation of shown) {
@@ -62,7 +63,7 @@ export class Sidebar {
   #row(conversation) {
     const { id, title } = conversation;
     const isCurrent = id === this.chat.conversation?.id;
-    const link = element("a", { href: `#${id}`, title, "aria-current": isCurrent ? "page" : null }, title);
+    const link = element("a", { href: `#${id}`, title, dir: "auto", "aria-current": isCurrent ? "page" : null }, title);
     const row = element(
       "li",
       { "data-id": id, class: this.chat.runs.has(id) ? "is-running" : null },
@@ -103,8 +104,9 @@ export class Sidebar {
     };
     field.addEventListener("keydown", (event) => {
       event.stopPropagation();
-      if (event.key === "Enter") finish(true);
-      if (event.key === "Escape") finish(false);
+      if (event.key !== "Enter" && event.key !== "Escape") return;
+      this.focusNext = id;
+      finish(event.key === "Enter");
     });
     field.addEventListener("blur", () => finish(true));
     row.replaceChildren(field);
@@ -137,7 +139,12 @@ export class Sidebar {
   }
 
   async #remove({ id }) {
+    const links = [...this.list.querySelectorAll("a")];
+    const at = links.findIndex((link) => link.parentElement.dataset.id === id);
+    const next = links[at + 1] ?? links[at - 1];
+    this.focusNext = next?.parentElement.dataset.id;
     const bringBack = await this.chat.removeConversation(id);
+    if (!next) this.search.focus();
     if (id === this.chat.conversation?.id) location.hash = "";
     tell("Conversation deleted.", { label: "Undo", run: bringBack });
   }

@@ -4,6 +4,18 @@
 const NAME = "llm_decoder";
 const VERSION = 1;
 
+/** The browser did not take what was to be kept. */
+export class StorageError extends Error {
+  constructor(cause) {
+    const isFull = cause?.name === "QuotaExceededError";
+    super(
+      isFull
+        ? "The browser's storage is full: what comes now is not kept. Delete conversations that you do not need."
+        : "The browser could not keep this conversation. What you see is lost when the page is closed.",
+    );
+  }
+}
+
 function promised(request) {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
@@ -33,10 +45,15 @@ export class Store {
     this.database = database;
   }
 
-  #write(change) {
-    const transaction = this.database.transaction(["conversations", "messages"], "readwrite");
-    change(transaction.objectStore("conversations"), transaction.objectStore("messages"));
-    return finished(transaction);
+  /** Throws StorageError. */
+  async #write(change) {
+    try {
+      const transaction = this.database.transaction(["conversations", "messages"], "readwrite");
+      change(transaction.objectStore("conversations"), transaction.objectStore("messages"));
+      await finished(transaction);
+    } catch (error) {
+      throw new StorageError(error);
+    }
   }
 
   #table(name) {
@@ -59,7 +76,7 @@ export class Store {
 
   save(conversation, messages = []) {
     return this.#write((conversations, table) => {
-      if (conversation) conversations.put(conversation);
+      conversations.put(conversation);
       for (const message of messages) table.put(message);
     });
   }

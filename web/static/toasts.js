@@ -5,6 +5,8 @@ const SHORT_MS = 7000;
 const LONG_MS = 15_000;
 
 function show(text, { isError = false, action = null }) {
+  const same = [...byId("toasts").children].find((each) => each.firstElementChild.textContent === text);
+  if (same && !action) return same.dispatchEvent(new Event("pointerleave")); // it stays a while longer
   const close = () => toast.remove();
   const toast = element(
     "div",

@@ -44,7 +44,9 @@ export class Transcript {
 
   /** Other messages, or others' neighbours: views that stay are kept as they are. */
   update() {
-    const { path, run, tree } = this.chat;
+    const { path, run, isBusy, tree } = this.chat;
+    const focused = document.activeElement;
+    const focusedAt = [...this.list.children].findIndex((child) => child.contains(focused));
     this.welcome.hidden = path.length > 0;
     const shown = new Set(path.map((message) => message.id));
     for (const [id, view] of this.views) {
@@ -62,12 +64,24 @@ export class Transcript {
       if (there !== view.root) this.list.insertBefore(view.root, there ?? null);
       view.update({
         run: run?.message === message ? run : null,
-        isBusy: run !== null,
+        isBusy,
         siblings: tree.siblings(message.id),
         isLast: at === path.length - 1,
       });
     });
     if (run && path.at(-1) === run.message && run.message.content === "") this.follow();
+    if (focusedAt >= 0) this.#keepFocus(focused, focusedAt);
+  }
+
+  /** Who works by keys goes on where he was, when what he pressed is gone or can no longer be pressed. */
+  #keepFocus(focused, at) {
+    const isThere = (node) => node.isConnected && !node.disabled && node.checkVisibility({ visibilityProperty: true });
+    if (isThere(focused)) return;
+    const root = this.list.children[Math.min(at, this.list.children.length - 1)];
+    const name = focused.getAttribute("aria-label");
+    const same = name && [...root?.querySelectorAll("button") ?? []].find((each) => each.ariaLabel === name);
+    const next = same && isThere(same) ? same : (root ?? byId("composer-field"));
+    next.focus({ preventScroll: true });
   }
 
   /** Text comes more often than the screen is painted. */
@@ -97,7 +111,7 @@ export class Transcript {
   }
 
   #scrollToEnd() {
-    this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.scroller.scrollTop = this.welcome.hidden ? this.scroller.scrollHeight : 0;
   }
 
   #noticeScroll() {

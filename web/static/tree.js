@@ -2,9 +2,24 @@
 // Plain data in, plain data out; nothing here knows the page or the store.
 
 export class Tree {
-  /** messages: {id, parent, created, ...}; a parent that is not there counts as none. */
+  /** messages: {id, parent, created, ...}; a parent that is not there, or that would close a circle, counts as none. */
   constructor(messages = []) {
     this.messages = new Map(messages.map((message) => [message.id, message]));
+    this.families = null; // parent or null -> its children, the oldest first; null = to be found anew
+    this.#cutCircles();
+  }
+
+  /** A file that was made by hand may hold them. */
+  #cutCircles() {
+    const sound = new Set();
+    for (const start of this.messages.values()) {
+      const line = new Set();
+      for (let at = start; at && !sound.has(at); at = this.get(at.parent)) {
+        line.add(at);
+        if (line.has(this.get(at.parent))) at.parent = null;
+      }
+      for (const message of line) sound.add(message);
+    }
   }
 
   get(id) {
@@ -13,10 +28,7 @@ export class Tree {
 
   add(message) {
     this.messages.set(message.id, message);
-  }
-
-  get isEmpty() {
-    return this.messages.size === 0;
+    this.families = null;
   }
 
   #parentOf(message) {
@@ -24,9 +36,15 @@ export class Tree {
   }
 
   children(parentId) {
-    return [...this.messages.values()]
-      .filter((message) => this.#parentOf(message) === parentId)
-      .sort((a, b) => a.created - b.created);
+    if (!this.families) {
+      this.families = new Map();
+      for (const message of [...this.messages.values()].sort((a, b) => a.created - b.created)) {
+        const parent = this.#parentOf(message);
+        if (!this.families.has(parent)) this.families.set(parent, []);
+        this.families.get(parent).push(message);
+      }
+    }
+    return this.families.get(parentId) ?? [];
   }
 
   siblings(id) {
@@ -36,11 +54,7 @@ export class Tree {
   /** From the first message to `leaf`. */
   path(leaf) {
     const found = [];
-    const seen = new Set();
-    for (let message = this.get(leaf); message && !seen.has(message.id); message = this.get(message.parent)) {
-      seen.add(message.id); // a file that was made by hand may hold a circle
-      found.push(message);
-    }
+    for (let message = this.get(leaf); message; message = this.get(message.parent)) found.push(message);
     return found.reverse();
   }
 
@@ -59,6 +73,18 @@ export class Tree {
     const gone = [this.messages.get(id)];
     for (let i = 0; i < gone.length; i++) gone.push(...this.children(gone[i].id));
     for (const message of gone) this.messages.delete(message.id);
+    this.families = null;
     return gone;
+  }
+
+  /** Messages as another tab has kept them: those that are there stay the same objects. Ids of those that say
+   * something else now. */
+  renew(messages) {
+    const changed = messages.filter(({ id, content }) => this.get(id)?.content !== content).map(({ id }) => id);
+    const all = messages.map((message) => Object.assign(this.get(message.id) ?? message, message));
+    this.messages = new Map(all.map((message) => [message.id, message]));
+    this.families = null;
+    this.#cutCircles();
+    return changed;
   }
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llm_decoder.errors import (
@@ -15,7 +15,7 @@ from llm_decoder.errors import (
 )
 from llm_decoder.serving.exchange import Reply
 
-__all__ = ["HttpError", "as_http_error"]
+__all__ = ["HttpError", "as_http_error", "no_route"]
 
 _TYPES = {
     400: "invalid_request_error",
@@ -62,6 +62,14 @@ class HttpError(LLMDecoderError):
 
     def reply(self) -> Reply:
         return Reply.of_json(self.body(), self.status, self.headers)
+
+
+def no_route(allowed: Iterable[str]) -> HttpError:
+    """For a path that no route has, or none of this method. allowed: the methods that it has."""
+    methods = ", ".join(sorted(allowed))
+    if not methods:
+        return HttpError(404, "[path] there is no such route")
+    return HttpError(405, f"[method] this route has {methods}", headers={"allow": methods})
 
 
 def as_http_error(error: BaseException) -> HttpError:
