@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 import llm_decoder
@@ -84,8 +84,12 @@ class _ByMethod:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.status_code in (404, 405):
-        told = no_route((error.headers or {}).get("Allow", "").split(", ") if error.status_code == 405 else ())
+    if error.status_code == 405:  # starlette names the methods of the first route that fits the path
+        routes = [route for route in request.app.routes if isinstance(route, Route)]
+        fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        told = no_route({method for route in fitting for method in route.methods or ()})
+    elif error.status_code == 404:
+        told = no_route(())
     else:
         told = HttpError(error.status_code, "[request] refused", headers=error.headers)
     reply = told.reply()

@@ -87,7 +87,7 @@ def declared_length(headers: Mapping[str, str], settings: ServerSettings) -> int
 
 
 def query_fields(text: bytes) -> dict[str, str]:
-    """What stands behind the ? of a URL. Raises HttpError 400."""
+    """The fields of a URL's query; of those with one name the last. Raises HttpError 400."""
     try:
         pairs = parse_qsl(
             text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
@@ -105,14 +105,3 @@ def too_slow(settings: ServerSettings) -> HttpError:
     return HttpError(
         408, f"[body] need the whole request within {settings.read_timeout_s:g} s, got less", code="body_too_slow"
     )
-
-
-def query_fields(text: bytes) -> dict[str, str]:
-    """The fields of a URL's query; of those with one name the last. Raises HttpError 400."""
-    try:
-        pairs = parse_qsl(
-            text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
-        )
-    except ValueError:
-        raise HttpError(400, "[query] need at most 100 fields in UTF-8", code="bad_query") from None
-    return dict(pairs)
