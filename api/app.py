@@ -18,7 +18,7 @@ from llm_decoder.api.door import Door, starlette_path
 from llm_decoder.api.drain import drain_on_signals
 from llm_decoder.api.transport import EndpointApp, Transport
 from llm_decoder.serving import openapi
-from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.errors import HttpError, no_method, no_route
 from llm_decoder.serving.exchange import Endpoint
 from llm_decoder.serving.service import Service
 
@@ -70,8 +70,12 @@ def create_app(
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: "[path] there is no such route", 405: "[method] this route has another method"}
-    told = HttpError(error.status_code, words.get(error.status_code, "[request] refused"), headers=error.headers)
+    if error.status_code == 404:
+        told = no_route(request.url.path)
+    elif error.status_code == 405:
+        told = no_method(request.method, request.url.path, (error.headers or {}).get("Allow", ""))
+    else:
+        told = HttpError(error.status_code, "[request] refused", headers=error.headers)
     reply = told.reply()
     return Response(reply.body, reply.status, dict(reply.headers), reply.media_type)
 

@@ -5,23 +5,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, Literal
-from urllib.parse import parse_qsl
+from typing import Literal
 
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_decoder.api.body import Disconnected, discard_body
 from llm_decoder.api.transport import send_reply
-from llm_decoder.serving.errors import HttpError, as_http_error
+from llm_decoder.serving.errors import as_http_error
 from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.limits import check_headers
 from llm_decoder.serving.logs import LOGGER, RequestLine, request_id_of
+from llm_decoder.serving.parse import query_fields
 from llm_decoder.serving.service import Service
 
 __all__ = ["Door", "starlette_path"]
-
-_MAX_QUERY_FIELDS = 100
 
 
 class Door:
@@ -62,7 +60,7 @@ class Door:
         """Raises HttpError."""
         line = sender.line
         check_headers(scope["headers"], self._service.settings)
-        query = _query(scope["query_string"])
+        query = query_fields(scope["query_string"])
         incoming = Incoming(line.method, line.path, line.request_id, headers, query, client=line.client)
         guard = self._service.guard
         sender.headers |= guard.cors_headers(incoming)
@@ -145,14 +143,3 @@ def _headers(scope: Scope) -> dict[str, str]:
         joint = "; " if name == "cookie" else ", "
         headers[name] = f"{headers[name]}{joint}{value}" if name in headers else value
     return headers
-
-
-def _query(text: bytes) -> dict[str, Any]:
-    """Raises HttpError 400."""
-    try:
-        pairs = parse_qsl(
-            text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
-        )
-    except ValueError:
-        raise HttpError(400, "[query] need at most 100 fields in UTF-8", code="bad_query") from None
-    return dict(pairs)

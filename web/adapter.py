@@ -15,10 +15,11 @@ from werkzeug.exceptions import HTTPException
 
 from llm_decoder.serving import sse
 from llm_decoder.serving.calls import Call, EventStream, RunningCall
-from llm_decoder.serving.errors import HttpError, as_http_error
+from llm_decoder.serving.errors import HttpError, as_http_error, no_method, no_route
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
 from llm_decoder.serving.limits import Admission, check_headers, declared_length
 from llm_decoder.serving.logs import LOGGER, RequestLine, request_id_of
+from llm_decoder.serving.parse import query_fields
 from llm_decoder.serving.service import Service
 
 __all__ = ["mount"]
@@ -60,7 +61,6 @@ class _Visit:
             path=request.path,
             request_id=request_id_of(headers),
             headers=headers,
-            query=request.args.to_dict(),
             client=request.remote_addr or "",
         )
         self.line = RequestLine(self.incoming.request_id, request.method, request.path, self.incoming.client)
@@ -93,6 +93,7 @@ def _admit(service: Service, admission: Admission, accesses: Mapping[str, Litera
     g.visit = visit = _Visit()
     settings = service.settings
     check_headers([(name.encode(), value.encode()) for name, value in visit.incoming.headers.items()], settings)
+    visit.incoming = replace(visit.incoming, query=query_fields(request.query_string))
     preflight = service.guard.preflight(visit.incoming)
     if preflight is not None:
         return _response(preflight)
@@ -234,8 +235,11 @@ def _http_error(error: Exception) -> HttpError:
     if not isinstance(error, HTTPException):
         return as_http_error(error)
     status = error.code or 500
-    headers = {"allow": str(error.get_response().headers["Allow"])} if status == 405 else {}
-    return HttpError(status, f"[http] {error.name.lower()}: {request.method} {request.path[:100]}", headers=headers)
+    if status == 404:
+        return no_route(request.path)
+    if status == 405:
+        return no_method(request.method, request.path, str(error.get_response().headers["Allow"]))
+    return HttpError(status, f"[http] {error.name.lower()}: {request.method} {request.path[:100]}")
 
 
 def _finish(service: Service, response: Response) -> Response:

@@ -46,7 +46,8 @@ class AnswerFormat(Protocol):
 @dataclass(frozen=True)
 class Call:
     """What a client asked for, checked. params: one a prompt. rows: each RequestOutput has these rows instead of
-    answers. priority: lower is sooner, see LLM.submit. headers: of the answer."""
+    answers. priority: lower is sooner, see LLM.submit. param: the request's field that has the prompts. headers: of the
+    answer."""
 
     prompts: Sequence[Prompt]
     params: Sequence[SamplingParams]
@@ -55,6 +56,7 @@ class Call:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     rows: Rows | None = None
     priority: int = 0
+    param: str = "prompt"
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -38,6 +38,7 @@ def embed(service: Service, incoming: Incoming) -> Call:
         format=_Answer(service.model_name, request.encoding_format == "base64"),
         rows="hidden",
         priority=request.priority or 0,
+        param="input",
         headers=headers | HEADERS,
     )
 

@@ -15,7 +15,7 @@ from llm_decoder.errors import (
 )
 from llm_decoder.serving.exchange import Reply
 
-__all__ = ["HttpError", "as_http_error"]
+__all__ = ["HttpError", "as_http_error", "no_method", "no_route"]
 
 _TYPES = {
     400: "invalid_request_error",
@@ -62,6 +62,16 @@ class HttpError(LLMDecoderError):
 
     def reply(self) -> Reply:
         return Reply.of_json(self.body(), self.status, self.headers)
+
+
+def no_route(path: str) -> HttpError:
+    return HttpError(404, f"[path] there is no route {path[:100]}; /docs lists them", code="no_such_route")
+
+
+def no_method(method: str, path: str, allowed: str) -> HttpError:
+    """allowed: the methods that the route has, with commas between."""
+    text = f"[method] {path[:100]} takes {allowed}, got {method[:20]}"
+    return HttpError(405, text, code="no_such_method", headers={"allow": allowed})
 
 
 def as_http_error(error: BaseException) -> HttpError:

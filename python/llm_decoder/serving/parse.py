@@ -9,6 +9,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -17,15 +18,44 @@ from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Incoming
 from llm_decoder.serving.schemas_base import NOT_IN_THIS_VERSION, Schema
 
-__all__ = ["parse_body", "parse_query"]
+__all__ = ["parse_body", "parse_query", "query_fields"]
 
 AnySchema = TypeVar("AnySchema", bound=Schema)
 
 _LOG = logging.getLogger("llm_decoder.serving")
 _MAX_IGNORED_SHOWN = 32
+_MAX_QUERY_FIELDS = 100
 _NOT_SHOWN = re.compile(r"[^A-Za-z0-9_.\-]")
-_SHOWN = reprlib.Repr()  # looks at a few items of the largest value
-_SHOWN.maxstring, _SHOWN.maxlevel = 60, 2
+_NOT_SHOWN_OF_A_TYPE = re.compile(r"[^A-Za-z0-9_.+/;= \-]")
+_JSON_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
+
+
+class _Shown(reprlib.Repr):
+    """Looks at a few items of the largest value; what has no other name in JSON is called as there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring, self.maxlevel = 60, 2
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return "true" if value else "false"
+
+
+_SHOWN = _Shown()
+
+
+def query_fields(text: bytes) -> dict[str, str]:
+    """The fields of a URL, as it was sent. Raises HttpError 400."""
+    try:
+        pairs = parse_qsl(
+            text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
+        )
+    except ValueError:
+        raise HttpError(400, "[query] need at most 100 fields in UTF-8", code="bad_query") from None
+    return dict(pairs)
 
 
 def parse_body(incoming: Incoming, schema: type[AnySchema]) -> tuple[AnySchema, dict[str, str]]:
@@ -60,7 +90,8 @@ def _check_content_type(given: str) -> None:
     if kind.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
         raise HttpError(
             400,
-            f"[content-type] need application/json in UTF-8, got {_plain(given) or 'none'}",
+            "[content-type] need application/json in UTF-8, got "
+            + (_NOT_SHOWN_OF_A_TYPE.sub("_", given[:64]) or "none"),
             param="content-type",
             code="unsupported_content_type",
         )
@@ -72,7 +103,8 @@ def _json_object(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise HttpError(400, f"[body] need valid JSON: {str(error)[:200]}", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise HttpError(400, f"[body] need a JSON object, got {type(value).__name__}", code="invalid_json")
+        got = _JSON_KINDS.get(type(value), "null")
+        raise HttpError(400, f"[body] need a JSON object, got {got}", code="invalid_json")
     return value
 
 

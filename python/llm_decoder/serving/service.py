@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from llm_decoder.engine import RequestHandle
+from llm_decoder.errors import InvalidRequestError
 from llm_decoder.llm import LLM
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.serving.calls import Call, Item, RunningCall
@@ -114,6 +115,9 @@ class Service:
                     **call.template_options,
                 )
                 running.handles.append(handle)
+        except InvalidRequestError as error:
+            running.cancel()
+            raise _by_name(error, call.param) from None
         except BaseException:
             running.cancel()
             raise
@@ -145,6 +149,13 @@ class Service:
             running = list(self._running)
         for call in running:
             call.cancel()
+
+
+def _by_name(error: InvalidRequestError, param: str) -> InvalidRequestError:
+    """An error of a prompt by the name that its field has in the request."""
+    if error.param not in ("prompt", "prompt_token_ids") or error.param == param:
+        return error
+    return InvalidRequestError(str(error).replace(f"[{error.param}]", f"[{param}]", 1), param=param, code=error.code)
 
 
 def _sink(running: RunningCall, index: int) -> Callable[[Item], None]:
