@@ -142,7 +142,12 @@ def token_prompts(service: Service, prompts: Sequence[Prompt], add_special_token
 
 def check_stream_options(request: SamplingFields) -> None:
     """Raises HttpError 400 for options of a stream that is not asked for, as OpenAI's API does."""
-    if not request.stream and request.stream_options is not None and request.stream_options.model_fields_set:
+    options = request.stream_options
+    if (
+        not request.stream
+        and options is not None
+        and {"include_usage", "continuous_usage_stats"} & options.model_fields_set
+    ):
         raise HttpError(400, "[stream_options] need stream: true beside it", param="stream_options")
 
 
