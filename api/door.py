@@ -14,9 +14,8 @@ from llm_decoder.api.body import Disconnected, discard_body
 from llm_decoder.api.transport import send_reply
 from llm_decoder.serving.errors import as_http_error
 from llm_decoder.serving.exchange import Endpoint, Incoming
-from llm_decoder.serving.limits import check_headers
+from llm_decoder.serving.limits import check_headers, query_fields
 from llm_decoder.serving.logs import LOGGER, RequestLine, request_id_of
-from llm_decoder.serving.parse import query_fields
 from llm_decoder.serving.service import Service
 
 __all__ = ["Door", "starlette_path"]

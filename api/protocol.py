@@ -122,4 +122,14 @@ class _Connection(h11.Connection):
                 raise h11.RemoteProtocolError("a body in very many, very small parts", error_status_hint=400)
         elif isinstance(event, h11.Request):
             self._n_parts = self._n_bytes = 0
+            _check_request(event)
         return event
+
+
+def _check_request(request: h11.Request) -> None:
+    """A proxy could see other bounds of the same request (RFC 9112, section 6.1). Raises RemoteProtocolError."""
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise h11.RemoteProtocolError("another version of HTTP")
+    names = [name for name, _ in request.headers]
+    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version != b"1.1"):
+        raise h11.RemoteProtocolError("transfer-encoding beside content-length, or not in HTTP/1.1")

@@ -17,9 +17,8 @@ from llm_decoder.serving import sse
 from llm_decoder.serving.calls import Call, EventStream, RunningCall
 from llm_decoder.serving.errors import HttpError, as_http_error, no_method, no_route
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
-from llm_decoder.serving.limits import Admission, check_headers, declared_length
+from llm_decoder.serving.limits import Admission, check_headers, declared_length, query_fields
 from llm_decoder.serving.logs import LOGGER, RequestLine, request_id_of
-from llm_decoder.serving.parse import query_fields
 from llm_decoder.serving.service import Service
 
 __all__ = ["mount"]
@@ -30,6 +29,7 @@ _POLL_S = 0.25  # how soon a client's hanging up is noticed in silence
 def mount(app: Flask, service: Service, endpoints: Sequence[Endpoint]) -> None:
     """Puts the endpoints on `app`, all behind the same guard and limits."""
     admission = service.admission
+    app.url_map.merge_slashes = False  # a path with two of them is another path, and no redirect
     for endpoint in endpoints:
         app.add_url_rule(
             _pattern(endpoint.path),

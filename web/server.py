@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import socket
 import threading
@@ -16,9 +17,11 @@ from flask import Flask
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
+from waitress.parser import HEADER_FIELD_RE, HTTPRequestParser, ParsingError
+from waitress.receiver import ChunkedReceiver
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
-from waitress.utilities import Error, RequestEntityTooLarge, RequestHeaderFieldsTooLarge
+from waitress.utilities import BadRequest, Error, RequestEntityTooLarge, RequestHeaderFieldsTooLarge
 
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.limits import body_too_large, headers_too_large
@@ -33,6 +36,9 @@ _LAST_BYTES_S = 5.0
 # What a client that is refused may still write and is thrown away: bytes, seconds.
 _DISCARDED_BYTES = 32 << 20
 _DISCARD_S = 2.0
+# Of a body in chunks, what is not body: sizes, extensions, trailers. More than a third of it is there to keep us busy.
+_FRAMING_BYTES = 64 << 10
+_ENCODINGS = re.compile(rb"^transfer-encoding[ \t]*:([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 
 
 class Server:
@@ -177,6 +183,61 @@ class _ErrorTask(ErrorTask):
         self.write(reply.body)
 
 
+class _Parser(HTTPRequestParser):
+    """Stricter than waitress where a proxy could see other bounds, or another place, of the same request (RFC 9112,
+    sections 3.2 and 6)."""
+
+    body_rcv: Any = None
+
+    def received(self, data: bytes) -> int:
+        n_bytes = int(super().received(data))
+        if self.error is not None:
+            self.expect_continue = False  # else waitress would ask for the body that it has just refused
+        return n_bytes
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Raises ParsingError."""
+        encodings = [encoding.strip(b" \t").lower() for encoding in _ENCODINGS.findall(header_plus)]
+        if encodings and encodings != [b"chunked"]:
+            raise ParsingError("Transfer-Encoding must be chunked, once")
+        super().parse_header(header_plus)
+        if self.version not in ("1.0", "1.1"):
+            raise ParsingError("HTTP/1.1 is spoken here")
+        if encodings and (self.version != "1.1" or "CONTENT_LENGTH" in self.headers):
+            raise ParsingError("Transfer-Encoding goes with HTTP/1.1 and without Content-Length")
+        if self.version == "1.1" and "HOST" not in self.headers:
+            raise ParsingError("Host is missing")
+        if self.proxy_netloc and self.proxy_netloc.lower() != self.headers.get("HOST", "").lower():
+            raise ParsingError("Host is another one than the target names")
+        if encodings:
+            self.body_rcv = _Chunks(self.body_rcv.getbuf(), self.adj.max_request_body_size)
+
+
+class _Chunks(ChunkedReceiver):
+    """waitress waits without a bound for the end of a chunk's first line and of trailers, and believes any of both."""
+
+    error: Any = None
+
+    def __init__(self, buf: Any, max_body_bytes: int) -> None:
+        super().__init__(buf)
+        self._max_body_bytes = max_body_bytes
+        self._n_bytes = 0
+
+    def received(self, data: bytes) -> int:
+        n_bytes = int(super().received(data))
+        self._n_bytes += n_bytes
+        n_framing_bytes = self._n_bytes - len(self)
+        if self.error is not None:
+            pass
+        elif len(self) + self.chunk_remainder >= self._max_body_bytes:
+            self.error = RequestEntityTooLarge(f"exceeds max_body of {self._max_body_bytes}")
+        elif n_framing_bytes > _FRAMING_BYTES and 3 * n_framing_bytes > len(self):
+            self.error = BadRequest("A body in very many, very small parts")
+        elif self.completed and not all(map(HEADER_FIELD_RE.match, self.trailer.strip(b"\r\n").splitlines())):
+            self.error = BadRequest("Invalid trailer")
+        return n_bytes
+
+
 class _Late(Error):
     code = 408
     reason = "Request Timeout"
@@ -193,6 +254,7 @@ def _told(error: Error, limits: Adjustments) -> HttpError:
 
 class _Channel(HTTPChannel):
     error_task_class = _ErrorTask
+    parser_class = _Parser
     request: Any = None  # that is being read
     began_s = 0.0  # when its first byte came
     sent_s = 0.0  # when bytes went out last that others still wait behind; 0 = none wait

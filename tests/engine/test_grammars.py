@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from typing import Any
 
@@ -129,99 +128,6 @@ def test_a_schema_may_say_which_space_it_wants(compiler: GrammarCompiler) -> Non
     assert not accepts(compiler, "[null, null]", json=schema)
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"regex": "(a"}, "unclosed group"),
-        ({"regex": "*"}, "repetition operator missing"),
-        ({"regex": "(?=a)b"}, "look-around"),
-        ({"regex": r"(a)\1"}, "backreferences"),
-        ({"json": {"type": "objct"}}, "objct"),
-        ({"json": {"not": {"type": "string"}}}, "not"),
-        ({"json": {"uniqueItems": True, "type": "array"}}, "uniqueItems"),
-        ({"json": {"$ref": "#"}}, "allows no answer"),
-        ({"json": {"$ref": "#/$defs/nobody"}}, "structured_outputs"),
-        ({"json": {"$ref": "http://example.com/schema"}}, "structured_outputs"),
-        ({"json": {"$ref": "file:///etc/passwd"}}, "structured_outputs"),
-        ({"json": {"type": "string", "pattern": "("}}, "unclosed group"),
-        ({"json": {"type": "string", "pattern": 3}}, "structured_outputs"),
-        ({"json": {"properties": []}}, "structured_outputs"),
-        ({"json": {"type": "integer", "minimum": 3, "maximum": 2}}, "structured_outputs"),
-        ({"json": {"type": "integer", "multipleOf": 982451653}}, "fuel"),
-        ({"grammar": 'foo: "a"'}, "no start rule"),
-        ({"grammar": 'foo ::= "a"'}, "root"),
-        ({"grammar": "root ::= nobody"}, "nobody"),
-        ({"grammar": "root ::= ("}, "GBNF"),
-        ({"grammar": 'root ::= "a'}, "GBNF"),
-        ({"grammar": "root ::= *"}, "GBNF"),
-        ({"grammar": "start: nobody"}, "nobody"),
-        ({"grammar": "start: *"}, "Expected value"),
-        ({"grammar": "start: start"}, "allows no answer"),
-        ({"grammar": "start: A\nA: B\nB: A"}, "circular"),
-        ({"grammar": "%import ../../etc/passwd\nstart: A"}, "structured_outputs"),
-        ({"grammar": 'start: %json {"type": "objct"}'}, "objct"),
-        ({"grammar": "\x00"}, "structured_outputs"),
-    ],
-)
-def test_what_makes_no_sense_is_an_invalid_request(
-    compiler: GrammarCompiler, fields: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(InvalidRequestError, match=reason) as caught:
-        compiler.compile(StructuredOutputs(**fields))
-    assert caught.value.param == "structured_outputs"
-    assert len(str(caught.value)) < 600
-    for secret in ("/root", "site-packages", ".rs:", "0x"):
-        assert secret not in str(caught.value)
-
-
-def chain(n: int, rule: str, last: str) -> str:
-    return "".join(rule.format(i, i + 1) for i in range(n)) + last.format(n)
-
-
-def references(n: int) -> dict[str, Any]:
-    rows: dict[str, Any] = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(n)}
-    return {"$ref": "#/$defs/a0", "$defs": rows | {f"a{n}": {"type": "string"}}}
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"grammar": "start: a0\n" + chain(900, "a{0}: a{1}\n", 'a{0}: "x"')},
-        {"grammar": "start: A0\n" + chain(900, "A{0}: A{1}\n", 'A{0}: "x"')},
-        {"grammar": "root ::= a0\n" + chain(900, "a{0} ::= a{1}\n", 'a{0} ::= "x"')},
-        {"json": references(900)},
-        {"json": {"enum": [f"value{i}" for i in range(2000)]}},
-        {"json": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(300)}}},
-        {"json": {"type": "string", "minLength": 10**9}},
-        {"json": {"type": "array", "maxItems": 10**9, "items": {"type": "array", "minItems": 10**6}}},
-        {"grammar": "\n" * 200_000 + 'start: "a"'},
-    ],
-    ids=range(9),
-)
-def test_what_is_large_is_compiled_or_refused_and_harms_nobody(
-    compiler: GrammarCompiler, fields: dict[str, Any]
-) -> None:
-    with contextlib.suppress(InvalidRequestError):
-        assert allowed(compiler.compile(StructuredOutputs(**fields)).follow())
-    assert accepts(compiler, "next", regex="next")
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"grammar": "start: a0\n" + chain(20_000, "a{0}: a{1}\n", 'a{0}: "x"')},
-        {"json": references(1001)},
-        {"regex": "a{4000000000}"},
-        {"regex": "((a{1000}){1000}){1000}"},
-        {"json": {"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {}}} for j in range(4)]} for i in range(12)]}},
-    ],
-    ids=["rules", "references", "repeats", "repeats of repeats", "product of alternatives"],
-)
-def test_what_is_too_large_is_refused(compiler: GrammarCompiler, fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError):
-        compiler.compile(StructuredOutputs(**fields))
-
-
 def test_a_grammar_that_becomes_too_much_work_fails_where_it_does(compiler: GrammarCompiler) -> None:
     follower = follow(compiler, "bb12", regex="bb[0-9]{2}((a{1000}){1000}){1000}")
 
@@ -283,32 +189,6 @@ def test_followers_of_one_grammar_do_not_see_each_other(compiler: GrammarCompile
 def test_an_equal_form_is_compiled_once(compiler: GrammarCompiler) -> None:
     asked = StructuredOutputs(regex="once[0-9]")
     assert compiler.compile(asked) is compiler.compile(StructuredOutputs(regex="once[0-9]"))
-
-
-def test_unique_forms_do_not_pile_up() -> None:
-    compiler = GrammarCompiler(ByteTokenizer(), 258, frozenset({END}))
-    first = compiler.compile(StructuredOutputs(regex="0"))
-    for i in range(1, grammars.MAX_CACHED + 1):
-        compiler.compile(StructuredOutputs(regex=str(i)))
-    assert len(compiler._cache) == grammars.MAX_CACHED
-    assert compiler.compile(StructuredOutputs(regex="0")) is not first
-
-
-def test_large_forms_leave_room_for_few_others() -> None:
-    compiler = GrammarCompiler(ByteTokenizer(), 258, frozenset({END}))
-    for i in range(12):
-        compiler.compile(StructuredOutputs(json={"type": "null", "description": f"{i}" + "x" * 200_000}))
-    assert sum(n for _, n in compiler._cache.values()) <= grammars.MAX_CACHED_CHARS
-
-
-def test_who_waits_too_long_for_a_grammar_is_told_and_the_next_one_is_served(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grammars, "COMPILE_S", 0.05)
-    with compiler._turn, pytest.raises(InvalidRequestError, match="longer"):
-        compiler.compile(StructuredOutputs(regex="late"))
-    monkeypatch.undo()
-    assert accepts(compiler, "late", regex="late")
 
 
 def test_grammars_are_compiled_for_many_threads_at_once(compiler: GrammarCompiler) -> None:

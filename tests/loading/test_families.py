@@ -282,22 +282,6 @@ def test_unknown_fields_that_are_null_or_empty_are_taken_as_absent(nothing: Any)
     assert parse_config(config) == parse_config(hf_config("llama"))
 
 
-def test_auto_map_and_trust_flags_are_never_followed_for_a_known_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    imported: list[str] = []
-    monkeypatch.setattr("importlib.import_module", lambda name, *_: imported.append(name))
-    code = {"AutoModelForCausalLM": "modeling_evil.Evil"}
-    config = hf_config(
-        "llama", auto_map=code, trust_remote_code=True, _attn_implementation_internal="evil/kernel", _name_or_path="x"
-    )
-    assert parse_config(config) == parse_config(hf_config("llama"))
-    assert imported == []
-
-
-def test_auto_map_of_an_unknown_family_is_refused_and_said_never_to_run() -> None:
-    with pytest.raises(UnsupportedModelError, match="never run"):
-        parse_config({"model_type": "evil", "auto_map": {"AutoModel": "modeling_evil.Evil"}})
-
-
 def _rope(**fields: Any) -> dict[str, Any]:
     return {"rope_scaling": {**YARN_ROPE, **fields}}
 

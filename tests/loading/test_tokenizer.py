@@ -110,48 +110,6 @@ def test_a_folder_for_autotokenizer_says_which_extra_to_install(
         load_tokenizer(tmp_path)
 
 
-def change_model(content: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    return {**content, "model": {**content["model"], **fields}}
-
-
-BROKEN: dict[str, Any] = {
-    "cut off": lambda content: json.dumps(content)[:500],
-    "an empty file": lambda content: "",
-    "an empty object": lambda content: "{}",
-    "a merge of tokens that are not in the vocabulary": lambda content: change_model(content, merges=[["a", "zz"]]),
-    "an id that is no number": lambda content: change_model(content, vocab={"a": "1"}),
-    "a negative id": lambda content: change_model(content, vocab={"a": -1}),
-    "an id of 2^40": lambda content: change_model(content, vocab={"a": 2**40}),
-    "an unknown kind of model": lambda content: change_model(content, type="Evil"),
-    "JSON nested without end": lambda content: '{"model":' * 100_000,
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_tokenizer_file_is_refused_by_its_path(tmp_path: Path, case: str) -> None:
-    make_tokenizer(tmp_path)
-    content = json.loads((tmp_path / "tokenizer.json").read_text())
-    broken = BROKEN[case](content)
-    (tmp_path / "tokenizer.json").write_text(broken if isinstance(broken, str) else json.dumps(broken))
-    with pytest.raises(MalformedFileError, match=r"tokenizer\.json"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_byte_token_out_of_range_stays_text(tmp_path: Path) -> None:
-    make_tokenizer(tmp_path)
-    content = json.loads((tmp_path / "tokenizer.json").read_text())
-    for token in ("<0x-1>", "<0xZZ>", "<0x1FF>"):
-        content["added_tokens"].append(
-            {**content["added_tokens"][0], "id": len(content["model"]["vocab"]), "content": token}
-        )
-        content["model"]["vocab"][token] = len(content["model"]["vocab"])
-    write_json(tmp_path / "tokenizer.json", content)
-    tokenizer = load_tokenizer(tmp_path)
-    id_ = tokenizer.token_id("<0x-1>")
-    assert id_ is not None
-    assert tokenizer.token_bytes(id_) == b"<0x-1>"
-
-
 @pytest.mark.parametrize("value", ["<|absent|>", 7, ["x"], {"content": 7}])
 def test_a_special_token_that_is_no_token_is_refused(tmp_path: Path, value: Any) -> None:
     make_tokenizer(tmp_path)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from urllib.parse import parse_qsl
 
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.settings import ServerSettings
 
-__all__ = ["Admission", "body_too_large", "check_headers", "declared_length", "headers_too_large", "too_slow"]
+__all__ = [
+    "Admission",
+    "body_too_large",
+    "check_headers",
+    "declared_length",
+    "headers_too_large",
+    "query_fields",
+    "too_slow",
+]
 
 # Bodies that are held at the same time, over all requests, in units of the largest one.
 _BODIES_AT_ONCE = 32
+_MAX_QUERY_FIELDS = 100
 
 
 class Admission:
@@ -86,6 +96,17 @@ def body_too_large(max_bytes: int) -> HttpError:
 
 def headers_too_large(max_bytes: int) -> HttpError:
     return HttpError(431, f"[headers] need at most {max_bytes} bytes, got more", code="headers_too_large")
+
+
+def query_fields(text: bytes) -> dict[str, str]:
+    """What stands behind the ? of a URL. Raises HttpError 400."""
+    try:
+        pairs = parse_qsl(
+            text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
+        )
+    except ValueError:
+        raise HttpError(400, f"[query] need at most {_MAX_QUERY_FIELDS} fields in UTF-8", code="bad_query") from None
+    return dict(pairs)
 
 
 def too_slow(settings: ServerSettings) -> HttpError:

@@ -21,6 +21,7 @@ LOGGER = logging.getLogger("llm_decoder.server")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:+/=-]{1,128}")
 # Machines ask for these every few seconds; that all is well is no news.
 _PROBED = frozenset({"/health", "/ready", "/metrics"})
+_MAX_SHOWN = 200  # characters of what a client has chosen
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/+@%~-]+")
 
 
@@ -62,8 +63,8 @@ class RequestLine:
     def write(self) -> None:
         fields = {
             "request_id": self.request_id,
-            "method": self.method,
-            "path": self.path,
+            "method": self.method[:_MAX_SHOWN],
+            "path": self.path[:_MAX_SHOWN],
             "status": self.status,
             "duration_s": round(self.duration_s, 6),
             "end": self.end,

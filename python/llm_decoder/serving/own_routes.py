@@ -94,7 +94,7 @@ def _call(
     check_model(service, request.model)
     is_chat = getattr(request, "messages", None) is not None
     max_tokens = max_tokens_of(request, None if is_chat else _DEFAULT_MAX_TOKENS)
-    param = "prompts" if answer is _BatchAnswer else "prompt"
+    param = "prompts" if isinstance(request, BatchRequest) else "prompt"
     check_amount(service, len(prompts), request.n or 1, max_tokens, param)
     if is_stream and request.prompt_logprobs is not None:
         raise HttpError(

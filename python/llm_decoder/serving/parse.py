@@ -9,7 +9,6 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -18,13 +17,12 @@ from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Incoming
 from llm_decoder.serving.schemas_base import NOT_IN_THIS_VERSION, Schema
 
-__all__ = ["parse_body", "parse_query", "query_fields"]
+__all__ = ["parse_body", "parse_query"]
 
 AnySchema = TypeVar("AnySchema", bound=Schema)
 
 _LOG = logging.getLogger("llm_decoder.serving")
 _MAX_IGNORED_SHOWN = 32
-_MAX_QUERY_FIELDS = 100
 _NOT_SHOWN = re.compile(r"[^A-Za-z0-9_.\-]")
 _NOT_SHOWN_OF_A_TYPE = re.compile(r"[^A-Za-z0-9_.+/;= \-]")
 _JSON_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
@@ -47,20 +45,10 @@ class _Shown(reprlib.Repr):
 _SHOWN = _Shown()
 
 
-def query_fields(text: bytes) -> dict[str, str]:
-    """The fields of a URL, as it was sent. Raises HttpError 400."""
-    try:
-        pairs = parse_qsl(
-            text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
-        )
-    except ValueError:
-        raise HttpError(400, "[query] need at most 100 fields in UTF-8", code="bad_query") from None
-    return dict(pairs)
-
-
 def parse_body(incoming: Incoming, schema: type[AnySchema]) -> tuple[AnySchema, dict[str, str]]:
     """(The request, headers for its answer). Raises HttpError 400 for what is no JSON object of that schema."""
     _check_content_type(incoming.headers.get("content-type", ""))
+    _check_content_encoding(incoming.headers.get("content-encoding", "identity"))
     return _checked(incoming, schema, _json_object(incoming.body))
 
 
@@ -94,6 +82,17 @@ def _check_content_type(given: str) -> None:
             + (_NOT_SHOWN_OF_A_TYPE.sub("_", given[:64]) or "none"),
             param="content-type",
             code="unsupported_content_type",
+        )
+
+
+def _check_content_encoding(given: str) -> None:
+    # Nothing is ever unpacked: a small body stays small.
+    if given.strip().lower() not in ("identity", ""):
+        raise HttpError(
+            400,
+            f"[content-encoding] need a body as it is, got {_plain(given)}",
+            param="content-encoding",
+            code="unsupported_content_encoding",
         )
 
 
