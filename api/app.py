@@ -19,7 +19,7 @@ from llm_decoder.api.door import Door, starlette_path
 from llm_decoder.api.drain import drain_on_signals
 from llm_decoder.api.transport import EndpointApp, Transport
 from llm_decoder.serving import openapi
-from llm_decoder.serving.errors import HttpError, no_route
+from llm_decoder.serving.errors import HttpError, no_method, no_route
 from llm_decoder.serving.exchange import Endpoint
 from llm_decoder.serving.service import Service
 
@@ -84,12 +84,13 @@ class _ByMethod:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    path = request.url.path
     if error.status_code == 405:  # starlette names the methods of the first route that fits the path
         routes = [route for route in request.app.routes if isinstance(route, Route)]
         fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-        told = no_route({method for route in fitting for method in route.methods or ()})
+        told = no_method(request.method, path, {method for route in fitting for method in route.methods or ()})
     elif error.status_code == 404:
-        told = no_route(())
+        told = no_route(path)
     else:
         told = HttpError(error.status_code, "[request] refused", headers=error.headers)
     reply = told.reply()

@@ -37,7 +37,7 @@ async def read_body(
                     raise Disconnected
                 part = message.get("body", b"")
                 if len(body) + len(part) > settings.max_body_bytes:
-                    raise body_too_large(settings)
+                    raise body_too_large(settings.max_body_bytes)
                 admission.hold(len(part))
                 body += part
                 more = message.get("more_body", False)

@@ -10,6 +10,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.limits import headers_too_large
 from llm_decoder.serving.settings import ServerSettings
 
 __all__ = ["GuardedProtocol"]
@@ -79,8 +80,7 @@ class GuardedProtocol(H11Protocol):
         """uvicorn calls it, while it handles h11's error, for what is not HTTP."""
         status = getattr(sys.exc_info()[1], "error_status_hint", 400)
         if status == 431:
-            limit = self.settings.max_header_bytes
-            self._refuse(HttpError(431, f"[headers] need at most {limit} bytes, got more", code="headers_too_large"))
+            self._refuse(headers_too_large(self.settings.max_header_bytes))
         else:
             self._refuse(HttpError(400, "[http] the request is not HTTP/1.1 as RFC 9112 has it", code="bad_http"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from llm_decoder.api.protocol import GuardedProtocol
 from llm_decoder.serving.exchange import Endpoint
 from llm_decoder.serving.logs import LOGGER
 from llm_decoder.serving.service import Service
+from llm_decoder.serving.settings import ServerSettings
 
 __all__ = ["run"]
 
@@ -46,6 +48,7 @@ def run(service: Service, extra_endpoints: Iterable[Endpoint] = ()) -> int:
             timeout_graceful_shutdown=int(settings.drain_s) + _GRACE_S,
         )
     )
+    logging.getLogger("uvicorn.error").addFilter(lambda record: _in_our_words(record, settings))
     threading.Thread(target=_watch, args=(service, server), name="llm_decoder-watch", daemon=True).start()
     try:
         server.run()
@@ -74,6 +77,12 @@ class _Server(uvicorn.Server):
         self.is_interrupted = self.is_interrupted or is_ctrl_c
         self.force_exit = self.should_exit and is_ctrl_c
         self.should_exit = True
+
+
+def _in_our_words(record: logging.LogRecord, settings: ServerSettings) -> bool:
+    if isinstance(record.msg, OSError):  # the port is not to be had
+        record.msg = str(settings.cannot_listen(record.msg))
+    return True
 
 
 def _watch(service: Service, server: _Server) -> None:

@@ -192,7 +192,7 @@ class RemoteLLM:
 
 
 class _NoRouteError(ServerError):
-    """404 without a word of the API."""
+    """404 that is not the API's word on a model."""
 
 
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
@@ -389,7 +389,7 @@ def _refusal(response: httpx.Response, url: str, path: str) -> Exception:
     if status in (401, 403):
         remedy = "give its key as --api-key or LLM_DECODER_API_KEY"
         return ServerError(f"[--api-key] {url} does not let us in: {said or status}; {remedy}")
-    if status == 404 and not said:
+    if status == 404 and (not said or code == "no_such_route"):
         return _NoRouteError(f"[--url] {url} has no {path}: is it a server of the OpenAI API?")
     if status == 404:
         return ServerError(f"[--model] {url}: {said}")

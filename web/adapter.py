@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from llm_decoder.serving import sse
 from llm_decoder.serving.calls import Call, EventStream, RunningCall
-from llm_decoder.serving.errors import HttpError, as_http_error, no_route
+from llm_decoder.serving.errors import HttpError, as_http_error, no_method, no_route
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
 from llm_decoder.serving.limits import Admission, check_headers, declared_length, query_fields
 from llm_decoder.serving.logs import LOGGER, RequestLine, request_id_of
@@ -98,7 +98,6 @@ def _admit(service: Service, admission: Admission, accesses: Mapping[str, Litera
     if preflight is not None:
         return _response(preflight)
     service.guard.check(visit.incoming, accesses.get(request.endpoint or "", "key"))
-    visit.incoming = replace(visit.incoming, query=query_fields(request.query_string))
     declared_length(visit.incoming.headers, settings)
     if request.url_rule is not None and request.method == "POST":
         visit.enter(admission)
@@ -235,9 +234,11 @@ def _answer_error(error: Exception) -> Response:
 def _http_error(error: Exception) -> HttpError:
     if not isinstance(error, HTTPException):
         return as_http_error(error)
-    if isinstance(error, NotFound | MethodNotAllowed):
-        return no_route(getattr(error, "valid_methods", None) or ())
-    return HttpError(error.code or 500, f"[http] {error.name.lower()}")
+    if isinstance(error, NotFound):
+        return no_route(request.path)
+    if isinstance(error, MethodNotAllowed):
+        return no_method(request.method, request.path, error.valid_methods or ())
+    return HttpError(error.code or 500, f"[http] {error.name.lower()}: {request.method[:20]} {request.path[:100]}")
 
 
 def _finish(service: Service, response: Response) -> Response:

@@ -21,10 +21,10 @@ from waitress.parser import HEADER_FIELD_RE, HTTPRequestParser, ParsingError
 from waitress.receiver import ChunkedReceiver
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
-from waitress.utilities import BadRequest, Error, RequestEntityTooLarge
+from waitress.utilities import BadRequest, Error, RequestEntityTooLarge, RequestHeaderFieldsTooLarge
 
-from llm_decoder.errors import ConfigError
 from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.limits import body_too_large, headers_too_large
 from llm_decoder.serving.logs import LOGGER
 from llm_decoder.serving.service import Service
 
@@ -33,6 +33,9 @@ __all__ = ["Server"]
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
 _N_SPARE_THREADS = 16  # for what is answered at once, when every other thread writes an answer
 _LAST_BYTES_S = 5.0
+# What a client that is refused may still write and is thrown away: bytes, seconds.
+_DISCARDED_BYTES = 32 << 20
+_DISCARD_S = 2.0
 # Of a body in chunks, what is not body: sizes, extensions, trailers. More than a third of it is there to keep us busy.
 _FRAMING_BYTES = 64 << 10
 _ENCODINGS = re.compile(rb"^transfer-encoding[ \t]*:([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
@@ -73,9 +76,7 @@ class Server:
             ]
         except OSError as error:
             wasyncore.close_all(self._map)
-            raise ConfigError(
-                f"[port] cannot listen on {settings.host}, port {settings.port}: {error.strerror}; choose another"
-            ) from error
+            raise settings.cannot_listen(error) from error
         for listener in self._listeners:
             listener.timeout_s = settings.read_timeout_s
 
@@ -123,8 +124,8 @@ class Server:
         return any(channel.requests or channel.total_outbufs_len for channel in channels)
 
     def run_as_program(self) -> int:
-        """`run`, with the model's loading begun and signals obeyed: SIGTERM and Ctrl-C stop the server, the second one
-        at once. Returns the exit code. For the main thread."""
+        """`run`, with the model's loading begun and signals obeyed: SIGTERM and Ctrl-C stop the server, Ctrl-C again at
+        once. Returns the exit code. For the main thread."""
         LOGGER.info("listening", extra={"fields": {"url": self.url}})
         before = {number: signal.signal(number, self._obey) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -140,7 +141,8 @@ class Server:
 
     def _obey(self, number: int, frame: FrameType | None) -> None:
         self._is_interrupted = self._is_interrupted or number == signal.SIGINT
-        self.stop()
+        if number == signal.SIGINT or not self._is_stopping:
+            self.stop()
 
     def _watch(self) -> None:
         if self._service.wait():
@@ -172,7 +174,8 @@ class _ErrorTask(ErrorTask):
 
     def execute(self) -> None:
         error: Error = self.request.error
-        reply = HttpError(error.code, f"[http] {error.reason.lower()}: {error.body}"[:300]).reply()
+        reply = _told(error, self.channel.adj).reply()
+        self.channel.is_refused = True
         self.status = f"{error.code} {error.reason}"
         self.response_headers += [("Content-Type", reply.media_type), ("X-Content-Type-Options", "nosniff")]
         self.set_close_on_finish()
@@ -240,6 +243,15 @@ class _Late(Error):
     reason = "Request Timeout"
 
 
+def _told(error: Error, limits: Adjustments) -> HttpError:
+    if isinstance(error, RequestEntityTooLarge):
+        return body_too_large(limits.max_request_body_size - 1)
+    if isinstance(error, RequestHeaderFieldsTooLarge):
+        return headers_too_large(limits.max_request_header_size - 1)
+    code = "body_too_slow" if isinstance(error, _Late) else "bad_http"
+    return HttpError(error.code, f"[http] {error.reason.lower()}: {error.body}"[:300], code=code)
+
+
 class _Channel(HTTPChannel):
     error_task_class = _ErrorTask
     parser_class = _Parser
@@ -247,6 +259,9 @@ class _Channel(HTTPChannel):
     began_s = 0.0  # when its first byte came
     sent_s = 0.0  # when bytes went out last that others still wait behind; 0 = none wait
     stuck_s = 0.0  # since when that has not changed
+    is_refused = False  # and is to be closed
+    discards_until_s = 0.0  # what a refused client still writes; 0 = it is read
+    n_discarded = 0
 
     def received(self, data: bytes) -> bool:
         if self.request is None:
@@ -259,6 +274,41 @@ class _Channel(HTTPChannel):
             self.request.expect_continue = False
         else:
             super().send_continue()
+
+    def handle_close(self) -> None:
+        """A connection that is closed while its client writes would take the refusal with it: a client that writes
+        first and reads then is heard to its end, for a moment."""
+        if self.is_refused and not self.discards_until_s:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_WR)
+                self.discards_until_s = time.monotonic() + _DISCARD_S
+                self.will_close = False
+                return
+        super().handle_close()
+
+    def readable(self) -> bool:
+        return self.discards_until_s > 0 or bool(super().readable())
+
+    def writable(self) -> bool:
+        return not self.discards_until_s and bool(super().writable())
+
+    def handle_read(self) -> None:
+        if not self.discards_until_s:
+            super().handle_read()
+            return
+        try:
+            self.n_discarded += len(self.recv(self.adj.recv_bytes))
+        except OSError:
+            self.handle_close()
+        else:
+            self.close_if_heard()
+
+    def close_if_heard(self) -> None:
+        """Closes the connection of a refused client that has had its time, or has written as much as it may."""
+        if not (self.connected and self.discards_until_s):
+            return
+        if self.n_discarded > _DISCARDED_BYTES or time.monotonic() > self.discards_until_s:
+            self.handle_close()
 
     def refuse_if_late(self, timeout_s: float) -> None:
         """Ends a request that has not come whole in time, however busily its bytes drip."""
@@ -292,3 +342,4 @@ class _Listener(TcpWSGIServer):
         for channel in list(self.active_channels.values()):
             channel.refuse_if_late(self.timeout_s)
             channel.leave_if_unread(self.timeout_s)
+            channel.close_if_heard()

@@ -279,8 +279,10 @@ def _text_of(content: Any, place: str) -> str:
         raise InvalidRequestError(f"[{place}.content] need a text, got {type(content).__name__}", param="messages")
     for part in content:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            got = "a text part without a text" if kind == "text" else f"a part of type {str(kind)[:64]!r}"
             raise InvalidRequestError(
-                f"[{place}.content] this model reads text parts only, got {str(part)[:80]}", param="messages"
+                f"[{place}.content] this model reads text parts only, got {got}", param="messages"
             )
     return "".join(part["text"] for part in content)
 

@@ -87,7 +87,14 @@ def test_a_route_that_is_none_is_a_404_in_our_words(app: Any, method: str, targe
 def test_another_method_is_a_405_that_names_the_right_one(app: Any) -> None:
     exchange = call(app, "GET", "/complete")
     assert (exchange.status, exchange.headers["allow"]) == (405, "POST")
-    error_of(exchange)
+    assert error_of(exchange)["message"] == "[method] /complete takes POST, got GET"
+
+
+def test_a_model_without_a_name_is_no_route() -> None:
+    service = make_service()
+    app = create_app(service)
+    assert error_of(call(app, "GET", "/v1/models/"))["message"].startswith("[path] there is no route /v1/models/")
+    service.close(0)
 
 
 def test_an_error_of_the_request_is_told(app: Any) -> None:

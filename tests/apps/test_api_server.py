@@ -253,6 +253,31 @@ def test_ctrl_c_is_an_exit_code_of_its_own(servers: list[Server]) -> None:
     assert "Traceback" not in log
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_ctrl_c_again_ends_answers_and_tells_so(servers: list[Server], stream: bool) -> None:
+    server = Server.fake(step_s=0.02, drain_s=60.0)
+    servers.append(server)
+    server.start()
+    with server.connect() as connection:
+        body = json.dumps(LONG | {"max_tokens": 3000, "stream": stream}).encode()
+        head = f"POST /complete HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        while server.ask("GET", "/ended")[1] == 0:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGINT)
+        while not is_refused(server):
+            time.sleep(0.02)
+        server.process.send_signal(signal.SIGTERM)  # again, it changes nothing
+        server.process.send_signal(signal.SIGINT)
+        with connection.makefile("rb") as reader:
+            answer = reader.read()
+    code, log = server.end()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert (b'"finish_reason":"abort"' if stream else b'{"texts":') in answer
+    assert code == 130
+    assert "Traceback" not in log
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server(servers: list[Server]) -> None:
     server = Server.fake(opens=False)
     servers.append(server)
@@ -263,11 +288,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(servers: list[Server]) ->
 
 def test_a_port_that_is_taken_is_an_error(servers: list[Server]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = Server.fake(port=taken.getsockname()[1])
+        port = taken.getsockname()[1]
+        server = Server.fake(port=port)
         servers.append(server)
         code, log = server.end()
     assert code == 1
-    assert "address already in use" in log
+    assert f"[port] cannot listen on 127.0.0.1, port {port}: address already in use; choose another" in log
     assert "Traceback" not in log
 
 

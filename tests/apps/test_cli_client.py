@@ -206,6 +206,16 @@ def test_a_model_that_the_server_does_not_have_is_an_error(cli: Program, server:
     assert not server.looked
 
 
+def test_a_place_that_is_not_the_api_is_not_the_model_s_fault(cli: Program, server: ScriptedServer) -> None:
+    missing = refusal(404, "[path] there is no route /v1/models; /docs lists them", code="no_such_route")
+    server.models = [missing]
+    server.replies = [missing]
+    ran = cli("generate", "Hello", "--url", server.url)
+    assert ran.code == 1
+    assert "error: [--url] " in ran.err
+    assert "has no /v1/completions" in ran.err
+
+
 def test_a_route_that_is_missing_is_an_error(cli: Program, server: ScriptedServer) -> None:
     server.models = [of_json({}, 404)]
     server.replies = [of_json({}, 404)]

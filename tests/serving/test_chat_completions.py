@@ -139,3 +139,21 @@ def test_an_answer_that_a_client_sends_back_is_taken_as_it_is(client):
 def test_a_bad_field_is_refused_by_its_name(server, body, param):
     status, answer, _ = server.post("/v1/chat/completions", body)
     assert (status, answer["error"]["param"], answer["error"]["type"]) == (400, param, "invalid_request_error")
+
+
+def test_bytes_of_tokens_called_by_their_ids_are_those_of_their_text(server):
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "temperature": 0, "logprobs": True}
+    named, by_id = (
+        server.post("/v1/chat/completions", body | {"return_tokens_as_token_ids": as_ids})[1]["choices"][0]
+        for as_ids in (False, True)
+    )
+    tokens = by_id["logprobs"]["content"]
+    assert all(token["token"].startswith("token_id:") for token in tokens)
+    assert b"".join(bytes(token["bytes"]) for token in tokens).decode() == named["message"]["content"]
+
+
+def test_a_part_of_another_kind_is_named_without_its_content(server):
+    parts = [{"type": "image_url", "image_url": {"url": "http://secret"}}]
+    status, answer, _ = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": parts}]})
+    assert status == 400
+    assert answer["error"]["message"].endswith("text parts only, got a part of type 'image_url'")

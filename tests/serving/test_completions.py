@@ -224,3 +224,47 @@ def test_a_models_name_may_have_a_slash(storyteller, path):
     status, card, _ = server.get(path)
     assert (status, card["id"], card["root"]) == (200, "org/name", "storyteller")
     assert server.post("/v1/completions", {"prompt": "a", "model": "org/name"})[1]["model"] == "org/name"
+
+
+def test_what_stopped_an_answer_is_told_in_a_stream_too(server):
+    body = {"prompt": PROMPT, "temperature": 0, "max_tokens": 60, "stop": ["."], "stream": True}
+    *events, last = [event["choices"][0] for event in server.post("/v1/completions", body)[1]]
+    assert (last["finish_reason"], last["stop_reason"]) == ("stop", ".")
+    assert all(event["finish_reason"] is None and "stop_reason" not in event for event in events)
+
+
+def test_tokens_called_by_their_ids_have_the_text_and_the_places_that_they_have_by_name(server, storyteller):
+    ids = storyteller.tokenizer.encode(PROMPT)
+    body = {"prompt": ids, "echo": True, "temperature": 0, "max_tokens": 4, "logprobs": 1, "prompt_logprobs": 0}
+    named = server.post("/v1/completions", body)[1]["choices"][0]
+    by_id = server.post("/v1/completions", body | {"return_tokens_as_token_ids": True})[1]["choices"][0]
+    assert by_id["logprobs"]["tokens"][: len(ids)] == [f"token_id:{id_}" for id_ in ids]
+    assert by_id["logprobs"]["text_offset"] == named["logprobs"]["text_offset"]
+    assert by_id["text"] == named["text"]
+    assert by_id["text"].endswith(PROMPT + ", there was a")
+    assert by_id["prompt_logprobs"] == named["prompt_logprobs"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_options_of_a_stream_that_is_not_asked_for_are_refused(server, path):
+    body = {"prompt": PROMPT} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    for options in ({"include_usage": True}, {"include_usage": None}, {"continuous_usage_stats": True}):
+        status, answer, _ = server.post(path, body | {"max_tokens": 1, "stream_options": options})
+        assert (status, answer["error"]["param"]) == (400, "stream_options")
+    assert server.post(path, body | {"max_tokens": 1, "stream_options": {}})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "prompt", "code"),
+    [
+        ("/v1/completions", "prompt", [99999], None),
+        ("/v1/embeddings", "input", [99999], None),
+        ("/v1/embeddings", "input", [5] * 2000, "context_length_exceeded"),
+        ("/generate_batch", "prompts", [[5], [-1]], None),
+        ("/generate_batch", "prompts", ["a"] * 300, None),
+    ],
+)
+def test_a_prompt_at_fault_is_named_as_the_request_names_it(server, path, field, prompt, code):
+    status, answer, _ = server.post(path, {field: prompt})
+    assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, field, code)
+    assert answer["error"]["message"].startswith(f"[{field}] ")

@@ -275,3 +275,24 @@ def test_a_large_bad_body_gives_one_error_and_not_one_for_each_item(server, path
     monkeypatch.setattr(parse, "_refusal", lambda error: n_errors.append(error.error_count()) or refusal(error))
     assert server.post(path, body)[0] == 400
     assert n_errors[0] <= 4
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"null", "[body] need a JSON object, got null"),
+        (b"[1]", "[body] need a JSON object, got a list"),
+        (b'{"prompt":"a","max_tokens":true}', "got true"),
+        (b'{"prompt":null}', "got null"),
+    ],
+)
+def test_what_was_got_is_told_in_the_words_of_json(server, body, said):
+    assert server.post("/v1/completions", body)[1]["error"]["message"].endswith(said)
+
+
+def test_a_type_that_is_refused_is_told_as_it_came(server):
+    status, answer, _ = server.post(
+        "/generate", {"prompt": "a"}, **{"content-type": "application/x-www-form-urlencoded"}
+    )
+    assert status == 400
+    assert answer["error"]["message"].endswith("got application/x-www-form-urlencoded")

@@ -69,9 +69,15 @@ def test_files_elsewhere_are_not_found(client: FlaskClient, path: str) -> None:
 def test_what_is_nowhere_or_has_another_method_is_told_as_json(client: FlaskClient) -> None:
     answer = client.post("/nothing", json={})
     assert (answer.status_code, answer.json["error"]["type"]) == (404, "not_found_error")  # type: ignore[index]
+    assert "/nothing" in answer.json["error"]["message"]  # type: ignore[index]
     answer = client.post("/", json={})
     assert (answer.status_code, answer.json["error"]["type"]) == (405, "invalid_request_error")  # type: ignore[index]
     assert "GET" in answer.headers["allow"]
+
+
+def test_a_query_is_bounded_text(client: FlaskClient) -> None:
+    assert client.get("/stream?prompt=%ff").status_code == 400
+    assert client.get("/version?" + "a=1&" * 200).status_code == 400
 
 
 def test_an_answer_is_streamed_and_can_be_read_again(client: FlaskClient) -> None:

@@ -236,6 +236,15 @@ def test_what_is_no_request_is_refused_in_our_words(start: Start, sent: bytes, s
     assert running.ask("GET", "/health").status == 200
 
 
+def test_a_client_that_writes_first_and_reads_then_is_told_that_it_wrote_too_much(start: Start) -> None:
+    running = start(max_body_bytes=1000)
+    for _ in range(3):
+        answer = running.ask("POST", "/generate", b'{"prompt": "' + b"a" * 9_000_000 + b'"}')
+        told = json.loads(answer.read())["error"]
+        assert (answer.status, told["code"]) == (413, "body_too_large")
+        assert told["message"] == "[body] need at most 1000 bytes, got more"
+
+
 def test_a_body_in_chunks_has_the_same_limit(start: Start) -> None:
     running = start(max_body_bytes=1000)
     with running.connect() as connection:

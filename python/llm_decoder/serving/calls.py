@@ -51,9 +51,10 @@ class StreamedAnswer(Protocol):
 @dataclass(frozen=True)
 class Call:
     """What a client asked for, checked. params: one a prompt. whole, streamed: how it is answered, one of the two.
-    rows: each RequestOutput has these rows instead of answers. priority: lower is sooner, see LLM.submit. headers: of
-    the answer. in_turns: a list that is longer than half of the queue has no more than that in it. keep: what of an
-    output is held until all are over, None = all of it; it may raise LLMDecoderError.
+    rows: each RequestOutput has these rows instead of answers. priority: lower is sooner, see LLM.submit. param: the
+    request's field that has the prompts. headers: of the answer. in_turns: a list that is longer than half of the queue
+    has no more than that in it. keep: what of an output is held until all are over, None = all of it; it may raise
+    LLMDecoderError.
     """
 
     prompts: Sequence[Prompt]
@@ -64,6 +65,7 @@ class Call:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     rows: Rows | None = None
     priority: int = 0
+    param: str = "prompt"
     headers: Mapping[str, str] = field(default_factory=dict)
     in_turns: bool = False
     keep: Callable[[RequestOutput], RequestOutput] | None = None

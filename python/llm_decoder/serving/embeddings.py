@@ -41,6 +41,7 @@ def embed(service: Service, incoming: Incoming) -> Call:
         in_turns=True,
         keep=_mean,
         priority=request.priority or 0,
+        param="input",
         headers=headers | HEADERS,
     )
 

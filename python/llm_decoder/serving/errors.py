@@ -15,7 +15,7 @@ from llm_decoder.errors import (
 )
 from llm_decoder.serving.exchange import Reply
 
-__all__ = ["HttpError", "as_http_error", "no_route"]
+__all__ = ["HttpError", "as_http_error", "no_method", "no_route"]
 
 _TYPES = {
     400: "invalid_request_error",
@@ -64,12 +64,15 @@ class HttpError(LLMDecoderError):
         return Reply.of_json(self.body(), self.status, self.headers)
 
 
-def no_route(allowed: Iterable[str]) -> HttpError:
-    """For a path that no route has, or none of this method. allowed: the methods that it has."""
+def no_route(path: str) -> HttpError:
+    return HttpError(404, f"[path] there is no route {path[:100]}; /docs lists them", code="no_such_route")
+
+
+def no_method(method: str, path: str, allowed: Iterable[str]) -> HttpError:
+    """allowed: the methods that the path has."""
     methods = ", ".join(sorted(allowed))
-    if not methods:
-        return HttpError(404, "[path] there is no such route")
-    return HttpError(405, f"[method] this route has {methods}", headers={"allow": methods})
+    text = f"[method] {path[:100]} takes {methods}, got {method[:20]}"
+    return HttpError(405, text, code="no_such_method", headers={"allow": methods})
 
 
 def as_http_error(error: BaseException) -> HttpError:

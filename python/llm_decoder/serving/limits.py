@@ -9,7 +9,15 @@ from urllib.parse import parse_qsl
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.settings import ServerSettings
 
-__all__ = ["Admission", "body_too_large", "check_headers", "declared_length", "query_fields", "too_slow"]
+__all__ = [
+    "Admission",
+    "body_too_large",
+    "check_headers",
+    "declared_length",
+    "headers_too_large",
+    "query_fields",
+    "too_slow",
+]
 
 # Bodies that are held at the same time, over all requests, in units of the largest one.
 _BODIES_AT_ONCE = 32
@@ -67,11 +75,7 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]], settings: ServerSettin
     """Raises HttpError 431."""
     n_bytes = sum(len(name) + len(value) + 4 for name, value in headers)
     if n_bytes > settings.max_header_bytes:
-        raise HttpError(
-            431,
-            f"[headers] need at most {settings.max_header_bytes} bytes, got {n_bytes}",
-            code="headers_too_large",
-        )
+        raise headers_too_large(settings.max_header_bytes)
 
 
 def declared_length(headers: Mapping[str, str], settings: ServerSettings) -> int | None:
@@ -82,8 +86,16 @@ def declared_length(headers: Mapping[str, str], settings: ServerSettings) -> int
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise HttpError(400, "[content-length] need a number of bytes", code="bad_content_length")
     if int(text) > settings.max_body_bytes:
-        raise body_too_large(settings)
+        raise body_too_large(settings.max_body_bytes)
     return int(text)
+
+
+def body_too_large(max_bytes: int) -> HttpError:
+    return HttpError(413, f"[body] need at most {max_bytes} bytes, got more", code="body_too_large")
+
+
+def headers_too_large(max_bytes: int) -> HttpError:
+    return HttpError(431, f"[headers] need at most {max_bytes} bytes, got more", code="headers_too_large")
 
 
 def query_fields(text: bytes) -> dict[str, str]:
@@ -95,10 +107,6 @@ def query_fields(text: bytes) -> dict[str, str]:
     except ValueError:
         raise HttpError(400, f"[query] need at most {_MAX_QUERY_FIELDS} fields in UTF-8", code="bad_query") from None
     return dict(pairs)
-
-
-def body_too_large(settings: ServerSettings) -> HttpError:
-    return HttpError(413, f"[body] need at most {settings.max_body_bytes} bytes, got more", code="body_too_large")
 
 
 def too_slow(settings: ServerSettings) -> HttpError:

@@ -21,14 +21,14 @@ _LOWEST = -9999.0
 
 
 class TokenTexts:
-    """Tokens one by one as text. as_ids: "token_id:5" for each, as vLLM's return_tokens_as_token_ids; so it is with a
-    model that has no tokenizer."""
+    """Tokens one by one as text. as_ids: their names are "token_id:5", as vLLM's return_tokens_as_token_ids has it; so
+    it is with a model that has no tokenizer."""
 
     def __init__(self, llm: LLM, as_ids: bool = False) -> None:
         self._tokenizer: Tokenizer | None = None
-        if not as_ids:
-            with contextlib.suppress(ModelNotFoundError):
-                self._tokenizer = llm.tokenizer
+        with contextlib.suppress(ModelNotFoundError):
+            self._tokenizer = llm.tokenizer
+        self._as_ids = as_ids
         self._names: dict[int, str] = {}
         self._are_shown: dict[int, bool] = {}
 
@@ -44,6 +44,10 @@ class TokenTexts:
         return name
 
     def _name(self, token: int) -> str:
+        return f"token_id:{token}" if self._as_ids else self.decoded(token)
+
+    def decoded(self, token: int) -> str:
+        """As `name`, whatever the client wants tokens to be called."""
         if self._tokenizer is None:
             return f"token_id:{token}"
         raw = self._tokenizer.token_bytes(token)
@@ -140,7 +144,7 @@ def prompt_logprobs(texts: TokenTexts, entries: Sequence[TokenLogprob | None] | 
         ranked.append((entry.token_id, entry.logprob, entry.rank))
         result.append(
             {
-                str(token_id): {"logprob": _number(logprob), "rank": rank, "decoded_token": texts.name(token_id)}
+                str(token_id): {"logprob": _number(logprob), "rank": rank, "decoded_token": texts.decoded(token_id)}
                 for token_id, logprob, rank in ranked
             }
         )

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from llm_decoder.serving import exchange
+from llm_decoder.serving.errors import no_route
 from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.plan import check_model
 from llm_decoder.serving.schemas_models import ModelCard, ModelList
@@ -23,7 +24,10 @@ def list_models(service: Service, incoming: Incoming) -> exchange.Reply:
 
 def show_model(service: Service, incoming: Incoming) -> exchange.Reply:
     """Names of models have slashes, which clients may write as %2F."""
-    check_model(service, unquote(incoming.path_parameters["model"]))
+    name = unquote(incoming.path_parameters["model"])
+    if not name:  # elsewhere a name that is left out is the model's own
+        raise no_route(incoming.path)
+    check_model(service, name)
     return exchange.Reply.of_json(_card(service))
 
 

@@ -113,6 +113,7 @@ def _call(
         streamed=answer if is_stream else None,
         template_options=options,
         priority=request.priority or 0,
+        param=param,
         headers=headers,
     )
 

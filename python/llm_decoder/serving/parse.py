@@ -24,8 +24,25 @@ AnySchema = TypeVar("AnySchema", bound=Schema)
 _LOG = logging.getLogger("llm_decoder.serving")
 _MAX_IGNORED_SHOWN = 32
 _NOT_SHOWN = re.compile(r"[^A-Za-z0-9_.\-]")
-_SHOWN = reprlib.Repr()  # looks at a few items of the largest value
-_SHOWN.maxstring, _SHOWN.maxlevel = 60, 2
+_NOT_SHOWN_OF_A_TYPE = re.compile(r"[^A-Za-z0-9_.+/;= \-]")
+_JSON_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
+
+
+class _Shown(reprlib.Repr):
+    """Looks at a few items of the largest value; what has no other name in JSON is called as there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring, self.maxlevel = 60, 2
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return "true" if value else "false"
+
+
+_SHOWN = _Shown()
 
 
 def parse_body(incoming: Incoming, schema: type[AnySchema]) -> tuple[AnySchema, dict[str, str]]:
@@ -61,7 +78,8 @@ def _check_content_type(given: str) -> None:
     if kind.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
         raise HttpError(
             400,
-            f"[content-type] need application/json in UTF-8, got {_plain(given) or 'none'}",
+            "[content-type] need application/json in UTF-8, got "
+            + (_NOT_SHOWN_OF_A_TYPE.sub("_", given[:64]) or "none"),
             param="content-type",
             code="unsupported_content_type",
         )
@@ -84,7 +102,8 @@ def _json_object(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise HttpError(400, f"[body] need valid JSON: {str(error)[:200]}", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise HttpError(400, f"[body] need a JSON object, got {type(value).__name__}", code="invalid_json")
+        got = _JSON_KINDS.get(type(value), "null")
+        raise HttpError(400, f"[body] need a JSON object, got {got}", code="invalid_json")
     return value
 
 

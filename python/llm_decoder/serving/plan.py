@@ -154,6 +154,17 @@ def check_length(param: str, n: int, most: int) -> None:
         raise HttpError(400, f"[{param}] need at most {most} in a request, got {n}; send several", param=param)
 
 
+def check_stream_options(request: SamplingFields) -> None:
+    """Raises HttpError 400 for options of a stream that is not asked for, as OpenAI's API does."""
+    options = request.stream_options
+    if (
+        not request.stream
+        and options is not None
+        and {"include_usage", "continuous_usage_stats"} & options.model_fields_set
+    ):
+        raise HttpError(400, "[stream_options] need stream: true beside it", param="stream_options")
+
+
 def check_amount(service: Service, n_prompts: int, n: int, max_tokens: int | None, param: str = "prompt") -> None:
     """Raises HttpError 400 for more prompts, answers or tokens than a request may ask for. param: the field that has
     the prompts."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from llm_decoder.engine import RequestHandle
-from llm_decoder.errors import EngineClosedError
+from llm_decoder.errors import EngineClosedError, InvalidRequestError
 from llm_decoder.llm import LLM
 from llm_decoder.prompts import tokenize_prompt
 from llm_decoder.sampling import SamplingParams
@@ -126,8 +126,8 @@ class Service:
 
         most_open = max(1, self.settings.max_requests // 2) if call.in_turns else len(prompts)
         running = RunningCall(call, submit, most_open)
-        running.begin()
         try:
+            running.begin()
             # Later ones are put in line where nothing may take long.
             for index in range(most_open, len(prompts)):
                 prompt = prompts[index]
@@ -135,6 +135,9 @@ class Service:
                     prompts[index] = tokenize_prompt(
                         prompt, llm.tokenizer, llm.max_model_len, call.params[index]
                     ).token_ids
+        except InvalidRequestError as error:
+            running.cancel()
+            raise _by_name(error, call.param) from None
         except BaseException:
             running.cancel()
             raise
@@ -166,6 +169,13 @@ class Service:
             running = list(self._running)
         for call in running:
             call.cancel()
+
+
+def _by_name(error: InvalidRequestError, param: str) -> InvalidRequestError:
+    """An error of a prompt by the name that its field has in the request."""
+    if error.param not in ("prompt", "prompt_token_ids") or error.param == param:
+        return error
+    return InvalidRequestError(str(error).replace(f"[{error.param}]", f"[{param}]", 1), param=param, code=error.code)
 
 
 def _sink(running: RunningCall, index: int) -> Callable[[Item], None]:

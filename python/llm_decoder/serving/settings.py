@@ -72,6 +72,11 @@ class ServerSettings:
             is_origin = origin == "*" or ("://" in origin and origin.rstrip("/").count("/") == 2)
             _check("cors_origins", is_origin, "origins such as https://app.example, or *", repr(origin))
 
+    def cannot_listen(self, error: OSError) -> ConfigError:
+        """What `error`, of binding the port, means to who chose it."""
+        why = str(error.strerror).rpartition(": ")[2]  # asyncio puts words of its own before
+        return ConfigError(f"[port] cannot listen on {self.host}, port {self.port}: {why}; choose another")
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine can call."""
