@@ -15,7 +15,7 @@ from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from llm_decoder.serving.message_reader import MessageReader
 from llm_decoder.serving.parse import parse_body
-from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params
+from llm_decoder.serving.plan import check_amount, check_model, check_stream_options, max_tokens_of, sampling_params
 from llm_decoder.serving.schemas_chat import ChatReply, ChatRequest
 from llm_decoder.serving.service import Service
 from llm_decoder.serving.sse import Chunk
@@ -35,6 +35,7 @@ def chat(service: Service, incoming: Incoming) -> Call:
     max_tokens = max_tokens_of(request, None, max_completion_tokens=request.max_completion_tokens)
     n = request.n or 1
     check_amount(service, 1, n, max_tokens)
+    check_stream_options(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise HttpError(400, "[top_logprobs] need logprobs: true beside it", param="top_logprobs")
     if request.stream and request.prompt_logprobs is not None:

@@ -13,7 +13,14 @@ from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import LogprobColumns, TokenTexts, prompt_logprobs
 from llm_decoder.serving.parse import parse_body
-from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params, token_prompts
+from llm_decoder.serving.plan import (
+    check_amount,
+    check_model,
+    check_stream_options,
+    max_tokens_of,
+    sampling_params,
+    token_prompts,
+)
 from llm_decoder.serving.schemas_completions import CompletionReply, CompletionRequest
 from llm_decoder.serving.service import Service
 from llm_decoder.serving.sse import Chunk
@@ -33,6 +40,7 @@ def complete(service: Service, incoming: Incoming) -> Call:
     max_tokens = max_tokens_of(request, _DEFAULT_MAX_TOKENS)
     n = request.n or 1
     check_amount(service, len(prompts), n, max_tokens)
+    check_stream_options(request)
     scores_prompt = bool(request.echo) and request.logprobs is not None
     if request.stream and (scores_prompt or request.prompt_logprobs is not None):
         name = "echo" if scores_prompt else "prompt_logprobs"

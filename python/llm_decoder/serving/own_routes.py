@@ -15,7 +15,7 @@ from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from llm_decoder.serving.message_reader import MessageReader
 from llm_decoder.serving.parse import parse_body, parse_query
-from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params
+from llm_decoder.serving.plan import check_amount, check_model, check_stream_options, max_tokens_of, sampling_params
 from llm_decoder.serving.schemas_base import SamplingFields
 from llm_decoder.serving.schemas_own import (
     BatchReply,
@@ -101,6 +101,7 @@ def _call(
             "[prompt_logprobs] they are not streamed; leave out prompt_logprobs or stream",
             param="prompt_logprobs",
         )
+    _check_stream_options(request, is_stream)
     params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs)
     texts = TokenTexts(service.llm, bool(request.return_tokens_as_token_ids))
     read = service.llm.chat_answers(cast(Any, prompts[0]), **options).parser if is_chat else None
@@ -113,6 +114,16 @@ def _call(
         priority=request.priority or 0,
         headers=headers,
     )
+
+
+def _check_stream_options(request: SamplingFields, is_stream: bool) -> None:
+    if not is_stream:
+        check_stream_options(request)
+    elif request.stream_options is not None and request.stream_options.continuous_usage_stats:
+        raise HttpError(
+            400, "[stream_options.continuous_usage_stats] usage comes here with the last event; leave it out",
+            param="stream_options.continuous_usage_stats",
+        )  # fmt: skip
 
 
 class _Answer:

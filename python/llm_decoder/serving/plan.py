@@ -140,6 +140,12 @@ def token_prompts(service: Service, prompts: Sequence[Prompt], add_special_token
     ]
 
 
+def check_stream_options(request: SamplingFields) -> None:
+    """Raises HttpError 400 for options of a stream that is not asked for, as OpenAI's API does."""
+    if not request.stream and request.stream_options is not None and request.stream_options.model_fields_set:
+        raise HttpError(400, "[stream_options] need stream: true beside it", param="stream_options")
+
+
 def check_amount(service: Service, n_prompts: int, n: int, max_tokens: int | None, param: str = "prompt") -> None:
     """Raises HttpError 400 for more prompts, answers or tokens than a request may ask for."""
     settings = service.settings
