@@ -31,6 +31,8 @@ __all__ = ["BESIDE", "NEEDED", "SAMPLES", "Answer", "Walk", "fields_of", "noops_
 TEMPLATE = """{%- if tools %}{% for tool in tools %}{{ tool | tojson }}
 {% endfor %}Calls are <tool_call>{"name": ..., "arguments": ...}</tool_call>
 {% endif %}
+{%- if enable_thinking is defined %}thinking {{ enable_thinking }}
+{% endif %}
 {%- for document in documents or [] %}{{ document | tojson }}
 {% endfor %}
 {%- if reasoning_effort is defined %}effort {{ reasoning_effort }}
@@ -46,7 +48,8 @@ MESSAGES = [{"role": "user", "content": "Weather in Paris?"}, {"role": "assistan
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 # What a route cannot do without.
 NEEDED: dict[str, Any] = {
-    "prompt": "Once",
+    "prompt": "Once<|begin_of_text|>",
+    "content": "Once<|begin_of_text|>",
     "prompts": ["Once", "The"],
     "messages": MESSAGES,
     "input": "Once",
@@ -144,8 +147,7 @@ SAMPLES: dict[str, Any] = {
     "return_progress": True,
     "prediction": {"type": "content", "content": "a"},
     "verbosity": "low",
-    # Of /tokenize and /detokenize.
-    "content": "Once",
+    # Of /tokenize.
     "add_special": True,
     "parse_special": True,
     "return_token_strs": True,
@@ -233,9 +235,14 @@ class Walk:
 
     def body(self, endpoint: Endpoint, names: Sequence[str]) -> dict[str, Any]:
         fields = fields_of(endpoint)
-        body = {name: value for name, value in NEEDED.items() if name in fields}
-        if "messages" in body and "prompt" in body:
-            del body["prompt" if ({"messages"} | OF_MESSAGES) & set(names) else "messages"]
+        given = [name for name in ("prompt", "content", "messages") if name in names]
+        if OF_MESSAGES & set(names) and "messages" in fields:
+            given = given or ["messages"]
+        if "add_special" in names:
+            given = given or ["content"]
+        texts = given or [name for name in ("prompt", "messages") if name in fields][:1]
+        others = [name for name in ("prompts", "input", "tokens") if name in fields]
+        body = {name: NEEDED[name] for name in (*texts, *others)}
         if "seed" in fields:
             body["seed"] = 1
         if "max_tokens" in fields and not LENGTHS & set(names):

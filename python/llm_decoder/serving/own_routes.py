@@ -140,7 +140,11 @@ class _Answer:
         self._n = request.n or 1
 
     def response(self, outputs: Sequence[RequestOutput]) -> Any:
-        return self._of(outputs[0]) | {"usage": usage_of(outputs)} | self._timings(outputs)
+        return self._name() | self._of(outputs[0]) | {"usage": usage_of(outputs)} | self._timings(outputs)
+
+    def _name(self) -> dict[str, Any]:
+        """The client's own name for the request."""
+        return {"id": self._request.request_id} if self._request.request_id else {}
 
     def _of(self, output: RequestOutput) -> dict[str, Any]:
         answers = [self._completion(c) for c in sorted(output.outputs, key=lambda completion: completion.index)]
@@ -201,7 +205,7 @@ class _Answer:
             return [Chunk(body)]
         body |= {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
         if event.output is not None:
-            body |= {"usage": usage_of([event.output])} | self._timings([event.output])
+            body |= self._name() | {"usage": usage_of([event.output])} | self._timings([event.output])
             if event.output.dropped_messages:
                 body["dropped_messages"] = event.output.dropped_messages
         return [Chunk(body)]
@@ -213,7 +217,7 @@ class _Answer:
 class _BatchAnswer(_Answer):
     def response(self, outputs: Sequence[RequestOutput]) -> Any:
         answers = [self._of(output) | {"usage": usage_of([output])} for output in outputs]
-        return {"outputs": answers, "usage": usage_of(outputs)} | self._timings(outputs)
+        return self._name() | {"outputs": answers, "usage": usage_of(outputs)} | self._timings(outputs)
 
 
 ENDPOINTS = (
