@@ -49,7 +49,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 # What a route cannot do without.
 NEEDED: dict[str, Any] = {
     "prompt": "Once<|begin_of_text|>",
-    "content": "Once<|begin_of_text|>",
+    "content": "Twice<|begin_of_text|>",
     "prompts": ["Once", "The"],
     "messages": MESSAGES,
     "input": "Once",
@@ -161,6 +161,8 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "parallel_tool_calls": ("tools", "tool_choice"),
     "include_reasoning": ("chat_template_kwargs",),
 }
+# Two ways to ask for one thing: a message that goes on has no beginning of an answer behind it.
+ONE_THING = frozenset({("add_generation_prompt", "continue_final_message")})
 # Said of messages, on routes that take a text too.
 OF_MESSAGES = frozenset({"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"})
 # Names of one thing: an error may have any of them.
@@ -252,6 +254,8 @@ class Walk:
     def _sample(self, endpoint: Endpoint, name: str) -> Any:
         if endpoint.request is ChatRequest and name in ("logprobs", "add_special_tokens"):
             return True
+        if endpoint.path == "/stream" and name == "stream":
+            return False
         return {**SAMPLES, **NEEDED}[name]
 
     def ask(self, endpoint: Endpoint, *names: str) -> Answer:
@@ -278,7 +282,7 @@ def pairs_of(endpoint: Endpoint) -> Iterator[tuple[str, str]]:
     for on the first route."""
     shared = set() if endpoint.request is CompletionRequest else set(SamplingFields.model_fields)
     for pair in itertools.combinations(sorted(set(fields_of(endpoint)) - set(noops_of(endpoint))), 2):
-        if not shared.issuperset(pair):
+        if not shared.issuperset(pair) and pair not in ONE_THING:
             yield pair
 
 

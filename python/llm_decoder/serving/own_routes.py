@@ -42,6 +42,8 @@ def generate(service: Service, incoming: Incoming) -> Call:
 def stream(service: Service, incoming: Incoming) -> Call:
     parse = parse_query if incoming.method == "GET" else parse_body
     request, headers = parse(incoming, StreamRequest)
+    if request.stream is False:
+        raise HttpError(400, "[stream] this route streams; ask /generate for an answer in one piece", param="stream")
     return _one(service, incoming, request, headers, True)
 
 
