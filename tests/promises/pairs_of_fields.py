@@ -161,8 +161,8 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "parallel_tool_calls": ("tools", "tool_choice"),
     "include_reasoning": ("chat_template_kwargs",),
 }
-# Two ways to ask for one thing: a message that goes on has no beginning of an answer behind it.
-ONE_THING = frozenset({("add_generation_prompt", "continue_final_message")})
+# What asks for nothing beside the other: a message that goes on, or a prompt, has no beginning of an answer behind it.
+ONE_THING = frozenset({("add_generation_prompt", other) for other in ("continue_final_message", "prompt")})
 # Said of messages, on routes that take a text too.
 OF_MESSAGES = frozenset({"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"})
 # Names of one thing: an error may have any of them.
@@ -292,7 +292,7 @@ def _plain(value: Any) -> Any:
         return {
             name: sorted(item)
             if name == "timings"
-            else (None if name == "created" else ("mine" in item if name == "id" else _plain(item)))
+            else (None if name == "created" else ("mine" in str(item) if name == "id" else _plain(item)))
             for name, item in value.items()
         }
     return [_plain(item) for item in value] if isinstance(value, list) else value
