@@ -114,7 +114,8 @@ class _Fetcher:
     def _unreachable(self, error: Exception) -> ModelLoadError:
         if is_offline():
             return ModelNotFoundError(
-                f"[{self._model}] need it in the local cache, as HF_HUB_OFFLINE is set, got none; unset it to download"
+                f"[{self._model}] need it in the local cache, as HF_HUB_OFFLINE or --offline forbids the network, got "
+                "none; leave them out to download"
             )
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         return ModelLoadError(f"[{self._model}] the hub cannot be reached: {reason}; check the network or HF_ENDPOINT")

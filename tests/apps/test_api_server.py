@@ -207,30 +207,6 @@ def servers() -> Iterator[list[Server]]:
         server.kill()
 
 
-def is_refused(server: Server) -> bool:
-    try:
-        server.connect().close()
-    except ConnectionError:
-        return True
-    return False
-
-
-def test_sigterm_lets_answers_end_and_refuses_new_ones(servers: list[Server]) -> None:
-    server = Server.fake(step_s=0.02, drain_s=60.0)
-    servers.append(server)
-    server.start()
-    response = server.send("POST", "/complete", LONG | {"max_tokens": 60})
-    response.readline()
-    server.process.send_signal(signal.SIGTERM)
-    while not is_refused(server):
-        time.sleep(0.02)
-    answer = response.read()
-    events = [json.loads(line[6:]) for line in answer.split(b"\n\n") if line.startswith(b"data: {")]
-    assert answer.endswith(b"data: [DONE]\n\n")
-    assert [event["finish_reason"] for event in events if event.get("finish_reason")] == ["length"]
-    assert server.end()[0] == 0
-
-
 def test_what_is_left_after_the_drain_is_ended_and_told(servers: list[Server]) -> None:
     server = Server.fake(step_s=0.02, drain_s=0.2)
     servers.append(server)

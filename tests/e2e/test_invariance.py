@@ -54,15 +54,6 @@ def test_answers_differ_from_each_other(alone):
     assert len({tuple(completion[0][0]) for completion in alone}) == len(alone)
 
 
-def test_a_batch_gives_everybody_what_he_gets_alone(alone, precision):
-    with LLM(**precision) as llm:
-        prompts = [prompt for prompt in PROMPTS for _ in range(2)]
-        params = [GREEDY, SAMPLED] * len(PROMPTS)
-        order = np.random.default_rng(0).permutation(len(prompts))
-        outputs = llm.generate([prompts[i] for i in order], [params[i] for i in order])
-    assert [contents(output) for output in outputs] == [alone[i] for i in order]
-
-
 @pytest.mark.parametrize("chunk", [1, 7, 64, 300])
 def test_any_chunking_of_the_prompt_gives_the_same(alone, chunk, precision):
     with LLM(**precision, max_tokens_per_step=chunk, max_num_seqs=1) as llm:
@@ -93,19 +84,6 @@ def test_within_an_isa_threads_chunks_and_a_batch_give_the_same_bits_of_floats(i
     assert [contents(output) for output in outputs] == whole
 
 
-def test_a_prefix_hit_gives_the_same(alone, precision):
-    with LLM(**precision) as llm:
-        answers(llm)
-        (again,) = llm.generate(PROMPTS[3], GREEDY)
-        assert again.metrics.n_cached_tokens >= 96
-        assert contents(again) == alone[6]
-        longer = PROMPTS[3] + again.outputs[0].text[:60]
-        (warm,) = llm.generate(longer, SAMPLED)
-        assert warm.metrics.n_cached_tokens >= 96
-    with LLM(**precision) as cold:
-        assert contents(cold.generate(longer, SAMPLED)[0]) == contents(warm)
-
-
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_chunks_and_hits_agree_for_every_page_size(page_size, precision):
     with LLM(**precision, page_size=page_size) as whole:
@@ -113,17 +91,6 @@ def test_chunks_and_hits_agree_for_every_page_size(page_size, precision):
     with LLM(**precision, page_size=page_size, max_tokens_per_step=9) as cut:
         assert answers(cut) == expected
         assert answers(cut) == expected
-
-
-def test_preemption_gives_the_same(alone, precision):
-    with LLM(**precision, page_size=32) as llm:
-        page_bytes = llm.stats()["backend"]["kv_cache_bytes"] // llm.stats()["pages"]["n_pages"]
-    with LLM(**precision, page_size=32, kv_cache_bytes=9 * page_bytes) as llm:
-        prompts = [prompt for prompt in PROMPTS for _ in range(2)]
-        outputs = llm.generate(prompts, [GREEDY, SAMPLED] * len(PROMPTS))
-        assert llm.stats()["n_preemptions"] > 0
-        assert llm.stats()["pages"]["n_held"] == 0
-    assert [contents(output) for output in outputs] == alone
 
 
 def test_answers_of_one_prompt_are_those_of_their_seeds(alone, precision):

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from programs import FASTAPI, FLASK, Program
 
 ROOT = Path(__file__).parents[2]
 QUESTION = {
@@ -24,49 +20,6 @@ QUESTION = {
     "temperature": 0,
     "ignore_eos": True,
 }
-
-
-FLASK = ["web/app.py"]
-FASTAPI = ["-m", "llm_decoder", "serve"]
-
-
-class Program:
-    def __init__(self, command: list[str], log: Path) -> None:
-        self.log = log
-        with log.open("w") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, *command, "--port", "0"], cwd=ROOT, stderr=stderr, env=dict(os.environ)
-            )
-        self.url = self._address()
-
-    def _address(self) -> str:
-        for _ in range(600):
-            found = re.search(r"http://127\.0\.0\.1:\d+", self.log.read_text())
-            if found:
-                return found[0]
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
-
-    def ask(self, path: str, body: Any = None) -> bytes:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            read: bytes = answer.read()
-        return read
-
-    def wait_until_ready(self) -> None:
-        for _ in range(600):
-            try:
-                self.ask("/health")
-            except urllib.error.HTTPError as error:
-                error.close()
-                if error.code != 503:
-                    raise
-                time.sleep(0.1)
-            else:
-                return
-        raise AssertionError("the model does not load")
 
 
 @pytest.fixture(scope="module", params=[FLASK, FASTAPI], ids=["flask", "fastapi"])
@@ -123,22 +76,6 @@ def test_openai_s_client_is_served(program: Program) -> None:
             chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)
         ]
     assert "".join(streamed) == whole.choices[0].message.content
-
-
-def test_sigterm_lets_the_answer_end(tmp_path: Path) -> None:
-    program = Program(FLASK, tmp_path / "log")
-    program.wait_until_ready()
-    body = json.dumps(QUESTION | {"max_tokens": 200}).encode()
-    request = urllib.request.Request(program.url + "/page/stream", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        first = answer.readline()
-        program.process.send_signal(signal.SIGTERM)
-        rest = answer.read()
-    assert b"event: start" in first
-    assert rest.rstrip().endswith(b"data: [DONE]")
-    assert b'"completion_tokens":200' in rest
-    assert program.process.wait(60) == 0
-    assert "Traceback" not in program.log.read_text()
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:

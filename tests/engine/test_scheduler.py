@@ -1,7 +1,6 @@
 """Who runs, who waits, who gives way; and that none of it shows in anybody's tokens."""
 
 import numpy as np
-import pytest
 from fakes import Desk, FakeBackend, alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,22 +82,6 @@ def test_a_newcomer_whose_prefix_others_hold_needs_pages_for_the_rest_only():
     desk.run()
 
 
-def test_pages_of_a_cancelled_request_are_free_at_the_next_step():
-    desk = Desk()
-    request_id = desk.add("hello " * 8, max_tokens=100, n=3, ignore_eos=True)
-    waiting = desk.add("never started", max_tokens=5)
-    for _ in range(4):
-        desk.core.step()
-    assert desk.backend.cache.stats()["n_held"] > 0
-    desk.core.cancel(request_id)
-    desk.core.cancel(waiting)
-    desk.assert_nothing_is_held()
-    output = desk.last(request_id)
-    assert [completion.finish_reason for completion in output.outputs] == ["abort"] * 3
-    assert all(completion.token_ids for completion in output.outputs)
-    assert not desk.core.step()
-
-
 def test_a_request_cancelled_while_it_waits_ends_with_abort_and_others_go_on():
     desk = Desk(max_num_seqs=1)
     running = desk.add("one", max_tokens=10, ignore_eos=True)
@@ -123,15 +106,6 @@ def test_pages_that_are_pinned_fail_a_request_that_needs_them_instead_of_waiting
     assert desk.ask("z" * 10, max_tokens=1).outputs[0].finish_reason == "length"
     desk.backend.cache.unpin(np.array(list(kept.encode()), np.int32))
     desk.assert_nothing_is_held()
-
-
-def test_a_prefix_hit_gives_what_a_cold_start_gives():
-    desk = Desk()
-    prompt = "the same prompt twice, of several pages; the same prompt twice."
-    cold = desk.ask(prompt, seed=1, max_tokens=30)
-    warm = desk.ask(prompt, seed=1, max_tokens=30)
-    assert warm.metrics.n_cached_tokens == 48
-    assert tokens_of(warm) == tokens_of(cold)
 
 
 def test_prefixes_are_shared_under_the_same_salt_only():
@@ -234,40 +208,6 @@ def test_whatever_comes_everybody_gets_what_he_gets_alone(
             (c.token_ids, c.text, c.finish_reason) for c in expected.outputs
         ]
         assert output.prompt_logprobs == expected.prompt_logprobs
-
-
-@pytest.mark.parametrize("n_pages", [7, 64])
-def test_nobody_sees_anothers_tokens(n_pages):
-    """Each request knows one word; the model repeats what its history holds, so a stray page would bring a stray
-    word."""
-    words = [f"canary-{i:02d} " for i in range(24)]
-
-    def spoil(history, logits):
-        word = bytes(history[:10].tolist())
-        assert word.decode() in words
-        assert bytes(history.tolist()) == (word * (len(history) // 10 + 1))[: len(history)]
-        logits[word[len(history) % 10]] = 50.0
-
-    backend = FakeBackend(n_pages=n_pages, max_model_len=96, max_tokens_per_step=24)
-    backend.spoil = spoil
-    desk = Desk(backend, max_num_seqs=8)
-    rng = np.random.default_rng(0)
-    ids = {}
-    for i in range(96):
-        word = words[i % 24]
-        n_words, max_tokens, n = rng.integers(1, [4, 50, 4]).tolist()
-        ids[desk.add(word * n_words, max_tokens=max_tokens, n=n)] = word
-        if i % 3 == 0:
-            desk.core.step()
-        if i % 7 == 0:
-            desk.core.cancel(f"request-{rng.integers(0, i + 1)}")
-    desk.run()
-    for request_id, word in ids.items():
-        output = desk.last(request_id)
-        whole = bytes(output.prompt_token_ids)
-        for completion in output.outputs:
-            assert (whole + completion.text.encode()) == (word.encode() * 20)[: len(whole) + len(completion.text)]
-    desk.assert_nothing_is_held()
 
 
 def order_of_ends(desk, asked):

@@ -90,20 +90,6 @@ def test_every_shard_that_the_index_names_is_fetched_with_progress(tmp_path: Pat
     assert any(done == total > 0 for done, total in downloads)
 
 
-def test_offline_makes_no_call_and_uses_what_is_there(tmp_path: Path, hub: StandInHub) -> None:
-    online = load(tmp_path, hub, "owner/single")
-    hub.requests.clear()
-    assert load(tmp_path, hub, "owner/single", HF_HUB_OFFLINE="1")["path"] == online["path"]
-    assert hub.requests == []
-
-
-def test_offline_without_a_copy_says_so_and_makes_no_call(tmp_path: Path, hub: StandInHub) -> None:
-    result = load(tmp_path, hub, "owner/single", HF_HUB_OFFLINE="1")
-    assert result["error"] == "ModelNotFoundError"
-    assert "HF_HUB_OFFLINE" in result["message"]
-    assert hub.requests == []
-
-
 def test_an_unknown_name_is_not_found(tmp_path: Path, hub: StandInHub) -> None:
     result = load(tmp_path, hub, "owner/absent")
     assert result["error"] == "ModelNotFoundError"

@@ -28,19 +28,6 @@ def test_max_tokens_is_16_when_nobody_says(client):
     assert answer.usage.completion_tokens == 16
 
 
-def test_a_stream_joined_is_the_text_that_is_not_streamed(client):
-    asked = dict(model="storyteller", prompt=[PROMPT, "The dog"], n=2, seed=5, max_tokens=24, temperature=1.0)
-    whole = client.completions.create(**asked)
-    texts, reasons = {}, {}
-    for chunk in client.completions.create(**asked, stream=True):
-        for choice in chunk.choices:
-            texts[choice.index] = texts.get(choice.index, "") + choice.text
-            reasons[choice.index] = choice.finish_reason
-    assert texts == {choice.index: choice.text for choice in whole.choices}
-    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
-    assert sorted(texts) == [0, 1, 2, 3]
-
-
 def test_a_stream_ends_with_usage_when_asked_and_has_none_otherwise(client):
     asked = dict(model="storyteller", prompt=PROMPT, max_tokens=5, stream=True)
     chunks = list(client.completions.create(**asked, stream_options={"include_usage": True}))

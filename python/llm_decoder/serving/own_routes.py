@@ -15,7 +15,7 @@ from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from llm_decoder.serving.message_reader import MessageReader
 from llm_decoder.serving.parse import parse_body, parse_query
-from llm_decoder.serving.plan import check_amount, check_model, max_tokens_of, sampling_params
+from llm_decoder.serving.plan import check_amount, check_model, check_stream_options, max_tokens_of, sampling_params
 from llm_decoder.serving.schemas_base import SamplingFields
 from llm_decoder.serving.schemas_own import (
     BatchReply,
@@ -42,6 +42,8 @@ def generate(service: Service, incoming: Incoming) -> Call:
 def stream(service: Service, incoming: Incoming) -> Call:
     parse = parse_query if incoming.method == "GET" else parse_body
     request, headers = parse(incoming, StreamRequest)
+    if request.stream is False:
+        raise HttpError(400, "[stream] this route streams; ask /generate for an answer in one piece", param="stream")
     return _one(service, incoming, request, headers, True)
 
 
@@ -102,6 +104,7 @@ def _call(
             "[prompt_logprobs] they are not streamed; leave out prompt_logprobs or stream",
             param="prompt_logprobs",
         )
+    _check_stream_options(request, is_stream)
     params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs)
     texts = TokenTexts(service.llm, bool(request.return_tokens_as_token_ids))
     read = service.llm.chat_answers(cast(Any, prompts[0]), **options).parser if is_chat else None
@@ -118,6 +121,16 @@ def _call(
     )
 
 
+def _check_stream_options(request: SamplingFields, is_stream: bool) -> None:
+    if not is_stream:
+        check_stream_options(request)
+    elif request.stream_options is not None and request.stream_options.continuous_usage_stats:
+        raise HttpError(
+            400, "[stream_options.continuous_usage_stats] usage comes here with the last event; leave it out",
+            param="stream_options.continuous_usage_stats",
+        )  # fmt: skip
+
+
 class _Answer:
     """calls.WholeAnswer and StreamedAnswer. Of several answers the first stands at the top, all are in `outputs`. read:
     makes what takes an answer in a chat apart; its text is what is neither reasoning nor marks."""
@@ -132,7 +145,11 @@ class _Answer:
         self._n = request.n or 1
 
     def response(self, outputs: Sequence[RequestOutput]) -> Any:
-        return self._of(outputs[0]) | {"usage": usage_of(outputs)} | self._timings(outputs)
+        return self._name() | self._of(outputs[0]) | {"usage": usage_of(outputs)} | self._timings(outputs)
+
+    def _name(self) -> dict[str, Any]:
+        """The client's own name for the request."""
+        return {"id": self._request.request_id} if self._request.request_id else {}
 
     def _of(self, output: RequestOutput) -> dict[str, Any]:
         answers = [self._completion(c) for c in sorted(output.outputs, key=lambda completion: completion.index)]
@@ -193,7 +210,7 @@ class _Answer:
             return [Chunk(body)]
         body |= {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
         if event.output is not None:
-            body |= {"usage": usage_of([event.output])} | self._timings([event.output])
+            body |= self._name() | {"usage": usage_of([event.output])} | self._timings([event.output])
             if event.output.dropped_messages:
                 body["dropped_messages"] = event.output.dropped_messages
         return [Chunk(body)]
@@ -205,7 +222,7 @@ class _Answer:
 class _BatchAnswer(_Answer):
     def response(self, outputs: Sequence[RequestOutput]) -> Any:
         answers = [self._of(output) | {"usage": usage_of([output])} for output in outputs]
-        return {"outputs": answers, "usage": usage_of(outputs)} | self._timings(outputs)
+        return self._name() | {"outputs": answers, "usage": usage_of(outputs)} | self._timings(outputs)
 
 
 ENDPOINTS = (

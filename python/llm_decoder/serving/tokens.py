@@ -46,6 +46,7 @@ def _ids(service: Service, tokenizer: Tokenizer, request: TokenizeRequest) -> li
     given = [name for name in ("prompt", "messages", "content") if getattr(request, name) is not None]
     if len(given) != 1:
         raise HttpError(400, f"[prompt] need one of prompt, messages, content, got {given or 'none'}", param="prompt")
+    _refuse_fields_of_others(given[0], request)
     if request.messages is not None:
         tools = {"tools": request.tools} if request.tools else {}
         messages = chat_messages(service, request.messages)
@@ -59,6 +60,24 @@ def _ids(service: Service, tokenizer: Tokenizer, request: TokenizeRequest) -> li
         return tokenizer.encode(text, False, allow_special_tokens=True)
     is_whole = request.add_special_tokens is not False if request.prompt is not None else bool(request.add_special)
     return tokenizer.encode(text, is_whole, allow_special_tokens=bool(request.parse_special))
+
+
+# What says how one form of text is read, and means nothing to the others.
+_FIELDS_OF = {
+    "prompt": ("add_special_tokens",),
+    "content": ("add_special",),
+    "messages": ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"),
+}
+
+
+def _refuse_fields_of_others(given: str, request: TokenizeRequest) -> None:
+    for kind, names in _FIELDS_OF.items():
+        for name in names if kind != given else ():
+            if getattr(request, name):
+                raise HttpError(400, f"[{name}] this is for {kind}, got {given}; leave it out", param=name)
+    if given == "messages" and request.parse_special:
+        raise HttpError(400, "[parse_special] this is for prompt and content, got messages; leave it out",
+                        param="parse_special")  # fmt: skip
 
 
 def _is_special(tokenizer: Tokenizer, text: str) -> bool:
