@@ -207,6 +207,14 @@ def servers() -> Iterator[list[Server]]:
         server.kill()
 
 
+def is_refused(server: Server) -> bool:
+    try:
+        server.connect().close()
+    except ConnectionError:
+        return True
+    return False
+
+
 def test_what_is_left_after_the_drain_is_ended_and_told(servers: list[Server]) -> None:
     server = Server.fake(step_s=0.02, drain_s=0.2)
     servers.append(server)
