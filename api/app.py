@@ -84,7 +84,7 @@ class _ByMethod:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = request.scope["path"]
     if error.status_code == 405:  # starlette names the methods of the first route that fits the path
         routes = [route for route in request.app.routes if isinstance(route, Route)]
         fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]

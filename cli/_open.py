@@ -100,8 +100,10 @@ def make_service(model: ModelOptions, server: ServerOptions, sampling: SamplingD
 
     Raises typer.BadParameter for a flag with a value that ServerSettings or SamplingParams refuses.
     """
+    from llm_decoder.serving.memory import share_one_heap
     from llm_decoder.serving.service import Service
 
+    share_one_heap()
     sampling.sampling_defaults()
     given = server.server_arguments()
     if model.max_requests is not None:

@@ -62,8 +62,10 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
 def service_from_environment() -> Service:
     """What LLM_DECODER_* and the settings files ask for, not started. Raises ConfigError."""
     from llm_decoder.config.files import load_settings
+    from llm_decoder.serving.memory import share_one_heap
     from llm_decoder.serving.service import Service
 
+    share_one_heap()
     environment = os.environ
     settings = load_settings(environment.get("LLM_DECODER_CONFIG") or None)
     key = environment.get("LLM_DECODER_API_KEY")
