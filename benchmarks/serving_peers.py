@@ -60,7 +60,7 @@ WORK = {
     "clients4": Work(4, 10),
     "clients8": Work(8, 20),
     "clients16": Work(16, 36),
-    "clients32": Work(32, 64, on_engine=True),
+    "clients32": Work(32, 128, on_engine=True),
     "mixed32": Work(32, 40, prompt="128,128,2048", on_engine=True),
 }
 # Longest prompts first would meet cold code: a short load goes ahead of everything.
