@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from llm_decoder.answers import AnswerMessage, Part
+    from llm_decoder.search.tree import SearchTree
 
 __all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "StreamEvent", "TokenLogprob"]
 
@@ -35,6 +36,8 @@ class Completion:
     finish_reason: "stop" (an end token, or a stop string), "length" (max_tokens, or the end of the context), "abort"
     (cancelled). stop_reason: the stop string or stop token id that ended it, None for the model's own end tokens.
     message: in a chat, the answer taken apart into content, reasoning and calls of tools.
+    Of a search: beam_score is what answers were compared by, the sum of log probabilities over a power of the length;
+    tree_leaf the node of the output's `tree` where this one ends.
     """
 
     index: int
@@ -45,6 +48,8 @@ class Completion:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     message: AnswerMessage | None = None
+    beam_score: float | None = None
+    tree_leaf: int | None = None
 
 
 @dataclass(slots=True)
@@ -52,6 +57,7 @@ class RequestMetrics:
     """Counts in tokens, times in seconds. n_generated_tokens is over all answers of the request.
 
     n_drafted_tokens were guessed ahead and computed; n_accepted_tokens of them were what the model drew.
+    n_dropped_beams were given up by a search for want of pages.
     time_to_first_token_s and total_s count from submission; queue_s is the part spent waiting for a place.
     tokens_per_s: generated tokens a second after the first one; 0 when there was no second.
     """
@@ -62,6 +68,7 @@ class RequestMetrics:
     n_drafted_tokens: int = 0
     n_accepted_tokens: int = 0
     n_preemptions: int = 0
+    n_dropped_beams: int = 0
     queue_s: float = 0.0
     time_to_first_token_s: float = 0.0
     total_s: float = 0.0
@@ -74,7 +81,7 @@ class RequestOutput:
 
     prompt_logprobs: an entry a prompt token, the first None. dropped_messages: how many of the oldest messages of a
     chat were left out because the chat had outgrown the context. rows: of a request made for them instead of answers,
-    float32 [n_tokens, vocab_size or hidden_size].
+    float32 [n_tokens, vocab_size or hidden_size]. tree: of a search, what it has looked at.
     """
 
     prompt: str | None
@@ -85,6 +92,7 @@ class RequestOutput:
     dropped_messages: int = 0
     request_id: str = ""
     rows: npt.NDArray[np.float32] | None = None
+    tree: SearchTree | None = None
 
 
 @dataclass(slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from llm_decoder.grammars import Grammar, Masks
 from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.sampling import SamplingParams, derive_seed
 from llm_decoder.speculation import Speculation
+
+if TYPE_CHECKING:
+    from llm_decoder.search.group import SearchGroup
 
 __all__ = ["MAX_PRIORITY", "Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
 
@@ -76,6 +80,7 @@ class Request:
     allowed_ids: Ints = field(default_factory=lambda: _EMPTY)
     bad_runs: tuple[tuple[int, ...], ...] = ()  # banned runs of two tokens or more
     grammar: Grammar | None = None  # that every answer follows
+    group: SearchGroup | None = None  # of beams, which are its sequences; None: it has answers that nobody compares
     # What has happened so far.
     sequences: list[Sequence] = field(default_factory=list)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
@@ -84,6 +89,7 @@ class Request:
     first_token_s: float = 0.0
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    completions: list[Completion] | None = None  # of a search that is over
     collected: npt.NDArray[np.float32] | None = None  # [n_tokens, vocab_size or hidden_size], filled chunk by chunk
 
     @property
@@ -96,12 +102,19 @@ class Request:
         return (self.params.cache_salt or "").encode("utf-8", "surrogatepass")
 
     @property
+    def n_side_by_side(self) -> int:
+        """Sequences that its generated tokens are spread over."""
+        return len(self.sequences) if self.group is None else self.group.params.width
+
+    @property
     def collects(self) -> bool:
         """Whether every prompt token's row is wanted, so that the prompt must be computed whole."""
         return self.rows is not None or self.params.prompt_logprobs is not None
 
     def output(self) -> RequestOutput:
-        completions = [] if self.rows is not None else [sequence.completion() for sequence in self.sequences]
+        completions = self.completions
+        if completions is None:
+            completions = [] if self.rows is not None else [sequence.completion() for sequence in self.sequences]
         return RequestOutput(
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
@@ -111,6 +124,7 @@ class Request:
             dropped_messages=self.dropped_messages,
             request_id=self.request_id,
             rows=self.collected if self.rows is not None else None,
+            tree=None if self.group is None else self.group.tree,
         )
 
 
@@ -246,6 +260,13 @@ class Sequence:
     def _make_room(self, count: int) -> None:
         if self.n_tokens + count > len(self._tokens):
             self._tokens = np.resize(self._tokens, 2 * len(self._tokens) + count)
+
+    def fork(self) -> Sequence:
+        """Another that goes on from here, without pages so far."""
+        other = copy.copy(self)
+        other._tokens = self._tokens.copy()
+        other.seq_id = -1
+        return other
 
     def forget_pages(self) -> None:
         """Its pages are gone: all tokens are to be computed again."""
