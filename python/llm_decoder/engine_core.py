@@ -349,6 +349,8 @@ class EngineCore:
         n_new = len(group.live)
         request.metrics.n_generated_tokens += n_new
         self._n_generated_tokens += n_new
+        if request.search_stream is not None:
+            _send(request, request.search_stream.after_turn(group))
         if group.is_over:
             self._finish_search(request, group.answers()[0].reason)
 
@@ -359,7 +361,14 @@ class EngineCore:
         request.metrics.n_dropped_beams = request.group.n_given_up
         request.completions = completions_of(request, request.text_decoder or self._tokenizer, reason)
         self._finish_request(request, reason)
-        _send(request, request.output())
+        output = request.output()
+        if request.search_stream is None:
+            _send(request, output)
+            return
+        events = request.search_stream.last(request.completions)
+        events[-1].output = output
+        for event in events:
+            _send(request, event)
 
     def _verify(self, drawn: list[Drawn]) -> tuple[int, int]:
         """Cuts off what was drawn behind a draft that is wrong: nobody would have drawn it, one token a step. Returns

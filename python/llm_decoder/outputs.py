@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from llm_decoder.answers import AnswerMessage, Part
-    from llm_decoder.search.tree import SearchTree
+    from llm_decoder.search.tree import SearchTree, TreeNode
 
-__all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "StreamEvent", "TokenLogprob"]
+__all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "SearchStep", "StreamEvent", "TokenLogprob"]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -95,12 +95,25 @@ class RequestOutput:
     tree: SearchTree | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SearchStep:
+    """What one turn of a search did. nodes: of its tree, new ones. pruned: ids of nodes, new ones or not, that were let
+    go. live: ids of the beams that go on, the best first within each group. n_finished: answers so far."""
+
+    step: int
+    nodes: tuple[TreeNode, ...]
+    pruned: tuple[int, ...]
+    live: tuple[int, ...]
+    n_finished: int
+
+
 @dataclass(slots=True)
 class StreamEvent:
     """What one answer gained since its last event. text is complete UTF-8; the texts of an index, joined, are the
     text of its Completion. parts: in a chat, what the answer gained as content, reasoning or calls of tools; marks
     between these are in no part. The last event of an answer has finish_reason and stop_reason; the last of the request
-    has `output` as well. prompt_token_ids: the request's own list, not to be changed."""
+    has `output` as well. search: of a search, what its last turn did; text is then what every answer begins with that
+    may still be the best. prompt_token_ids: the request's own list, not to be changed."""
 
     index: int
     text: str
@@ -112,3 +125,4 @@ class StreamEvent:
     stop_reason: str | int | None = None
     prompt_token_ids: Sequence[int] = ()
     parts: Sequence[Part] | None = None
+    search: SearchStep | None = None

@@ -18,10 +18,12 @@ from llm_decoder.fit import available_memory_bytes
 from llm_decoder.grammars import Grammar, Masks
 from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.sampling import SamplingParams, derive_seed
+from llm_decoder.search.params import SearchParams
 from llm_decoder.speculation import Speculation
 
 if TYPE_CHECKING:
     from llm_decoder.search.group import SearchGroup
+    from llm_decoder.search.stream import SearchStream
 
 __all__ = ["MAX_PRIORITY", "Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
 
@@ -47,11 +49,13 @@ class Vocabulary(TextDecoder, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine can hold. max_kv_tokens: of one sequence that has the KV pool to itself."""
+    """What the engine can hold. max_kv_tokens: of one sequence that has the KV pool to itself. max_num_seqs: sequences
+    that hold pages at once."""
 
     vocab_size: int
     max_model_len: int
     max_kv_tokens: int
+    max_num_seqs: int = 64
 
 
 @dataclass(eq=False, slots=True)
@@ -81,6 +85,7 @@ class Request:
     bad_runs: tuple[tuple[int, ...], ...] = ()  # banned runs of two tokens or more
     grammar: Grammar | None = None  # that every answer follows
     group: SearchGroup | None = None  # of beams, which are its sequences; None: it has answers that nobody compares
+    search_stream: SearchStream | None = None
     # What has happened so far.
     sequences: list[Sequence] = field(default_factory=list)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
@@ -311,6 +316,12 @@ def build_request(
     when there is no memory for the rows or log probabilities that it wants.
     """
     vocab_size = limits.vocab_size
+    if isinstance(params, SearchParams) and params.width > limits.max_num_seqs:
+        raise InvalidRequestError(
+            f"[SearchParams] width must be at most max_num_seqs = {limits.max_num_seqs}, got {params.width}; search "
+            "narrower, or raise max_num_seqs",
+            param="width",
+        )
     ids = _checked_ids("prompt_token_ids", prompt_token_ids, vocab_size)
     if not ids:
         raise InvalidRequestError("[prompt] needs at least one token, got none; give some text", param="prompt")

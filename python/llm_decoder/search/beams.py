@@ -151,10 +151,8 @@ class Beams:
         self.scores = np.delete(self.scores, beam)
         self.width = max(1, self.width - 1)
 
-    def can_win(self, beam: int, n_best: int) -> bool:
-        """Whether an answer that goes on from live beam `beam` may be among the n_best, as far as is known."""
-        if len(self.hypotheses) < n_best:
-            return True
+    def best_possible(self, beam: int) -> float:
+        """What an answer that goes on from this live beam can score at most, if sums of scores never grow."""
         rules = self.rules
         longest = rules.max_new if rules.length_penalty > 0 else self.n_generated + 1
-        return bool(rules.normalised(self.scores[beam], longest) > self.hypotheses[n_best - 1].score)
+        return float(rules.normalised(self.scores[beam], longest))

@@ -94,6 +94,13 @@ class SearchGroup:
         self.params = params
         self.tree = SearchTree()
         self.n_given_up = 0  # beams, for want of pages
+        self.pruned: list[int] = []  # nodes, since the last turn was told
+        self._n_nodes = 0  # of the tree, before the last turn
+        # Log probabilities are never above 0, so that a sum never grows; what is added to them may make it.
+        self._may_rise = (
+            bool((request.bias_values > 0).any())
+            or min(params.presence_penalty or 0.0, params.frequency_penalty or 0.0) < 0
+        )
         self._fork = fork
         self._release = release
         rules = BeamRules(
@@ -153,6 +160,7 @@ class SearchGroup:
 
     def take_turn(self) -> None:
         """Every lane takes one token more. Raises what following a grammar raises."""
+        self._n_nodes = len(self.tree)
         chosen: dict[int, int] = {}  # by earlier lanes: token -> how many times
         grown: list[tuple[_Lane, list[_Child]]] = []
         for lane in self._lanes:
@@ -204,7 +212,7 @@ class SearchGroup:
                 node,
             )
         for hypothesis in turn.displaced:
-            self.tree.prune(lane.answers.pop(hypothesis).node, "displaced")
+            self._prune(lane.answers.pop(hypothesis).node, "displaced")
         for continuation, _ in turn.missed:
             node = lane.live[continuation.beam].node
             self.tree.add(node, continuation.token, continuation.logprob, float(continuation.score), "pruned", "end")
@@ -212,6 +220,7 @@ class SearchGroup:
     def _grow(self, grown: list[tuple[_Lane, list[_Child]]]) -> None:
         """The first child of a sequence goes on with it, the others fork it before that; who has none lets go."""
         before = self.sequences
+        self._prune_childless([parent.node for _, children in grown for parent, _, _ in children])
         used: set[Sequence] = set()
         sequences: list[Sequence] = []
         for _, children in grown:
@@ -229,6 +238,17 @@ class SearchGroup:
                 lane.live.append(self._child(next(free), slot, parent, continuation, text))
                 slot += 1
 
+    def _prune_childless(self, parents: list[int]) -> None:
+        """Live beams that go on nowhere, and ended nowhere in this turn."""
+        has_child = {*parents, *(self.tree.nodes[node].parent for node in self.new_nodes)}
+        for beam in self.live:
+            if beam.node not in has_child and beam.node != self.tree.ROOT:
+                self._prune(beam.node, "outscored")
+
+    def _prune(self, node: int, reason: str) -> None:
+        self.tree.prune(node, reason)
+        self.pruned.append(node)
+
     def _child(self, sequence: Sequence, slot: int, parent: Beam, continuation: Continuation, text: BeamText) -> Beam:
         """slot: of this turn; its noise comes from there, as children of one parent must not share it."""
         token, logprob, score = continuation.token, continuation.logprob, float(continuation.score)
@@ -237,6 +257,37 @@ class SearchGroup:
         sequence.seed = derive_seed(self.request.seed, slot)
         node = self.tree.add(parent.node, token, logprob, score, "live", "")
         return Beam(sequence, node, text, None, _with_entry(parent, token), parent.cumulative_logprob + logprob)
+
+    @property
+    def new_nodes(self) -> range:
+        """Of the tree, since the last turn began."""
+        return range(self._n_nodes, len(self.tree))
+
+    def n_decided(self, n_known: int) -> int:
+        """How many tokens all answers have in common that may still be the best, of which n_known are known to be."""
+        answers = self.answers()
+        rivals = [np.array(answers[0].tokens, np.int32)] if answers else []
+        for lane in self._lanes:
+            for number, beam in enumerate(lane.live):
+                if not answers or self._may_rise or lane.beams.best_possible(number) > answers[0].score:
+                    rivals.append(beam.sequence.generated_tokens)
+        n_least = min(len(tokens) for tokens in rivals)
+        first = rivals[0][n_known:n_least]
+        differs = np.zeros(len(first), bool)
+        for tokens in rivals[1:]:
+            differs |= tokens[n_known:n_least] != first
+        return n_known + int(differs.argmax() if differs.any() else len(first))
+
+    def decided_tokens(self, n: int) -> list[int]:
+        """The first n tokens, once so many are decided."""
+        answers = self.answers()
+        tokens = answers[0].tokens if answers else self.live[0].sequence.generated_tokens.tolist()
+        return tokens[:n]
+
+    def decided_entries(self, n: int) -> list[TokenLogprob]:
+        """The same of their log probabilities."""
+        answers = self.answers()
+        return list((answers[0] if answers else self.live[0]).entries[:n])
 
     def give_up_worst(self) -> Sequence:
         """Goes on without the worst beam of the widest lane; returns its sequence, for nobody else has it."""
@@ -253,7 +304,7 @@ class SearchGroup:
                     beam = lane.live.pop(number)
                     lane.beams.drop(number)
                     self.n_given_up += 1
-                    self.tree.prune(beam.node, "no pages")
+                    self._prune(beam.node, "no pages")
 
     def answers(self) -> list[Answer]:
         """The finished answers, the best first."""

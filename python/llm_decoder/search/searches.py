@@ -14,6 +14,7 @@ from llm_decoder.outputs import Completion, FinishReason, TokenLogprob
 from llm_decoder.search.beam_text import BeamText, text_of
 from llm_decoder.search.group import Answer, Offer, SearchGroup
 from llm_decoder.search.params import SearchParams
+from llm_decoder.search.stream import SearchStream
 from llm_decoder.sequence import Request, Sequence
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def begin_search(request: Request, root: Sequence, tokenizer: TextDecoder, sched
     root.speculation = None
     text = BeamText(request, tokenizer)
     request.group = SearchGroup(request, params, root, text, fork=scheduler.fork, release=scheduler.remove)
+    if request.stream:
+        request.search_stream = SearchStream(request, tokenizer)
 
 
 def make_offers(
