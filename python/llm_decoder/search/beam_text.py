@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -31,8 +30,11 @@ class BeamText:
     def grown(self, token: int) -> BeamText:
         """One token later. Raises RequestFailedError when the grammar cannot be followed."""
         request = self._request
-        other = copy.copy(self)
-        other._n_tokens += 1
+        other = BeamText.__new__(BeamText)
+        other._request = request
+        other._n_tokens = self._n_tokens + 1
+        other._matcher, other._detokenizer, other.follower = self._matcher, self._detokenizer, self.follower
+        other.finish_reason, other.stop_reason = None, None
         if other.follower is not None:
             other.follower = other.follower.copy()
             other.follower.advance(token)
