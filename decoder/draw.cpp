@@ -176,18 +176,19 @@ class BucketedRow {
   DrawScratch& scratch_;
 };
 
+// Where top_p and min_p cut all candidates of a row, and the sum up to there.
+BucketedRow::Found cut_all(BucketedRow& row, const Distribution& distribution) {
+  if (distribution.top_p == 1.0 && distribution.min_p == 0.0) return {row.last(), distribution.sum_of_all};
+  const double target =
+      distribution.top_p < 1.0 ? distribution.top_p * distribution.sum_of_all : std::numeric_limits<double>::infinity();
+  return row.find(target, std::greater_equal<double>(), row.last());
+}
+
 std::int32_t draw_among_all(const float* x, std::int32_t n, const Distribution& distribution, double uniform,
                             DrawScratch& scratch) {
   BucketedRow row(x, n, distribution, scratch);
-  Candidate last = row.last();
-  double sum = distribution.sum_of_all;
-  if (distribution.top_p < 1.0 || distribution.min_p > 0.0) {
-    const double target = distribution.top_p < 1.0 ? distribution.top_p * sum : std::numeric_limits<double>::infinity();
-    const BucketedRow::Found cut = row.find(target, std::greater_equal<double>(), last);
-    last = cut.candidate;
-    sum = cut.sum;
-  }
-  return row.find(uniform * sum, std::greater<double>(), last).candidate.id;
+  const BucketedRow::Found cut = cut_all(row, distribution);
+  return row.find(uniform * cut.sum, std::greater<double>(), cut.candidate).candidate.id;
 }
 
 }  // namespace
@@ -210,6 +211,20 @@ std::int32_t draw_token(const float* x, std::int32_t n, const Distribution& dist
     if (const WeightedCandidate* drawn = draw_first(m, false)) return drawn->candidate.id;
   }
   return draw_among_all(x, n, distribution, uniform, scratch);
+}
+
+Candidate last_left(const float* x, std::int32_t n, const Distribution& distribution, DrawScratch& scratch) {
+  if (distribution.top_k == n) {
+    BucketedRow row(x, n, distribution, scratch);
+    return cut_all(row, distribution).candidate;
+  }
+  scratch.top.reset(x, n);
+  std::vector<WeightedCandidate>& weighted = scratch.weighted;
+  weigh(scratch.top.gather(distribution.top_k), distribution, weighted);
+  const double sum = sum_of_weights(weighted.begin(), weighted.end());
+  if (distribution.top_p < 1.0) cut_top_p(distribution.top_p, sum, weighted);
+  cut_min_p(distribution.min_p, weighted);
+  return std::max_element(weighted.begin(), weighted.end(), comes_before_weighted)->candidate;
 }
 
 }  // namespace llm_decoder

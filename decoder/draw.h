@@ -37,4 +37,7 @@ struct DrawScratch {
 std::int32_t draw_token(const float* x, std::int32_t n, const Distribution& distribution, double uniform,
                         DrawScratch& scratch);
 
+// The last candidate that top_k, top_p and min_p leave, in their order. x: [n], its largest value finite.
+Candidate last_left(const float* x, std::int32_t n, const Distribution& distribution, DrawScratch& scratch);
+
 }  // namespace llm_decoder

@@ -355,6 +355,12 @@ void INT8Decoder::sample(const SamplingParams& params, std::int32_t n_top, const
   spent(StepPart::sample);
 }
 
+void INT8Decoder::continuations(const SamplingParams& params, const ContinuationResult& result) {
+  spent(StepPart::outside);
+  sampler_.continuations(logits(), params, kernels_, pool_, result);
+  spent(StepPart::sample);
+}
+
 void INT8Decoder::log_probs(Span<const std::int32_t> targets, std::int32_t n_top, const SampleResult& result) {
   sampler_.log_probs(logits(), targets, n_top, kernels_, pool_, result);
 }

@@ -52,6 +52,7 @@ class INT8Decoder {
 
   // Draws from the logits of the last step, threads over rows.
   void sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result);
+  void continuations(const SamplingParams& params, const ContinuationResult& result);
   void log_probs(Span<const std::int32_t> targets, std::int32_t n_top, const SampleResult& result);
 
   // From here on steps note where their time goes, until stop_profile gives the notes. Off, they cost nothing.

@@ -77,6 +77,20 @@ struct SampleResult {
   float* top_logprobs = nullptr;    // [n_draws, n_top]
 };
 
+// The likeliest continuations of each draw's row, the first by `key` and then the lowest id.
+struct ContinuationResult {
+  std::int32_t n = 0;              // of a draw
+  std::int32_t* tokens = nullptr;  // [n_draws, n]; -1 where no more are left. The first may be kNotFinite, kNoTokenLeft
+  float* scores = nullptr;         // [n_draws, n], what a beam's score grows by; NaN without a token
+  float* keys = nullptr;           // [n_draws, n], `scores` with the noise that chooses among them
+  // Of the raw logits, as in SampleResult. ranks and top_* may be null.
+  float* logprobs = nullptr;      // [n_draws, n]
+  std::int32_t* ranks = nullptr;  // [n_draws, n]
+  std::int32_t n_top = 0;
+  std::int32_t* top_ids = nullptr;  // [n_draws, n_top]
+  float* top_logprobs = nullptr;    // [n_draws, n_top]
+};
+
 class Sampler {
  public:
   explicit Sampler(int n_threads) : scratch_(static_cast<std::size_t>(n_threads)) {}
@@ -84,6 +98,13 @@ class Sampler {
   // Throws std::invalid_argument when a parameter or an id is out of its range.
   void sample(const LogitsView& logits, const SamplingParams& params, std::int32_t n_top, const CpuKernels& kernels,
               ThreadPool& pool, const SampleResult& result);
+
+  // A score is the log probability after the draw's edits, and where its temperature is not 0 after that and its cuts,
+  // each made on log probabilities and none followed by a softmax (the order of Hugging Face's beam search). Noise is
+  // there with a temperature alone: Gumbel's, so that the first n by score and noise are n draws without replacement
+  // (Kool et al. 2019), also among the rows of several beams.
+  void continuations(const LogitsView& logits, const SamplingParams& params, const CpuKernels& kernels,
+                     ThreadPool& pool, const ContinuationResult& result);
 
   // Of targets[i] in row i.
   void log_probs(const LogitsView& logits, Span<const std::int32_t> targets, std::int32_t n_top,
@@ -95,6 +116,7 @@ class Sampler {
     std::vector<float> scaled;         // [vocab_size], over the temperature
     std::vector<Candidate> kept;       // allowed ids and their logits
     std::vector<std::int32_t> n_seen;  // [vocab_size], zero between uses
+    std::vector<float> keys;           // [vocab_size]
     DrawScratch draw;
 
     // Takes the memory of any draw here, on the calling thread: a region of threads must not throw.

@@ -123,6 +123,17 @@ class PyDecoder {
     return arrays.with_tokens();
   }
 
+  py::tuple continuations(const py::array& rows, const py::dict& params, std::int32_t n, std::int32_t n_top) {
+    const Use use(*this, "INT8Decoder.continuations");
+    const SamplingParams read = read_sampling_params(rows, params);
+    const ContinuationArrays arrays(rows.size(), n, n_top);
+    {
+      py::gil_scoped_release release;
+      decoder_.continuations(read, arrays.result());
+    }
+    return arrays.as_tuple();
+  }
+
   py::tuple log_probs(const py::array& targets, std::int32_t n_top) {
     const Use use(*this, "INT8Decoder.log_probs");
     const Span<const std::int32_t> ids = read_array<std::int32_t>(targets, "INT8Decoder.log_probs", "targets");
@@ -253,6 +264,8 @@ void register_decoder(py::module_& m) {
       .def("hidden", &PyDecoder::hidden, "float32 [n_rows, hidden_size] of the last step after the final norm, a copy.")
       .def("sample", &PyDecoder::sample, py::arg("rows"), py::arg("params"), py::arg("n_top"),
            "As _core.sample, on the logits of the last step.")
+      .def("continuations", &PyDecoder::continuations, py::arg("rows"), py::arg("params"), py::arg("n"),
+           py::arg("n_top"), "As _core.continuations, on the logits of the last step.")
       .def("log_probs", &PyDecoder::log_probs, py::arg("targets"), py::arg("n_top"),
            "As _core.log_probs, on the logits of the last step.")
       .def("start_profile", &PyDecoder::start_profile,

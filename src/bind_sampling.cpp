@@ -27,6 +27,19 @@ py::tuple sample(const py::array& logits, const py::array& rows, const py::dict&
   return arrays.with_tokens();
 }
 
+py::tuple continuations(const py::array& logits, const py::array& rows, const py::dict& params, std::int32_t n,
+                        std::int32_t n_top) {
+  const LogitsView view = read_logits(logits, "continuations");
+  const SamplingParams read = read_sampling_params(rows, params);
+  const ContinuationArrays arrays(rows.size(), n, n_top);
+  {
+    py::gil_scoped_release release;
+    ThreadPool pool(1);
+    Sampler(1).continuations(view, read, select_cpu_kernels("auto"), pool, arrays.result());
+  }
+  return arrays.as_tuple();
+}
+
 py::tuple log_probs(const py::array& logits, const py::array& targets, std::int32_t n_top) {
   const LogitsView view = read_logits(logits, "log_probs");
   const Span<const std::int32_t> ids = read_array<std::int32_t>(targets, "log_probs", "targets");
@@ -55,6 +68,17 @@ void register_sampling(py::module_& m) {
       "float32 [R, n_top]);\nlog probabilities are those of the raw logits. Token -1: the row holds NaN or +inf, or "
       "nothing above -inf.\nToken -2: the row is sound, but penalties, bias and bans leave nothing to choose.\n"
       "The draw is Philox4x32-10 on (seed, position). ValueError for a value or id out of range.");
+  m.def("continuations", &continuations, py::arg("logits"), py::arg("rows"), py::arg("params"), py::arg("n"),
+        py::arg("n_top"),
+        "The n likeliest continuations of each entry of rows, as a beam search wants them; arguments as for sample.\n\n"
+        "Returns (tokens int32 [R, n], scores, keys, logprobs float32 [R, n], ranks int32 [R, n], top_ids int32 [R, "
+        "n_top],\ntop_logprobs float32 [R, n_top]), by descending key, then ascending id.\n"
+        "scores: log probabilities after penalties, bias and bans, and with a temperature above 0 divided by it after "
+        "top_k,\ntop_p and min_p; none is followed by a softmax. keys: the same, and Gumbel noise of (seed, position, "
+        "token) where the\ntemperature is above 0. logprobs and the last three: of the raw logits, as in sample; n_top "
+        "= -1 leaves those empty.\n"
+        "Token -1: no more are left; as the first also: the row is not finite. Token -2 as the first: penalties, bias "
+        "and bans\nleave nothing.");
   m.def("log_probs", &log_probs, py::arg("logits"), py::arg("targets"), py::arg("n_top"),
         "Log probability and rank of targets[i] (int32 [n_rows]) in row i of logits (float32 [n_rows, vocab_size]).\n\n"
         "Returns (logprobs float32 [n_rows], ranks int32 [n_rows], top_ids int32 [n_rows, n_top], top_logprobs float32 "

@@ -99,4 +99,29 @@ py::tuple SampleArrays::with_tokens() const {
 
 py::tuple SampleArrays::without_tokens() const { return py::make_tuple(logprobs_, ranks_, top_ids_, top_logprobs_); }
 
+ContinuationArrays::ContinuationArrays(py::ssize_t n_draws, std::int32_t n, std::int32_t n_top) {
+  const bool has_ranks = n_top >= 0;
+  result_.n = n;
+  result_.n_top = std::max(n_top, 0);
+  const py::ssize_t width = std::max(n, 0), n_ranks = has_ranks ? width : 0;
+  tokens_ = py::array_t<std::int32_t>({n_draws, width});
+  scores_ = py::array_t<float>({n_draws, width});
+  keys_ = py::array_t<float>({n_draws, width});
+  logprobs_ = py::array_t<float>({n_draws, width});
+  ranks_ = py::array_t<std::int32_t>({n_draws, n_ranks});
+  top_ids_ = py::array_t<std::int32_t>({n_draws, static_cast<py::ssize_t>(result_.n_top)});
+  top_logprobs_ = py::array_t<float>({n_draws, static_cast<py::ssize_t>(result_.n_top)});
+  result_.tokens = tokens_.mutable_data();
+  result_.scores = scores_.mutable_data();
+  result_.keys = keys_.mutable_data();
+  result_.logprobs = logprobs_.mutable_data();
+  result_.ranks = has_ranks ? ranks_.mutable_data() : nullptr;
+  result_.top_ids = top_ids_.mutable_data();
+  result_.top_logprobs = top_logprobs_.mutable_data();
+}
+
+py::tuple ContinuationArrays::as_tuple() const {
+  return py::make_tuple(tokens_, scores_, keys_, logprobs_, ranks_, top_ids_, top_logprobs_);
+}
+
 }  // namespace llm_decoder

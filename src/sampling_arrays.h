@@ -26,4 +26,18 @@ class SampleArrays {
   SampleResult result_;
 };
 
+// The same for continuations. n_top: -1 = neither ranks nor top_ids and top_logprobs.
+class ContinuationArrays {
+ public:
+  ContinuationArrays(pybind11::ssize_t n_draws, std::int32_t n, std::int32_t n_top);
+
+  const ContinuationResult& result() const { return result_; }
+  pybind11::tuple as_tuple() const;  // (tokens, scores, keys, logprobs, ranks, top_ids, top_logprobs)
+
+ private:
+  pybind11::array_t<std::int32_t> tokens_, ranks_, top_ids_;
+  pybind11::array_t<float> scores_, keys_, logprobs_, top_logprobs_;
+  ContinuationResult result_;
+};
+
 }  // namespace llm_decoder

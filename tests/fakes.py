@@ -20,6 +20,7 @@ from llm_decoder.engine_core import EngineCore
 from llm_decoder.grammars import GrammarCompiler
 from llm_decoder.outputs import StreamEvent
 from llm_decoder.sampling import SamplingParams, resolve_params
+from llm_decoder.search.params import SearchParams
 from llm_decoder.sequence import Limits, Vocabulary, build_request
 from llm_decoder.speculation import Speculation, SpeculationOptions
 from llm_decoder.structured import as_structured_outputs
@@ -121,6 +122,9 @@ class FakeBackend:
 
     def sample(self, rows: Ints, params: dict[str, Any], n_top: int) -> Any:
         return _core.sample(self._logits, rows, params, n_top)
+
+    def continuations(self, rows: Ints, params: dict[str, Any], n: int, n_top: int) -> Any:
+        return _core.continuations(self._logits, rows, params, n, n_top)
 
     def log_probs(self, targets: Ints, n_top: int) -> Any:
         return _core.log_probs(self._logits, targets, n_top)
@@ -233,7 +237,7 @@ class Desk:
         request_id = f"request-{len(self.sent)}"
         items: list[Any] = []
         backend = self.backend
-        resolved = resolve_params(SamplingParams(**params))
+        resolved = resolve_params(SearchParams(**params) if "width" in params else SamplingParams(**params))
         asked = resolved.structured_outputs
         request = build_request(
             list(prompt.encode() if isinstance(prompt, str) else prompt),

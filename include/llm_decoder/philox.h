@@ -21,11 +21,16 @@ constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> c
   return counter;
 }
 
-// Uniform in [0, 1), 53 bits, of the token at `position` of a sequence with this seed.
-constexpr double philox_uniform(std::uint64_t seed, std::int64_t position) {
+// 128 random bits, number `index`, of the token at `position` of a sequence with this seed.
+constexpr std::array<std::uint32_t, 4> philox_words(std::uint64_t seed, std::int64_t position, std::uint32_t index) {
   const std::uint64_t counter = static_cast<std::uint64_t>(position);
-  const auto words = philox4x32({static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), 0, 0},
-                                {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
+  return philox4x32({static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), index, 0},
+                    {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
+}
+
+// Uniform in [0, 1), 53 bits.
+constexpr double philox_uniform(std::uint64_t seed, std::int64_t position) {
+  const auto words = philox_words(seed, position, 0);
   const std::uint64_t bits = std::uint64_t{words[0]} << 21 ^ words[1] >> 11;
   return static_cast<double>(bits) * 0x1p-53;
 }

@@ -34,8 +34,17 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from llm_decoder.llm import LLM
-    from llm_decoder.outputs import Completion, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
+    from llm_decoder.outputs import (
+        Completion,
+        RequestMetrics,
+        RequestOutput,
+        SearchStep,
+        StreamEvent,
+        TokenLogprob,
+    )
     from llm_decoder.sampling import SamplingParams
+    from llm_decoder.search.params import SearchParams
+    from llm_decoder.search.tree import SearchTree, TreeNode
     from llm_decoder.structured import StructuredOutputs
 
 __version__ = "0.1.0"
@@ -64,11 +73,15 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "SearchParams",
+    "SearchStep",
+    "SearchTree",
     "ServerError",
     "StreamEvent",
     "StructuredOutputs",
     "TokenLogprob",
     "ToolCall",
+    "TreeNode",
     "UnsupportedModelError",
     "__version__",
     "devices",
@@ -86,10 +99,14 @@ _HOMES = {
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling",
+    "SearchParams": "search.params",
+    "SearchStep": "outputs",
+    "SearchTree": "search.tree",
     "StreamEvent": "outputs",
     "StructuredOutputs": "structured",
     "TokenLogprob": "outputs",
     "ToolCall": "answers",
+    "TreeNode": "search.tree",
     "devices": "backends",
 }
 

@@ -103,6 +103,7 @@ __all__ = [
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 SampleParams = dict[str, npt.NDArray[Any]]
+Continuations = tuple[Ints, Floats, Floats, Floats, Ints, Ints, Floats]
 
 DEFAULT_PAGE_SIZE = 32
 # The default pool holds so many sequences of full length, or so many tokens for models with a short context, if that is
@@ -151,6 +152,11 @@ class Backend(Protocol):
     def sample(self, rows: Ints, params: SampleParams, n_top: int) -> tuple[Ints, Floats, Ints, Ints, Floats]:
         """(tokens [R], logprobs [R], ranks [R], top_ids [R, n_top], top_logprobs [R, n_top]). In the place of a
         token: -1 = the logits are not finite, -2 = the parameters leave none."""
+
+    def continuations(self, rows: Ints, params: SampleParams, n: int, n_top: int) -> Continuations:
+        """The n likeliest of each row, the first by key: (tokens, scores, keys, logprobs, ranks [R, n], top_ids,
+        top_logprobs [R, n_top]); the last three empty for n_top = -1. Tokens below 0 as of `sample`, -1 behind the
+        first also where there are no more. Scores are what a beam's grows by, see decoder/sampler.h."""
 
     def log_probs(self, targets: Ints, n_top: int) -> tuple[Floats, Ints, Ints, Floats]:
         """(logprobs [n_rows], ranks [n_rows], top_ids [n_rows, n_top], top_logprobs [n_rows, n_top])"""
@@ -435,6 +441,9 @@ class CpuBackend:
 
     def sample(self, rows: Ints, params: SampleParams, n_top: int) -> tuple[Ints, Floats, Ints, Ints, Floats]:
         return self._decoder.sample(rows, params, n_top)
+
+    def continuations(self, rows: Ints, params: SampleParams, n: int, n_top: int) -> Continuations:
+        return self._decoder.continuations(rows, params, n, n_top)
 
     def log_probs(self, targets: Ints, n_top: int) -> tuple[Floats, Ints, Ints, Floats]:
         return self._decoder.log_probs(targets, n_top)

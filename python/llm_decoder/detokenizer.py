@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -46,6 +47,12 @@ class Detokenizer:
             if not self._context_text.startswith(REPLACEMENT):  # else the cut went through a character
                 break
         self._boundaries = [len(self._window)]  # lengths of the window at which text has left
+
+    def copy(self) -> Detokenizer:
+        """Another that goes on from here."""
+        other = copy.copy(self)
+        other._window, other._boundaries = list(self._window), list(self._boundaries)
+        return other
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that `ids` add; may be empty while a character is incomplete."""
@@ -117,6 +124,12 @@ class StopMatcher:
         self._states = [0] * len(self._stops)
         self._first_characters = {stop[0] for stop in self._stops}
         self._held = ""
+
+    def copy(self) -> StopMatcher:
+        """Another that goes on from here."""
+        other = copy.copy(self)
+        other._states = list(self._states)
+        return other
 
     def push(self, text: str) -> tuple[str, str | None]:
         """(text that may leave, the stop string found or None). After a match nothing more may be pushed."""

@@ -244,6 +244,7 @@ class Engine:
             vocab_size=backend.vocab_size,
             max_model_len=backend.max_model_len,
             max_kv_tokens=backend.cache.max_tokens(backend.max_tokens_per_step),
+            max_num_seqs=ready.result().scheduler.limits.max_num_seqs,
         )
 
     def submit(

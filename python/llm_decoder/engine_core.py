@@ -18,6 +18,8 @@ from llm_decoder.histograms import EngineHistograms
 from llm_decoder.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.pace import Pace
 from llm_decoder.scheduler import Scheduler, SchedulerLimits
+from llm_decoder.search.params import SearchParams
+from llm_decoder.search.searches import begin_search, completions_of, make_offers
 from llm_decoder.sequence import Request, Sequence
 from llm_decoder.speculation import Speculation, StepCost
 
@@ -60,6 +62,7 @@ class EngineCore:
         self._start_speculation = start_speculation
         self._batch = StepBatch(backend.max_tokens_per_step)
         self._sampling = SamplingBatch()
+        self._beam_sampling = SamplingBatch()
         self._n_finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
         self._n_prompt_tokens = self._n_generated_tokens = self._n_computed_tokens = self._n_steps = 0
         self._n_drafts = self._n_drafted_tokens = self._n_accepted_tokens = self._n_corrupted = 0
@@ -76,6 +79,8 @@ class EngineCore:
     def _enqueue(self, request: Request) -> None:
         root = self._sequence(request, 0)
         request.sequences.append(root)
+        if isinstance(request.params, SearchParams):
+            begin_search(request, root, request.text_decoder or self._tokenizer, self.scheduler)
         self._n_prompt_tokens += len(request.prompt_token_ids)
         self.scheduler.add(root)
 
@@ -112,15 +117,16 @@ class EngineCore:
             return True
         batch = self._batch
         if not batch.sequences:
-            return False
+            return self._go_on_without_a_step()
         try:
             n_rows = self.backend.step(batch.tokens, batch.seq_ids, batch.counts, batch.want)
         except MemoryError as error:
             self._give_way(error)
             return True
-        draws, rows, collectors = self._rows()
+        draws, rows, collectors, searching = self._rows()
         not_finite = self._collect(collectors, n_rows) if collectors else set()
         drawn = self._draw(draws, rows) if draws else []
+        not_finite |= self._make_offers(searching)
         self._drawn_s = time.perf_counter()
         not_finite.update(sequence.request for sequence, tokens, _, _ in drawn if tokens[0] == NOT_FINITE)
         n_decodes, n_drafted = self._verify(drawn)
@@ -136,6 +142,9 @@ class EngineCore:
         for sequence, tokens, row, scores in drawn:
             if not sequence.request.finished:
                 self._attempt(sequence.request, self._advance_all, sequence, tokens, row, scores)
+        for request in dict.fromkeys(sequence.request for sequence, _ in searching):
+            if not request.finished:
+                self._attempt(request, self._take_turn, request)
         self._finish_prompts_that_want_no_answer()
         self._n_steps += 1
         self._histograms.step_tokens.add(len(batch.tokens))
@@ -158,15 +167,16 @@ class EngineCore:
         widest = max(youngest_first, key=lambda sequence: sequence.n_scheduled if sequence.wants_rows else 1)
         self._fail(widest.request, _failure(widest.request, error))
 
-    def _rows(self) -> tuple[list[Sequence], list[int], list[tuple[Sequence, int]]]:
-        """Who draws a token, each one's first row of the step's logits (more follow, one a draft), and (who wants every
-        row, its first row).
+    def _rows(self) -> tuple[list[Sequence], list[int], list[tuple[Sequence, int]], list[tuple[Sequence, int]]]:
+        """Who draws a token, each one's first row of the step's logits (more follow, one a draft), (who wants every
+        row, its first row), and (who is a beam, its row).
 
         A prompt that is complete gets the sequences of its other answers here: they draw from the same row.
         """
         draws: list[Sequence] = []
         rows: list[int] = []
         collectors: list[tuple[Sequence, int]] = []
+        searching: list[tuple[Sequence, int]] = []
         n_rows = 0
         for sequence in self._batch.sequences:
             count = sequence.n_scheduled
@@ -183,6 +193,9 @@ class EngineCore:
                 n_rows += 1
             if not is_complete or sequence.request.max_new == 0:
                 continue
+            if sequence.request.group is not None:
+                searching.append((sequence, n_rows - 1))
+                continue
             draws.append(sequence)
             rows.append(n_rows - 1)
             n_before = len(sequence.request.sequences)
@@ -190,7 +203,7 @@ class EngineCore:
             others = sequence.request.sequences[n_before:]
             draws.extend(others)
             rows.extend([n_rows - 1] * len(others))
-        return draws, rows, collectors
+        return draws, rows, collectors, searching
 
     def _add_others(self, request: Request) -> None:
         """Sequences for the answers that have none yet."""
@@ -291,6 +304,71 @@ class EngineCore:
             drawn.append((sequence, tokens[begin:end], begin, scores))
             begin = end
         return drawn
+
+    # -- beams
+
+    def _go_on_without_a_step(self) -> bool:
+        """The turns of searches whose beams all have offers, now that those are given up that found no pages."""
+        ready = [r for r in self.requests.values() if r.group is not None and r.sequences and r.group.is_ready]
+        for request in ready:
+            self._attempt(request, self._take_turn, request)
+        return bool(ready)
+
+    def _make_offers(self, searching: list[tuple[Sequence, int]]) -> set[Request]:
+        """Each beam learns its likeliest continuations; as with draws, who it is that raises fails alone. Returns the
+        requests whose rows are not finite."""
+        if not searching:
+            return set()
+        try:
+            self._offer(searching, self._beam_sampling)
+        except Exception:  # noqa: BLE001 - it is raised again, and told, below
+            self._beam_sampling = SamplingBatch()
+            for beam in searching:
+                if not beam[0].request.finished:
+                    self._attempt(beam[0].request, self._offer, [beam], SamplingBatch())
+        return {s.request for s, _ in searching if s.request.group is not None and s.request.group.is_broken}
+
+    def _offer(self, searching: list[tuple[Sequence, int]], sampling: SamplingBatch) -> None:
+        sequences, rows = zip(*searching, strict=True)
+        for sequence, offer in zip(sequences, make_offers(self.backend, sequences, rows, sampling), strict=True):
+            assert sequence.request.group is not None
+            sequence.request.group.offer(sequence, offer)
+
+    def _take_turn(self, request: Request) -> None:
+        group = request.group
+        assert group is not None
+        if not group.is_ready:
+            return
+        if group.has_no_token and not group.answers():
+            self._fail(request, _nothing_to_draw(request.sequences[0]))
+            return
+        if not request.first_token_s:
+            self._note_first_token(request)
+        group.take_turn()
+        request.sequences = group.sequences
+        n_new = len(group.live)
+        request.metrics.n_generated_tokens += n_new
+        self._n_generated_tokens += n_new
+        if request.search_stream is not None:
+            _send(request, request.search_stream.after_turn(group))
+        if group.is_over:
+            self._finish_search(request, group.answers()[0].reason)
+
+    def _finish_search(self, request: Request, reason: FinishReason) -> None:
+        for sequence in request.sequences:
+            self.scheduler.remove(sequence)
+        assert request.group is not None
+        request.metrics.n_dropped_beams = request.group.n_given_up
+        request.completions = completions_of(request, request.text_decoder or self._tokenizer, reason)
+        self._finish_request(request, reason)
+        output = request.output()
+        if request.search_stream is None:
+            _send(request, output)
+            return
+        events = request.search_stream.last(request.completions)
+        events[-1].output = output
+        for event in events:
+            _send(request, event)
 
     def _verify(self, drawn: list[Drawn]) -> tuple[int, int]:
         """Cuts off what was drawn behind a draft that is wrong: nobody would have drawn it, one token a step. Returns
@@ -425,6 +503,9 @@ class EngineCore:
         return stop is not None
 
     def _finish_all(self, request: Request, reason: FinishReason) -> None:
+        if request.group is not None:
+            self._finish_search(request, reason)
+            return
         for sequence in request.sequences:
             if sequence.finish_reason is None:
                 self._finish(sequence, reason)
@@ -471,7 +552,7 @@ class EngineCore:
         metrics.n_prompt_tokens = len(request.prompt_token_ids)
         now_s = time.perf_counter()
         metrics.total_s = now_s - request.submitted_s
-        n_later = metrics.n_generated_tokens - len(request.sequences)
+        n_later = metrics.n_generated_tokens - request.n_side_by_side
         if n_later > 0 and now_s > request.first_token_s:
             metrics.tokens_per_s = n_later / (now_s - request.first_token_s)
         self._histograms.add_request(request, now_s)

@@ -81,6 +81,10 @@ class Follower:
         """Whether nothing more may follow."""
         return self._matcher.is_stopped()
 
+    def copy(self) -> Follower:
+        """Another that goes on from here."""
+        return Follower(_guarded(self._matcher.deep_copy), self.n_words)
+
     def fill(self, mask: Masks) -> None:
         """Writes which tokens may come next into `mask`. Raises RequestFailedError when that is too much work."""
         _guarded(self._matcher.unsafe_compute_mask_ptr, mask.ctypes.data, mask.nbytes)

@@ -73,7 +73,7 @@ class EngineHistograms:
             self.time_to_first_token.add(metrics.time_to_first_token_s)
             self.prefill.add(request.first_token_s - request.admitted_s)
             self.decode.add(decode_s)
-            n_later = metrics.n_generated_tokens / len(request.sequences) - 1
+            n_later = metrics.n_generated_tokens / request.n_side_by_side - 1
             if n_later > 0:
                 self.per_token.add(decode_s / n_later)
 

@@ -23,7 +23,9 @@ from llm_decoder.grammars import Grammar, GrammarCompiler
 from llm_decoder.no_tokenizer import NoTokenizer
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
-from llm_decoder.sampling import BUILT_IN_DEFAULTS, SamplingParams, checked_params, resolve_params
+from llm_decoder.sampling import BUILT_IN_DEFAULTS, SamplingParams, checked_params, refuse_field, resolve_params
+from llm_decoder.search.best_of import ranked, samples_of
+from llm_decoder.search.params import SearchParams, checked_search
 from llm_decoder.sequence import Rows, Sink
 from llm_decoder.speculation import SpeculationOptions
 from llm_decoder.structured import as_structured_outputs
@@ -252,7 +254,14 @@ class LLM:
         cancelled.
         """
         all_prompts = as_prompts(prompts)
-        all_params = params_for(all_prompts, params)
+        return self._results(all_prompts, params_for(all_prompts, params), progress)
+
+    def _results(
+        self,
+        all_prompts: Sequence[Prompt],
+        all_params: Sequence[SamplingParams],
+        progress: Callable[[int, int], None] | None,
+    ) -> list[RequestOutput]:
         handles: list[RequestHandle] = []
         outputs: list[RequestOutput] = []
         try:
@@ -278,6 +287,37 @@ class LLM:
         """
         handle = self.submit(prompt, params, stream=True, priority=priority, **template_options)
         return TextStream(handle, self.parts_of(prompt, template_options))
+
+    def search(
+        self,
+        prompts: str | Sequence[Any],
+        params: SearchParams | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[RequestOutput]:
+        """The best answers to one prompt or to several, in their order; always a list.
+
+        Each output has the n best of the `width` answers that were followed, the best first, with their beam_score;
+        with method "beam" also the `tree` of what was looked at. prompts, progress and errors: as for `generate`.
+        """
+        params = checked_search(params)
+        all_prompts = as_prompts(prompts)
+        if params.method == "beam":
+            return self._results(all_prompts, [params] * len(all_prompts), progress)
+        outputs = self._results(all_prompts, [samples_of(params)] * len(all_prompts), progress)
+        return [ranked(output, params) for output in outputs]
+
+    def stream_search(self, prompt: Prompt, params: SearchParams | None = None, **template_options: Any) -> TextStream:
+        """A search as it goes: an event a token, whose `text` is what all answers have in common that may still be the
+        best, so that it is never taken back, and whose `search` tells what became of the beams. The last events have
+        the rest of the best answer, the other answers whole, and `output`.
+
+        Raises InvalidRequestError for a method that is not "beam".
+        """
+        params = checked_search(params)
+        if params.method != "beam":
+            raise refuse_field("method", '"beam" where a search is streamed', params.method)
+        return self.stream(prompt, params, **template_options)
 
     def chat(
         self,

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from llm_decoder.answers import AnswerMessage, Part
+    from llm_decoder.search.tree import SearchTree, TreeNode
 
-__all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "StreamEvent", "TokenLogprob"]
+__all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "SearchStep", "StreamEvent", "TokenLogprob"]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -35,6 +36,8 @@ class Completion:
     finish_reason: "stop" (an end token, or a stop string), "length" (max_tokens, or the end of the context), "abort"
     (cancelled). stop_reason: the stop string or stop token id that ended it, None for the model's own end tokens.
     message: in a chat, the answer taken apart into content, reasoning and calls of tools.
+    Of a search: beam_score is what answers were compared by, the sum of log probabilities over a power of the length;
+    tree_leaf the node of the output's `tree` where this one ends.
     """
 
     index: int
@@ -45,6 +48,8 @@ class Completion:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     message: AnswerMessage | None = None
+    beam_score: float | None = None
+    tree_leaf: int | None = None
 
 
 @dataclass(slots=True)
@@ -52,6 +57,7 @@ class RequestMetrics:
     """Counts in tokens, times in seconds. n_generated_tokens is over all answers of the request.
 
     n_drafted_tokens were guessed ahead and computed; n_accepted_tokens of them were what the model drew.
+    n_dropped_beams were given up by a search for want of pages.
     time_to_first_token_s and total_s count from submission; queue_s is the part spent waiting for a place.
     tokens_per_s: generated tokens a second after the first one; 0 when there was no second.
     """
@@ -62,6 +68,7 @@ class RequestMetrics:
     n_drafted_tokens: int = 0
     n_accepted_tokens: int = 0
     n_preemptions: int = 0
+    n_dropped_beams: int = 0
     queue_s: float = 0.0
     time_to_first_token_s: float = 0.0
     total_s: float = 0.0
@@ -74,7 +81,8 @@ class RequestOutput:
 
     prompt_logprobs: an entry a prompt token, the first None. dropped_messages: how many of the oldest messages of a
     chat were left out because the chat had outgrown the context. rows: of a request made for them instead of answers,
-    float32 [n_tokens, vocab_size or hidden_size]; None when it was cancelled before all were there.
+    float32 [n_tokens, vocab_size or hidden_size]; None when it was cancelled before all were there. tree: of a search,
+    what it has looked at.
     """
 
     prompt: str | None
@@ -85,6 +93,19 @@ class RequestOutput:
     dropped_messages: int = 0
     request_id: str = ""
     rows: npt.NDArray[np.float32] | None = None
+    tree: SearchTree | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchStep:
+    """What one turn of a search did. nodes: of its tree, new ones. pruned: ids of nodes, new ones or not, that were let
+    go. live: ids of the beams that go on, the best first within each group. n_finished: answers so far."""
+
+    step: int
+    nodes: tuple[TreeNode, ...]
+    pruned: tuple[int, ...]
+    live: tuple[int, ...]
+    n_finished: int
 
 
 @dataclass(slots=True)
@@ -92,7 +113,8 @@ class StreamEvent:
     """What one answer gained since its last event. text is complete UTF-8; the texts of an index, joined, are the
     text of its Completion. parts: in a chat, what the answer gained as content, reasoning or calls of tools; marks
     between these are in no part. The last event of an answer has finish_reason and stop_reason; the last of the request
-    has `output` as well. prompt_token_ids: the request's own list, not to be changed."""
+    has `output` as well. search: of a search, what its last turn did; text is then what every answer begins with that
+    may still be the best. prompt_token_ids: the request's own list, not to be changed."""
 
     index: int
     text: str
@@ -104,3 +126,4 @@ class StreamEvent:
     stop_reason: str | int | None = None
     prompt_token_ids: Sequence[int] = ()
     parts: Sequence[Part] | None = None
+    search: SearchStep | None = None

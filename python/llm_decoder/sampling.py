@@ -14,8 +14,11 @@ __all__ = [
     "MAX_LOGPROBS",
     "MAX_N",
     "SamplingParams",
+    "checked_integer",
     "checked_params",
+    "checked_real",
     "derive_seed",
+    "refuse_field",
     "resolve_params",
     "sampling_field_names",
 ]
@@ -53,52 +56,55 @@ BUILT_IN_DEFAULTS: dict[str, Any] = {
 }
 
 
-def _refuse(name: str, need: str, got: object) -> InvalidRequestError:
+def refuse_field(name: str, need: str, got: object) -> InvalidRequestError:
     shown = repr(got)
     if len(shown) > 80:
         shown = shown[:77] + "..."
     return InvalidRequestError(f"[SamplingParams] {name} must be {need}, got {shown}", param=name)
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> int:
+def checked_integer(name: str, value: Any, low: int, high: int) -> int:
     need = f"an integer from {low} to {high}"
     if isinstance(value, bool):
-        raise _refuse(name, need, value)
+        raise refuse_field(name, need, value)
     try:
         number = operator.index(value)
     except TypeError:
-        raise _refuse(name, need, value) from None
+        raise refuse_field(name, need, value) from None
     if not low <= number <= high:
-        raise _refuse(name, need, value)
+        raise refuse_field(name, need, value)
+    return number
+
+
+def checked_real(name: str, value: Any, low: float, high: float) -> float:
+    need = f"a number from {low:g} to {high:g}"
+    if isinstance(value, (bool, str, bytes)):
+        raise refuse_field(name, need, value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise refuse_field(name, need, value) from None
+    if not low <= number <= high:  # NaN is not either
+        raise refuse_field(name, need, value)
     return number
 
 
 def _real(name: str, value: Any) -> float:
-    low, high = REAL_LIMITS[name]
-    need = f"a number from {low:g} to {high:g}"
-    if isinstance(value, (bool, str, bytes)):
-        raise _refuse(name, need, value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise _refuse(name, need, value) from None
-    if not low <= number <= high:  # NaN is not either
-        raise _refuse(name, need, value)
-    return number
+    return checked_real(name, value, *REAL_LIMITS[name])
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _refuse(name, "true or false", value)
+        raise refuse_field(name, "true or false", value)
     return value
 
 
 def _items(name: str, value: Any, need: str, limit: int) -> list[Any]:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise _refuse(name, need, value)
+        raise refuse_field(name, need, value)
     items = list(value)
     if len(items) > limit:
-        raise _refuse(name, f"at most {limit} entries", f"{len(items)} entries")
+        raise refuse_field(name, f"at most {limit} entries", f"{len(items)} entries")
     return items
 
 
@@ -107,27 +113,27 @@ def _strings(name: str, value: Any, limit: int) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else _items(name, value, need, limit)
     for item in items:
         if not isinstance(item, str) or not item:
-            raise _refuse(name, need, value)
+            raise refuse_field(name, need, value)
         if len(item) > MAX_STOP_CHARS:
-            raise _refuse(name, f"made of strings of at most {MAX_STOP_CHARS} characters", f"one of {len(item)}")
+            raise refuse_field(name, f"made of strings of at most {MAX_STOP_CHARS} characters", f"one of {len(item)}")
     return tuple(dict.fromkeys(items))
 
 
 def _token_ids(name: str, value: Any) -> tuple[int, ...]:
     items = _items(name, value, "a list of token ids", MAX_TOKEN_IDS)
-    return tuple(dict.fromkeys(_integer(name, item, 0, MAX_INT) for item in items))
+    return tuple(dict.fromkeys(checked_integer(name, item, 0, MAX_INT) for item in items))
 
 
 def _bias(name: str, value: Any) -> dict[int, float]:
     if not isinstance(value, Mapping):
-        raise _refuse(name, "a mapping of token id to bias", value)
+        raise refuse_field(name, "a mapping of token id to bias", value)
     if len(value) > MAX_LOGIT_BIAS:
-        raise _refuse(name, f"at most {MAX_LOGIT_BIAS} entries", f"{len(value)} entries")
+        raise refuse_field(name, f"at most {MAX_LOGIT_BIAS} entries", f"{len(value)} entries")
     result: dict[int, float] = {}
     for key, bias in value.items():
         # JSON has no integer keys: {"50256": -100} is how every client writes this.
         token = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10 else key
-        result[_integer(name, token, 0, MAX_INT)] = _real(name, bias)
+        result[checked_integer(name, token, 0, MAX_INT)] = _real(name, bias)
     return result
 
 
@@ -194,13 +200,13 @@ class SamplingParams:
             value = getattr(self, name)
             if value is None:
                 if name in _NEVER_NONE:
-                    raise _refuse(name, "given", None)
+                    raise refuse_field(name, "given", None)
                 continue
             object.__setattr__(self, name, check(name, value))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise _refuse("min_tokens", f"at most max_tokens = {self.max_tokens}", self.min_tokens)
+            raise refuse_field("min_tokens", f"at most max_tokens = {self.max_tokens}", self.min_tokens)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise _refuse("allowed_token_ids", "None or a list with at least one token id", [])
+            raise refuse_field("allowed_token_ids", "None or a list with at least one token id", [])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
@@ -216,19 +222,19 @@ class SamplingParams:
 
 def _salt(name: str, value: Any) -> str:
     if not isinstance(value, str) or len(value) > 256:
-        raise _refuse(name, "a string of at most 256 characters", value)
+        raise refuse_field(name, "a string of at most 256 characters", value)
     return value
 
 
 def _count(low: int, high: int) -> Callable[[str, Any], int]:
-    return lambda name, value: _integer(name, value, low, high)
+    return lambda name, value: checked_integer(name, value, low, high)
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_tokens": _count(0, MAX_INT),
     "min_tokens": _count(0, MAX_INT),
     "temperature": _real,
-    "top_k": lambda name, value: max(0, _integer(name, value, -1, MAX_INT)),
+    "top_k": lambda name, value: max(0, checked_integer(name, value, -1, MAX_INT)),
     "top_p": _real,
     "min_p": _real,
     "repetition_penalty": _real,
@@ -238,7 +244,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "allowed_token_ids": _token_ids,
     "bad_token_ids": _token_ids,
     "bad_words": lambda name, value: _strings(name, value, MAX_BAD_WORDS),
-    "seed": lambda name, value: _integer(name, value, -(1 << 63), (1 << 64) - 1) % (1 << 64),
+    "seed": lambda name, value: checked_integer(name, value, -(1 << 63), (1 << 64) - 1) % (1 << 64),
     "stop": lambda name, value: _strings(name, value, MAX_STOP_STRINGS),
     "stop_token_ids": _token_ids,
     "include_stop_str_in_output": _flag,

@@ -72,12 +72,38 @@ class Scheduler:
             if len(self.running) == 1:
                 batch.fill([])
                 return self.running[0]
-            victim = self.running[-1]
-            self.preempt(victim)
-            if victim in chosen:
-                chosen.remove(victim)
+            gone = self._make_room()
+            chosen = [sequence for sequence in chosen if sequence not in gone]
         batch.fill([])
+        self._give_up_beams_that_wait()
         return None
+
+    def _give_up_beams_that_wait(self) -> None:
+        """Where nobody can be computed, the beams that hold pages wait for some of their search that find none."""
+        for sequence in list(self.waiting) if self.running else ():
+            group = sequence.request.group
+            if group is not None and any(other.request is sequence.request for other in self.running):
+                group.give_up(sequence)
+                self.waiting.remove(sequence)
+
+    def _make_room(self) -> list[Sequence]:
+        """Takes the pages of whom the first in turn can best do without; returns the sequences that have none now.
+
+        The beams of a search give way together, for they can only go on together. A search that holds all pages
+        itself gives one beam up.
+        """
+        last = self.running[-1].request
+        if last.group is None:
+            victims = [self.running[-1]]
+        else:
+            victims = [sequence for sequence in self.running if sequence.request is last]
+        if last.group is not None and len(victims) == len(self.running):
+            victims = [last.group.give_up_worst()]
+            self.remove(victims[0])
+        else:
+            for victim in reversed(victims):
+                self.preempt(victim)
+        return victims
 
     def _choose(self) -> list[Sequence]:
         budget = self.limits.max_tokens_per_step
@@ -95,12 +121,23 @@ class Scheduler:
         room = before = self._room_for_prompts(chosen, budget)
         for sequence in prefills:
             rows, room = self._take_chunk(sequence, rows, room, chosen)
-        while self.waiting and room > 0 and len(self.running) < self.limits.max_num_seqs and not self._is_full:
+        while self.waiting and room > 0 and self._has_place(self.waiting[0]) and not self._is_full:
             newcomer = self._admit_next()
             if newcomer is not None:
                 rows, room = self._take_chunk(newcomer, rows, room, chosen)
         self._take_drafts(chosen, min(rows - n_decodes, budget - (before - room)))
         return chosen
+
+    def _has_place(self, sequence: Sequence) -> bool:
+        """Whether one sequence more may hold pages. A search takes the places of all beams that it may have; its beams
+        come back one after the other, so that each finds the pages of those before it."""
+        request = sequence.request
+        searches = {other.request for other in self.running if other.request.group is not None}
+        if request in searches:
+            return all(other.n_pending <= 1 for other in self.running if other.request is request)
+        n_taken = sum(other.request.group is None for other in self.running)
+        n_taken += sum(search.group.width for search in searches if search.group is not None)
+        return n_taken + (1 if request.group is None else request.group.width) <= self.limits.max_num_seqs
 
     def _room_for_prompts(self, decodes: list[Sequence], budget: int) -> int:
         """Tokens of prompts in this step: fewer where an answer is read as it comes."""
@@ -191,6 +228,16 @@ class Scheduler:
         for sequence in reversed(others[n_places:]):
             sequence.wants_rows = False
             self._add_again(sequence)
+
+    def fork(self, parent: Sequence) -> Sequence:
+        """Another that goes on from where `parent` is, on its pages; in line, when these were taken away."""
+        sequence = parent.fork()
+        if parent.seq_id < 0:
+            self._add_again(sequence)
+        else:
+            sequence.seq_id = self.cache.fork(parent.seq_id)
+            self.running.insert(self.running.index(parent) + 1, sequence)
+        return sequence
 
     def remove(self, sequence: Sequence) -> None:
         """It is over: its pages are let go, or it leaves the queue."""

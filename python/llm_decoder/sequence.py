@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,12 @@ from llm_decoder.fit import available_memory_bytes
 from llm_decoder.grammars import Grammar, Masks
 from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.sampling import SamplingParams, derive_seed
+from llm_decoder.search.params import SearchParams
 from llm_decoder.speculation import Speculation
+
+if TYPE_CHECKING:
+    from llm_decoder.search.group import SearchGroup
+    from llm_decoder.search.stream import SearchStream
 
 __all__ = ["MAX_PRIORITY", "Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
 
@@ -43,11 +49,13 @@ class Vocabulary(TextDecoder, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine can hold. max_kv_tokens: of one sequence that has the KV pool to itself."""
+    """What the engine can hold. max_kv_tokens: of one sequence that has the KV pool to itself. max_num_seqs: sequences
+    that hold pages at once."""
 
     vocab_size: int
     max_model_len: int
     max_kv_tokens: int
+    max_num_seqs: int = 64
 
 
 @dataclass(eq=False, slots=True)
@@ -76,6 +84,8 @@ class Request:
     allowed_ids: Ints = field(default_factory=lambda: _EMPTY)
     bad_runs: tuple[tuple[int, ...], ...] = ()  # banned runs of two tokens or more
     grammar: Grammar | None = None  # that every answer follows
+    group: SearchGroup | None = None  # of beams, which are its sequences; None: it has answers that nobody compares
+    search_stream: SearchStream | None = None
     # What has happened so far.
     sequences: list[Sequence] = field(default_factory=list)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
@@ -84,6 +94,7 @@ class Request:
     first_token_s: float = 0.0
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    completions: list[Completion] | None = None  # of a search that is over
     collected: npt.NDArray[np.float32] | None = None  # [n_tokens, vocab_size or hidden_size], filled chunk by chunk
 
     @property
@@ -96,12 +107,19 @@ class Request:
         return (self.params.cache_salt or "").encode("utf-8", "surrogatepass")
 
     @property
+    def n_side_by_side(self) -> int:
+        """Sequences that its generated tokens are spread over."""
+        return len(self.sequences) if self.group is None else self.group.params.width
+
+    @property
     def collects(self) -> bool:
         """Whether every prompt token's row is wanted, so that the prompt must be computed whole."""
         return self.rows is not None or self.params.prompt_logprobs is not None
 
     def output(self) -> RequestOutput:
-        completions = [] if self.rows is not None else [sequence.completion() for sequence in self.sequences]
+        completions = self.completions
+        if completions is None:
+            completions = [] if self.rows is not None else [sequence.completion() for sequence in self.sequences]
         # Of one that was cancelled half way the rest of `collected` was never written.
         has_all_rows = self.rows is not None and not self.sequences[0].wants_rows
         return RequestOutput(
@@ -113,6 +131,7 @@ class Request:
             dropped_messages=self.dropped_messages,
             request_id=self.request_id,
             rows=self.collected if has_all_rows else None,
+            tree=None if self.group is None else self.group.tree,
         )
 
 
@@ -249,6 +268,13 @@ class Sequence:
         if self.n_tokens + count > len(self._tokens):
             self._tokens = np.resize(self._tokens, 2 * len(self._tokens) + count)
 
+    def fork(self) -> Sequence:
+        """Another that goes on from here, without pages so far."""
+        other = copy.copy(self)
+        other._tokens = self._tokens.copy()
+        other.seq_id = -1
+        return other
+
     def forget_pages(self) -> None:
         """Its pages are gone: all tokens are to be computed again."""
         self.seq_id = -1
@@ -292,6 +318,12 @@ def build_request(
     when there is no memory for the rows or log probabilities that it wants.
     """
     vocab_size = limits.vocab_size
+    if isinstance(params, SearchParams) and params.width > limits.max_num_seqs:
+        raise InvalidRequestError(
+            f"[SearchParams] width must be at most max_num_seqs = {limits.max_num_seqs}, got {params.width}; search "
+            "narrower, or raise max_num_seqs",
+            param="width",
+        )
     ids = _checked_ids("prompt_token_ids", prompt_token_ids, vocab_size)
     if not ids:
         raise InvalidRequestError("[prompt] needs at least one token, got none; give some text", param="prompt")

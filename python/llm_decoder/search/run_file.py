@@ -1,0 +1,154 @@
+"""Searches as JSONL, one object a line: a run's header, the nodes of its tree, its candidates.
+
+The schema is version 1. A reader skips what it cannot read and tells the line; a later version is refused by name.
+
+    {"type": "run", "schema": 1, "id", "model", "prompt_hash", "prompt"?, "params", "seed", "created"}
+    {"type": "node", "id", "parent", "step", "token_id", "text", "logprob", "cum_logprob", "score", "state", "reason"}
+    {"type": "candidate", "leaf", "text", "beam_score", "rerank_score", "final_score", "finish_reason", "label"?}
+
+Prompts are stored only where that is asked for; their SHA-256 always is, so that runs of one prompt can be told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from llm_decoder.detokenizer import Detokenizer, TextDecoder
+from llm_decoder.errors import MalformedFileError
+from llm_decoder.outputs import RequestOutput
+from llm_decoder.search.params import SearchParams
+from llm_decoder.search.tree import SearchTree, TreeNode
+
+__all__ = ["SCHEMA", "SearchRun", "node_texts", "read_runs", "run_lines"]
+
+SCHEMA = 1
+
+
+@dataclass
+class SearchRun:
+    """One run as read from a file. candidates: mappings as in the file, the best first."""
+
+    header: dict[str, Any]
+    tree: SearchTree = field(default_factory=SearchTree)
+    texts: dict[int, str] = field(default_factory=dict)  # of nodes
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_lines(
+    output: RequestOutput,
+    params: SearchParams,
+    *,
+    model: str,
+    tokenizer: TextDecoder,
+    seed: int | None = None,
+    log_prompt: bool = False,
+) -> Iterator[str]:
+    """The lines of one search, each ending with a line feed. tokenizer: makes the nodes' texts."""
+    prompt_ids = json.dumps(output.prompt_token_ids).encode()
+    header: dict[str, Any] = {
+        "type": "run",
+        "schema": SCHEMA,
+        "id": output.request_id,
+        "model": model,
+        "prompt_hash": hashlib.sha256(prompt_ids).hexdigest(),
+        "params": _given(params),
+        "seed": params.seed if seed is None else seed,
+        "created": int(time.time()),
+    }
+    if log_prompt:
+        header["prompt"] = output.prompt
+    yield _line(header)
+    tree = output.tree or SearchTree()
+    texts = node_texts(tree, tokenizer, output.prompt_token_ids)
+    for node in tree:
+        if node.id != tree.ROOT:
+            yield _line({"type": "node", **_fields_of(node), "text": texts[node.id]})
+    for completion in output.outputs:
+        yield _line(
+            {
+                "type": "candidate",
+                "leaf": completion.tree_leaf,
+                "text": completion.text,
+                "beam_score": completion.beam_score,
+                "finish_reason": completion.finish_reason,
+            }
+        )
+
+
+def node_texts(tree: SearchTree, tokenizer: TextDecoder, prompt_ids: Sequence[int]) -> dict[int, str]:
+    """What each node adds to the text of those above it. A character that takes several tokens is with its last."""
+    detokenizers = {tree.ROOT: Detokenizer(tokenizer, prompt_ids[-16:])}
+    texts: dict[int, str] = {}
+    for node in tree:
+        if node.id != tree.ROOT:
+            detokenizer = detokenizers[node.parent].copy()
+            texts[node.id] = detokenizer.push((node.token_id,))
+            detokenizers[node.id] = detokenizer
+    return texts
+
+
+def _fields_of(node: TreeNode) -> dict[str, Any]:
+    return {item.name: getattr(node, item.name) for item in fields(TreeNode)}
+
+
+def _given(params: SearchParams) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    return {
+        item.name: getattr(params, item.name)
+        for item in fields(params)
+        if getattr(params, item.name) != item.default and not callable(getattr(params, item.name))
+    }
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str) + "\n"
+
+
+def read_runs(lines: Iterable[str], place: str) -> tuple[list[SearchRun], list[MalformedFileError]]:
+    """The runs of a file, and what was wrong with the lines that are left out, by their numbers."""
+    runs: list[SearchRun] = []
+    problems: list[MalformedFileError] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            _take(runs, json.loads(line))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            problems.append(MalformedFileError(f"[{place}] line {number}: {_reason(error)}; the line is left out"))
+    return runs, problems
+
+
+def _take(runs: list[SearchRun], value: Any) -> None:
+    if not isinstance(value, dict) or value.get("type") not in ("run", "node", "candidate"):
+        raise ValueError('need an object whose "type" is run, node or candidate')
+    kind = value.pop("type")
+    if kind == "run":
+        if value.get("schema") != SCHEMA:
+            raise ValueError(
+                f"need schema {SCHEMA}, got {value.get('schema')!r:.20}; a later version of the library wrote it"
+            )
+        runs.append(SearchRun(value))
+        return
+    if not runs:
+        raise ValueError(f"a {kind} needs the header of its run before it")
+    run = runs[-1]
+    if kind == "candidate":
+        if not isinstance(value["text"], str):
+            raise ValueError("text must be a string")
+        run.candidates.append(value)
+        return
+    text = value.pop("text")
+    node = TreeNode(**value)
+    if node.id != len(run.tree) or not 0 <= node.parent < node.id:
+        raise ValueError(f"node {node.id!r:.20} must come behind its parent, numbered in the order of the lines")
+    run.tree.nodes.append(node)
+    run.texts[node.id] = text
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
