@@ -254,12 +254,13 @@ class LLM:
         cancelled.
         """
         all_prompts = as_prompts(prompts)
-        return self._results(all_prompts, params_for(all_prompts, params), progress)
+        return self._results(all_prompts, params_for(all_prompts, params), priority, progress)
 
     def _results(
         self,
         all_prompts: Sequence[Prompt],
         all_params: Sequence[SamplingParams],
+        priority: int,
         progress: Callable[[int, int], None] | None,
     ) -> list[RequestOutput]:
         handles: list[RequestHandle] = []
@@ -293,18 +294,19 @@ class LLM:
         prompts: str | Sequence[Any],
         params: SearchParams | None = None,
         *,
+        priority: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[RequestOutput]:
         """The best answers to one prompt or to several, in their order; always a list.
 
         Each output has the n best of the `width` answers that were followed, the best first, with their beam_score;
-        with method "beam" also the `tree` of what was looked at. prompts, progress and errors: as for `generate`.
+        with method "beam" also the `tree` of what was looked at. The rest and errors: as for `generate`.
         """
         params = checked_search(params)
         all_prompts = as_prompts(prompts)
         if params.method == "beam":
-            return self._results(all_prompts, [params] * len(all_prompts), progress)
-        outputs = self._results(all_prompts, [samples_of(params)] * len(all_prompts), progress)
+            return self._results(all_prompts, [params] * len(all_prompts), priority, progress)
+        outputs = self._results(all_prompts, [samples_of(params)] * len(all_prompts), priority, progress)
         return [ranked(output, params) for output in outputs]
 
     def stream_search(self, prompt: Prompt, params: SearchParams | None = None, **template_options: Any) -> TextStream:
