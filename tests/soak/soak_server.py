@@ -20,6 +20,7 @@ from typing import Any
 from llm_decoder.engine_core import EngineCore
 from llm_decoder.llm import LLM
 from llm_decoder.serving.logs import set_up
+from llm_decoder.serving.memory import share_one_heap
 from llm_decoder.serving.service import Service
 from llm_decoder.serving.settings import ServerSettings
 
@@ -92,6 +93,7 @@ class Told:
 
 
 def main(asked: dict[str, Any]) -> int:
+    share_one_heap()  # as the commands do
     settings = ServerSettings(port=0, **asked["settings"])
     set_up(settings)
 

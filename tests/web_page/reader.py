@@ -109,9 +109,8 @@ class Reader:
         return self.wait()
 
     def wait(self) -> Reader:
-        """Until nothing is being written."""
-        self.answer.and_(self.page.locator(":not([data-state=streaming])")).wait_for()
-        assert self.answer.get_attribute("data-state") == "done", self.note.inner_text()
+        """Until the last answer is whole."""
+        expect(self.answer).to_have_attribute("data-state", "done", timeout=30_000)
         return self
 
     def press(self, keys: str) -> Reader:
