@@ -146,6 +146,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     """Left: throughput against the p99 of the first token, a line a server; right: the gaps of the mixed load."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(12, 5), facecolor="white")
     FigureCanvasAgg(figure)
@@ -155,8 +156,11 @@ def plot(report: dict[str, Any], path: Path) -> None:
             style = {"linewidth": 2.5, "marker": "o"} if facts["ours"] else {"linewidth": 1.2, "marker": "s"}
             curves.plot([1e3 * point[2] for point in points], [point[1] for point in points], label=name, **style)
             for load, tokens_s, ttft_s in points:
-                curves.annotate(clients(load), (1e3 * ttft_s, tokens_s), fontsize=7, color="#8a909c")
+                curves.annotate(clients(load), (1e3 * ttft_s, tokens_s), (4, 5), textcoords="offset points", fontsize=7)
     curves.set_xscale("log")
+    curves.xaxis.set_minor_formatter(NullFormatter())
+    curves.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    curves.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
     curves.set_xlabel("p99 time to first token, ms (numbers: clients)")
     curves.set_ylabel("tokens a second, prompts and answers")
     curves.legend(fontsize=8)
