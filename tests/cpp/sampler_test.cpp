@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <random>
+#include <tuple>
 #include <vector>
 
 #include "check.h"
@@ -164,6 +165,74 @@ TEST(a_draw_does_not_depend_on_the_number_of_threads_or_on_its_place_in_the_batc
     one.position[0] = params.position[i];
     one.temperature[0] = params.temperature[i];
     CHECK_EQ(draw(logits, vocab_size, one.view(), 1).tokens[0], alone.tokens[i]);
+  }
+}
+
+struct Continued {
+  std::vector<std::int32_t> tokens, ranks;
+  std::vector<float> scores, keys, logprobs;
+
+  Continued(const std::vector<float>& logits, std::int32_t vocab_size, const SamplingParams& params, std::int32_t n,
+            int n_threads)
+      : tokens(params.rows.size * static_cast<std::size_t>(n)),
+        ranks(tokens.size()),
+        scores(tokens.size()),
+        keys(tokens.size()),
+        logprobs(tokens.size()) {
+    ContinuationResult result;
+    result.n = n;
+    result.tokens = tokens.data();
+    result.scores = scores.data();
+    result.keys = keys.data();
+    result.logprobs = logprobs.data();
+    result.ranks = ranks.data();
+    ThreadPool pool(n_threads);
+    const LogitsView view{logits.data(), static_cast<std::int32_t>(logits.size()) / vocab_size, vocab_size};
+    Sampler(n_threads).continuations(view, params, select_cpu_kernels("auto"), pool, result);
+  }
+};
+
+TEST(continuations_without_a_temperature_are_the_likeliest_tokens) {
+  constexpr std::int32_t kVocab = 1003, kN = 17;
+  const std::vector<float> logits = random_logits(2 * kVocab, 5, 2.0f);
+  Params params(2);
+  params.rows = {1, 0};
+  params.temperature = {0.0f, 0.0f};
+  const Continued found(logits, kVocab, params.view(), kN, 2);
+  const Drawn drawn = draw(logits, kVocab, params.view(), 1, kN);
+  CHECK(found.tokens == drawn.top_ids);
+  CHECK(found.logprobs == drawn.top_logprobs);
+  CHECK(found.scores == found.logprobs);
+  CHECK(found.keys == found.scores);
+  for (std::int32_t i = 0; i < kN; ++i) CHECK_EQ(found.ranks[static_cast<std::size_t>(i)], i + 1);
+}
+
+TEST(continuations_are_the_tokens_that_draws_may_give_and_do_not_depend_on_threads) {
+  constexpr std::int32_t kVocab = 500;
+  const std::vector<float> logits = random_logits(kVocab, 6, 3.0f);
+  for (const auto& [top_k, top_p, min_p] : {std::tuple{0, 0.7f, 0.0f}, {9, 1.0f, 0.0f}, {30, 0.8f, 0.02f}}) {
+    Params params(400);
+    for (std::size_t i = 0; i < 400; ++i) {
+      params.top_k[i] = top_k;
+      params.top_p[i] = top_p;
+      params.min_p[i] = min_p;
+      params.temperature[i] = 1.5f;
+      params.position[i] = static_cast<std::int64_t>(i);
+    }
+    const Continued found(logits, kVocab, params.view(), kVocab, 1);
+    const Continued again(logits, kVocab, params.view(), kVocab, 3);
+    CHECK(found.tokens == again.tokens);
+    std::vector<std::int32_t> kept;
+    for (std::size_t i = 0; i < kVocab && found.tokens[i] >= 0; ++i) {
+      kept.push_back(found.tokens[i]);
+      CHECK(i == 0 || found.keys[i] <= found.keys[i - 1]);
+      CHECK(std::abs(found.scores[i] - found.logprobs[i] / 1.5f) < 1e-5f);
+    }
+    if (top_k == 9) CHECK_EQ(kept.size(), 9u);
+    CHECK(kept.size() > 1 && kept.size() < 400);
+    for (const std::int32_t token : draw(logits, kVocab, params.view(), 1).tokens) {
+      CHECK(std::find(kept.begin(), kept.end(), token) != kept.end());
+    }
   }
 }
 
