@@ -318,6 +318,11 @@ def build_request(
     when there is no memory for the rows or log probabilities that it wants.
     """
     vocab_size = limits.vocab_size
+    if isinstance(params, SearchParams) and params.method != "beam":
+        raise InvalidRequestError(
+            f'[SearchParams] method must be "beam" in a single request, got "{params.method}"; LLM.search takes both',
+            param="method",
+        )
     if isinstance(params, SearchParams) and params.width > limits.max_num_seqs:
         raise InvalidRequestError(
             f"[SearchParams] width must be at most max_num_seqs = {limits.max_num_seqs}, got {params.width}; search "

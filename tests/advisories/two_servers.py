@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class Answer:
         return error
 
 
-class Running:
+class Running(ABC):
     """A server with its model; subclasses say which."""
 
     def __init__(self, **settings: Any) -> None:
@@ -46,11 +47,13 @@ class Running:
         self.service.start()
         assert self.service.wait(HANG_S)
 
+    @abstractmethod
     def _serve(self) -> int:
-        raise NotImplementedError
+        """Begins; its port."""
 
+    @abstractmethod
     def end(self) -> None:
-        raise NotImplementedError
+        """Stops it, and waits until it has."""
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S)

@@ -243,6 +243,24 @@ def test_a_cancelled_search_lets_go_at_once_and_tells_how_far_it_came():
     assert not desk.core.step()
 
 
+def test_a_search_that_is_cancelled_when_some_groups_are_over_tells_how_far_it_came():
+    desk = Desk(backend())
+    search = desk.add(PROMPT, width=8, groups=8, diversity_penalty=4.0, n=8, max_tokens=60)
+    group = desk.core.requests[search].group
+    while not any(not lane.live for lane in group._lanes):
+        assert desk.core.step()
+    assert not group.is_over
+    desk.core.cancel(search)
+    desk.assert_nothing_is_held()
+    reasons = {answer.finish_reason for answer in desk.last(search).outputs}
+    assert reasons == {"stop", "abort"}
+
+
+def test_a_search_for_no_token_has_no_text():
+    (answer,) = Desk(backend()).ask(PROMPT, width=4, n=4, max_tokens=0).outputs
+    assert (answer.token_ids, answer.text, answer.finish_reason) == ([], "", "length")
+
+
 def test_logits_that_are_no_numbers_end_the_search_alone():
     made = backend()
     spoil = made.spoil

@@ -154,6 +154,11 @@ def test_params_of_the_wrong_kind_are_refused(llm):
         llm.stream_search("one", SearchParams(method="sample"))
 
 
+def test_best_of_n_is_no_request_of_its_own(llm):
+    with pytest.raises(InvalidRequestError, match=r"LLM\.search"):
+        llm.generate("one", SearchParams(method="sample"))
+
+
 def test_a_width_that_no_step_has_places_for_is_refused():
     with (
         LLM.over(make_engine(FakeBackend(), max_num_seqs=4), ByteTokenizer(), "fake") as llm,

@@ -314,7 +314,7 @@ class SearchGroup:
     def unfinished(self, reason: FinishReason) -> list[Answer]:
         """The live beams as answers that end where they are."""
         answers: list[Answer] = []
-        for lane in self._lanes:
+        for lane in filter(lambda lane: lane.live, self._lanes):
             n_tokens = max(1, lane.beams.n_generated)
             for beam, score in zip(lane.live, lane.beams.scores, strict=True):
                 tokens = beam.sequence.generated_tokens.tolist()
