@@ -23,6 +23,8 @@ _BLOCK_FLOATS = 1 << 20  # 4 MiB of float32 a block: memory stays bounded whatev
 
 def encoder_folder(folder: str | Path) -> Path:
     """The folder that a name means. Raises ModelNotFoundError for what is none, UnsupportedModelError for a pickle."""
+    if not str(folder):
+        raise ModelNotFoundError("[encoder] need a folder, got an empty name")
     path = Path(folder).expanduser()
     if path.suffix in PICKLE_SUFFIXES:
         raise UnsupportedModelError(

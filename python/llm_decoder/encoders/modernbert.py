@@ -51,7 +51,7 @@ def config_from_hf(fields: Fields) -> tuple[EncoderConfig, int]:
 def head_from_hf(fields: Fields) -> HeadConfig:
     """Dense, activation and norm, then the classifier; over [CLS] or the mean."""
     return HeadConfig(
-        pooling={"cls": "first", "mean": "mean"}[fields.only("classifier_pooling", ("cls", "mean"), "cls")],
+        pooling="first" if fields.only("classifier_pooling", ("cls", "mean"), "cls") == "cls" else "mean",
         has_dense_bias=fields.flag("classifier_bias", False),
         activation=fields.only("classifier_activation", ("gelu", "relu", "tanh"), "gelu"),
         norm_eps=fields.number("norm_eps", 1e-30, default=1e-5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,7 @@ class PairTokenizer:
         n_chars = _CHARS_A_TOKEN * self.max_length
         while n_chars < len(text):
             part = text[-n_chars:] if self._side == "left" else text[:n_chars]
-            encoding = guarded(lambda part=part: self._tokenizer.encode(part, add_special_tokens=False), "encode")
-            if encoding.overflowing:
+            if guarded(functools.partial(self._tokenizer.encode, part, add_special_tokens=False), "encode").overflowing:
                 return part
             n_chars *= 4
         return text
@@ -176,9 +176,9 @@ def _wordpiece(path: Path, settings: Mapping[str, Any]) -> RustTokenizer:
         names[name] = token
     tokenizer = RustTokenizer(models.WordPiece(vocabulary, unk_token=names["unk_token"], max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=_switch(settings, "tokenize_chinese_chars", True, path),
-        strip_accents=_switch(settings, "strip_accents", None, path),
-        lowercase=_switch(settings, "do_lower_case", True, path),
+        handle_chinese_chars=_switch(settings, "tokenize_chinese_chars", path) is not False,
+        strip_accents=_switch(settings, "strip_accents", path),
+        lowercase=_switch(settings, "do_lower_case", path) is not False,
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     cls, sep = names["cls_token"], names["sep_token"]
@@ -190,10 +190,9 @@ def _wordpiece(path: Path, settings: Mapping[str, Any]) -> RustTokenizer:
     return tokenizer
 
 
-def _switch(settings: Mapping[str, Any], name: str, default: bool | None, path: Path) -> bool | None:
-    value = settings.get(name, default)
+def _switch(settings: Mapping[str, Any], name: str, path: Path) -> bool | None:
+    value = settings.get(name)
     if value is not None and not isinstance(value, bool):
-        raise MalformedFileError(
-            f"[{path.parent / 'tokenizer_config.json'}: {name}] need true or false, got {value!r:.40}"
-        )
-    return default if value is None else value
+        place = f"{path.parent / 'tokenizer_config.json'}: {name}"
+        raise MalformedFileError(f"[{place}] need true or false, got {value!r:.40}")
+    return value
