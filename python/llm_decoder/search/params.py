@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,8 +28,8 @@ MAX_QUERY_CHARS = 1 << 20
 Method = Literal["beam", "sample"]
 EarlyStopping = Literal["never"] | bool
 
-# scorer(prompt, candidates): a finite number for each candidate, the higher the better.
-ScorerFunction = Callable[[str, list[str]], Sequence[float]]
+# scorer(query, answers): a finite number for each answer, the higher the better.
+ScorerFunction = Callable[[str, list[str]], Collection[float]]
 Scorer = Literal["logprob", "reranker", "likelihood"] | ScorerFunction
 Normalise = Literal["none", "sigmoid", "zscore"]
 
