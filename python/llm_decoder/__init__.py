@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from llm_decoder.llm import LLM
     from llm_decoder.outputs import (
+        CandidateScores,
         Completion,
         RequestMetrics,
         RequestOutput,
@@ -56,6 +57,7 @@ __all__ = [
     "AnswerMessage",
     "AsyncLLM",
     "BackendError",
+    "CandidateScores",
     "Completion",
     "ConfigError",
     "ContextLengthExceededError",
@@ -96,6 +98,7 @@ __all__ = [
 _HOMES = {
     "AnswerMessage": "answers",
     "AsyncLLM": "async_llm",
+    "CandidateScores": "outputs",
     "Completion": "outputs",
     "CrossEncoder": "encoders.cross_encoder",
     "DeviceInfo": "backends",
