@@ -190,9 +190,9 @@ def test_old_names_of_norms_are_read(folder: Path) -> None:
 
 def test_a_tokenizer_of_another_model_is_told(folder: Path) -> None:
     with_words = json.loads((folder / "tokenizer.json").read_text())
-    with_words["model"]["vocab"] |= {f"word{n}": 1000 + n for n in range(9)}
+    with_words["model"]["vocab"]["words"] = 999
     (folder / "tokenizer.json").write_text(json.dumps(with_words))
-    with pytest.raises(MalformedFileError, match="belong to different models"):
+    with pytest.raises(MalformedFileError, match=r"ids up to 999.*belong to different models"):
         CrossEncoder(folder)
 
 
