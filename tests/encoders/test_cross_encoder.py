@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from encoder_factory import make_encoder, random_texts
+from encoder_factory import make_encoder, make_pair_tokenizer, random_texts
+from tokenizers import Tokenizer
 
 from llm_decoder import CrossEncoder
 from llm_decoder.encoders import encoder as encoder_module
+from llm_decoder.encoders.pair_tokenizer import PairTokenizer
 from llm_decoder.errors import ConfigError, InvalidRequestError
 
 DOCUMENTS = random_texts(30, seed=3)
@@ -70,6 +73,7 @@ def test_rank_gives_the_best_first_and_of_equal_ones_the_first(encoder: CrossEnc
     assert [hit.score for hit in ranked] == sorted(scores.tolist(), reverse=True)
     places = [hit.index for hit in ranked]
     assert places.index(4) < places.index(30)
+    assert [hit.index for hit in encoder.rank("the cat", ["a dog"] * 40)] == list(range(40))
     assert encoder.rank("the cat", DOCUMENTS, top_n=3) == encoder.rank("the cat", DOCUMENTS)[:3]
     assert len(encoder.rank("the cat", DOCUMENTS, top_n=99)) == 30
 
@@ -97,12 +101,29 @@ def test_a_long_pair_is_cut_and_counted(folder: Path) -> None:
     assert encoder.count_tokens("the cat", [text, long_text]).tolist() == [10, 16]
 
 
-def test_a_book_is_tokenised_no_further_than_it_counts(encoder: CrossEncoder, folder: Path) -> None:
+class Recording:
+    """A tokenizer, and how many characters it was asked for at a time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.n_chars: list[int] = []
+
+    def encode(self, first: str, second: str | None = None, **options: Any) -> Any:
+        self.n_chars += [len(text) for text in (first, second) if text is not None]
+        return self._tokenizer.encode(first, second, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def test_a_book_is_tokenised_no_further_than_it_counts(encoder: CrossEncoder) -> None:
+    recording = Recording(make_pair_tokenizer("bert"))
+    tokenizer = PairTokenizer(recording, max_length=16)  # type: ignore[arg-type]
     book = "the cat was on the mat . " * 200_000
-    before = encoder.n_truncated
-    score = encoder.score("a dog", [book])
-    assert encoder.n_truncated == before + 1
-    assert score == encoder.score("a dog", [book[:2000]])
+    tokens = tokenizer.encode_pair("a dog", book, places=("query", "document"))
+    assert sum(recording.n_chars) < 5000
+    assert tokens.is_cut
+    assert tokens.ids.tolist() == tokenizer.encode_pair("a dog", book[:2000], places=("query", "document")).ids.tolist()
     blanks = " " * 20_000 + "cat"  # the words come late: then it looks further
     assert encoder.score("a dog", [blanks]) == encoder.score("a dog", ["cat"])
 

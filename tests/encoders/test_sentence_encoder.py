@@ -43,6 +43,8 @@ def test_a_plain_encoder_gives_the_mean_as_it_is(folder: Path, tmp_path: Path) -
     assert plain.shape == (20, 48)
     assert np.abs(np.linalg.norm(plain, axis=1) - 1).min() > 0.1
     assert np.allclose(np.linalg.norm(normalised, axis=1), 1, atol=1e-6)
+    pooled = SentenceEncoder(make_sentences(tmp_path / "pooled", "Transformer", "Pooling")).embed(TEXTS)
+    assert (pooled == plain).all()
     assert np.allclose(plain / np.linalg.norm(plain, axis=1, keepdims=True), normalised, atol=1e-6)
 
 
