@@ -523,7 +523,8 @@ def test_the_reranker_reads_the_query_and_every_answer():
         assert answer.rerank_score == len(set("etaoin") & set(answer.text))
 
 
-def test_an_llm_without_a_reranker_says_so(llm):
+def test_an_llm_without_a_reranker_says_so(llm, monkeypatch, tmp_path):
+    monkeypatch.setattr("llm_decoder.embedded.__file__", str(tmp_path / "embedded.py"))
     with pytest.raises(InvalidRequestError, match="reranker") as error:
         llm.search("one", SearchParams(scorer="reranker"))
     assert error.value.param == "scorer"

@@ -38,7 +38,7 @@ def encoder_folder(folder: str | Path) -> Path:
     if not is_folder:
         fetch = f", or fetch it: hf download {folder} --local-dir FOLDER" if is_hub_id(str(folder)) else ""
         raise ModelNotFoundError(
-            f"[{str(folder)!r:.200}] need a folder with an encoder, got no such folder; check it{fetch}"
+            f"[{str(folder)[:200]}] need a folder with an encoder, got no such folder; check it{fetch}"
         )
     return path
 
