@@ -99,7 +99,6 @@ class LLM:
         system: str | None = None,
         config_dir: str | Path | None = None,
         deterministic: bool = False,
-        reranker: Reranker | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         from llm_decoder.loading import load_model
@@ -149,7 +148,7 @@ class LLM:
                 ),
             ),
         )
-        self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop, reranker)
+        self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop, None)
 
     def _set_up(
         self,
@@ -180,7 +179,8 @@ class LLM:
         chat_stop: tuple[str, ...] = (),
         reranker: Reranker | None = None,
     ) -> Self:
-        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat."""
+        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat. reranker: scores
+        the answers of searches with scorer="reranker"."""
         llm = cls.__new__(cls)
         llm._set_up(engine, tokenizer, name, config, chat_stop, reranker)
         return llm
