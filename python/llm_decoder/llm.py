@@ -99,6 +99,7 @@ class LLM:
         system: str | None = None,
         config_dir: str | Path | None = None,
         deterministic: bool = False,
+        reranker: Reranker | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         from llm_decoder.loading import load_model
@@ -148,7 +149,7 @@ class LLM:
                 ),
             ),
         )
-        self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop, None)
+        self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop, reranker)
 
     def _set_up(
         self,
