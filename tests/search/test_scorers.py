@@ -4,10 +4,16 @@ of a request whose scorer fails."""
 import asyncio
 import gc
 import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -483,6 +489,35 @@ def test_a_scorer_may_ask_the_same_llm_but_not_for_what_waits_for_it(llm):
     assert output.outputs[0].final_score is not None
     with pytest.raises(RequestFailedError, match="would wait for it"):
         llm.search("one", asking(max_tokens=2, scorer=by_letters))
+
+
+def test_ctrl_c_ends_a_search_whose_scorer_hangs_and_the_program_can_leave():
+    program = """
+        import signal, threading
+        from fakes import ByteTokenizer, make_engine
+        from llm_decoder import LLM, SamplingParams, SearchParams
+        llm = LLM.over(make_engine(), ByteTokenizer(), "fake")
+        def hang(prompt, answers):
+            print("scoring", flush=True)
+            threading.Event().wait()
+        try:
+            llm.search("one", SearchParams(width=3, max_tokens=4, scorer=hang))
+        except KeyboardInterrupt:
+            print(llm.generate("three", SamplingParams(max_tokens=2))[0].outputs[0].finish_reason)
+            print(llm.stats()["n_finished"]["abort"], llm.stats()["pages"]["n_held"])
+    """
+    paths = [str(Path(__file__).parents[1]), *sys.path]
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "scoring\n"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=LONG_S)
+    assert (child.returncode, out, err) == (0, "length\n1 0\n", "")
 
 
 @pytest.mark.parametrize("scorer", [by_letters, "likelihood", "reranker"])
