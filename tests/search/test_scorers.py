@@ -467,6 +467,22 @@ def test_closing_waits_for_scorers_while_it_drains(scorer):
     assert scored.result().outputs[0].final_score is not None
 
 
+def test_a_task_that_is_cancelled_while_its_search_is_scored_ends_it(llm):
+    gate = Gate()
+
+    async def ask_and_leave():
+        asking = asyncio.create_task(AsyncLLM.over(llm).search("one", SearchParams(width=3, max_tokens=4, scorer=gate)))
+        await asyncio.to_thread(gate.has_begun.wait, LONG_S)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(ask_and_leave())
+    stats = llm.stats()
+    gate.may_end.set()
+    assert (stats["n_requests"], stats["n_finished"]["abort"]) == (0, 1)
+
+
 def test_a_failure_reaches_every_door_and_the_next_search_goes_well(llm):
     broken = SearchParams(width=3, max_tokens=4, scorer=raising(ValueError, "cannot read"))
     with pytest.raises(RequestFailedError, match="cannot read"):
@@ -609,6 +625,18 @@ def test_likelihood_is_the_models_own_view_of_each_answer_behind_the_query(promp
             scores = llm.score([*before, *answer.text.encode()])[-len(answer.text) :]
             assert answer.rerank_score == pytest.approx(float(scores.mean()), rel=1e-5)
     assert [a.rerank_score for a in output.outputs] == sorted((a.rerank_score for a in output.outputs), reverse=True)
+
+
+def test_likelihood_leaves_pages_to_those_of_the_same_salt_alone(llm):
+    query = "a query of several pages " * 4
+    params = SearchParams(width=2, max_tokens=3, scorer="likelihood", query=query, cache_salt="hers")
+    llm.search("one", params)
+
+    def n_cached(**salt):
+        return llm.generate(query, SamplingParams(max_tokens=1, **salt))[0].metrics.n_cached_tokens
+
+    assert n_cached() == 0
+    assert n_cached(cache_salt="hers") >= 90
 
 
 def test_an_empty_answer_is_as_likely_as_a_blind_draw():
