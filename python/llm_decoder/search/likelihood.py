@@ -20,8 +20,9 @@ def likelihoods(
     """
     handles: dict[tuple[int, ...], RequestHandle] = {}
     try:
-        for answer in filter(None, answers):
-            handles[tuple(answer)] = submit([*prefix, *answer])
+        for answer in dict.fromkeys(map(tuple, answers)):
+            if answer:
+                handles[answer] = submit([*prefix, *answer])
         means = {answer: _mean(handle, len(prefix)) for answer, handle in handles.items()}
     except BaseException:
         for handle in handles.values():
