@@ -2,9 +2,18 @@
 of a request whose scorer fails."""
 
 import asyncio
+import gc
 import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +28,7 @@ from llm_decoder import (
     SamplingParams,
     SearchParams,
 )
+from llm_decoder.chat import last_user_text
 from llm_decoder.no_tokenizer import NoTokenizer
 
 PROMPT = "once upon a time"
@@ -215,17 +225,17 @@ def test_the_scores_of_answers_that_do_not_come_back_are_told_too():
 # -- failures
 
 
-def raising(error):
+def raising(kind, *arguments):
     def scorer(prompt, candidates):
-        raise error
+        raise kind(*arguments)
 
     return scorer
 
 
 BROKEN = {
-    "raises": (raising(ValueError("cannot read")), "raised ValueError: cannot read"),
-    "ends the thread": (raising(SystemExit(1)), "raised SystemExit"),
-    "is interrupted": (raising(KeyboardInterrupt()), "raised KeyboardInterrupt"),
+    "raises": (raising(ValueError, "cannot read"), "raised ValueError: cannot read"),
+    "ends the thread": (raising(SystemExit, 1), "raised SystemExit"),
+    "is interrupted": (raising(KeyboardInterrupt), "raised KeyboardInterrupt"),
     "too few": (lambda p, c: [1.0] * (len(c) - 1), "4 scores, one an answer, got 3"),
     "too many": (lambda p, c: [1.0] * 1000, "4 scores, one an answer, got 1000"),
     "NaN": (lambda p, c: [1.0, math.nan, 1.0, 1.0], "finite scores, got nan for answer 1"),
@@ -328,7 +338,7 @@ def test_a_search_that_is_cancelled_while_it_is_scored_gives_its_answers_as_they
 
 def test_a_search_that_is_cancelled_before_its_end_is_not_scored():
     desk = Desk(ending())
-    search = desk.add(PROMPT, width=4, max_tokens=50, ignore_eos=True, scorer=raising(AssertionError()))
+    search = desk.add(PROMPT, width=4, max_tokens=50, ignore_eos=True, scorer=raising(AssertionError))
     for _ in range(3):
         desk.core.step()
     desk.core.cancel(search)
@@ -457,8 +467,24 @@ def test_closing_waits_for_scorers_while_it_drains(scorer):
     assert scored.result().outputs[0].final_score is not None
 
 
+def test_a_task_that_is_cancelled_while_its_search_is_scored_ends_it(llm):
+    gate = Gate()
+
+    async def ask_and_leave():
+        asking = asyncio.create_task(AsyncLLM.over(llm).search("one", SearchParams(width=3, max_tokens=4, scorer=gate)))
+        await asyncio.to_thread(gate.has_begun.wait, LONG_S)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(ask_and_leave())
+    stats = llm.stats()
+    gate.may_end.set()
+    assert (stats["n_requests"], stats["n_finished"]["abort"]) == (0, 1)
+
+
 def test_a_failure_reaches_every_door_and_the_next_search_goes_well(llm):
-    broken = SearchParams(width=3, max_tokens=4, scorer=raising(ValueError("cannot read")))
+    broken = SearchParams(width=3, max_tokens=4, scorer=raising(ValueError, "cannot read"))
     with pytest.raises(RequestFailedError, match="cannot read"):
         llm.search("one", broken)
     with llm.stream_search("one", broken) as stream, pytest.raises(RequestFailedError, match="cannot read"):
@@ -466,6 +492,60 @@ def test_a_failure_reaches_every_door_and_the_next_search_goes_well(llm):
     with pytest.raises(RequestFailedError, match="cannot read"):
         asyncio.run(AsyncLLM.over(llm).search("one", broken))
     assert llm.search("one", SearchParams(width=3, max_tokens=4, scorer=by_letters))[0].outputs[0].final_score
+
+
+def test_a_scorer_may_ask_the_same_llm_but_not_for_what_waits_for_it(llm):
+    def asking(**params):
+        def scorer(prompt, candidates):
+            return [answer.beam_score for answer in llm.search("two", SearchParams(width=3, n=3, **params))[0].outputs]
+
+        return SearchParams(width=3, max_tokens=4, scorer=scorer)
+
+    (output,) = llm.search("one", asking(max_tokens=2))
+    assert output.outputs[0].final_score is not None
+    with pytest.raises(RequestFailedError, match="would wait for it"):
+        llm.search("one", asking(max_tokens=2, scorer=by_letters))
+
+
+def test_ctrl_c_ends_a_search_whose_scorer_hangs_and_the_program_can_leave():
+    program = """
+        import signal, threading
+        from fakes import ByteTokenizer, make_engine
+        from llm_decoder import LLM, SamplingParams, SearchParams
+        llm = LLM.over(make_engine(), ByteTokenizer(), "fake")
+        def hang(prompt, answers):
+            print("scoring", flush=True)
+            threading.Event().wait()
+        try:
+            llm.search("one", SearchParams(width=3, max_tokens=4, scorer=hang))
+        except KeyboardInterrupt:
+            print(llm.generate("three", SamplingParams(max_tokens=2))[0].outputs[0].finish_reason)
+            print(llm.stats()["n_finished"]["abort"], llm.stats()["pages"]["n_held"])
+    """
+    paths = [str(Path(__file__).parents[1]), *sys.path]
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "scoring\n"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=LONG_S)
+    assert (child.returncode, out, err) == (0, "length\n1 0\n", "")
+
+
+@pytest.mark.parametrize("scorer", [by_letters, "likelihood", "reranker"])
+def test_an_llm_that_nobody_holds_is_not_held_by_its_last_search(scorer):
+    llm = fake_llm(reranker=Overlap())
+    llm.search("one", SearchParams(width=3, max_tokens=4, scorer=scorer))
+    held = weakref.ref(llm)
+    del llm
+    end_s = time.monotonic() + LONG_S
+    while held() is not None and time.monotonic() < end_s:  # the scoring thread may be on its way back
+        gc.collect()
+    assert held() is None
 
 
 # -- what a scorer gets
@@ -485,6 +565,7 @@ def test_the_query_is_the_prompt_unless_another_is_given(llm):
         {"role": "user", "content": [{"type": "text", "text": "sec"}, {"type": "text", "text": "ond"}]},
         {"role": "system", "content": "be kind"},
     ]
+    assert last_user_text(chat) == "second"
     plain_chat = [{"role": "user", "content": "only"}]
     llm.search(["a text", list(b"bytes")], params)
     llm.chat(plain_chat, params)
@@ -494,9 +575,6 @@ def test_the_query_is_the_prompt_unless_another_is_given(llm):
     assert error.value.param == "query"
     llm.search("a text", SearchParams(width=2, max_tokens=3, scorer=scorer, query="another"))
     assert queries == ["a text", "bytes", "only", "only", "another"]
-    from llm_decoder.chat import last_user_text
-
-    assert last_user_text(chat) == "second"
 
 
 def test_an_answer_of_a_chat_is_taken_apart_after_it_was_ranked(llm):
@@ -548,6 +626,18 @@ def test_likelihood_is_the_models_own_view_of_each_answer_behind_the_query(promp
             scores = llm.score([*before, *answer.text.encode()])[-len(answer.text) :]
             assert answer.rerank_score == pytest.approx(float(scores.mean()), rel=1e-5)
     assert [a.rerank_score for a in output.outputs] == sorted((a.rerank_score for a in output.outputs), reverse=True)
+
+
+def test_likelihood_leaves_pages_to_those_of_the_same_salt_alone(llm):
+    query = "a query of several pages " * 4
+    params = SearchParams(width=2, max_tokens=3, scorer="likelihood", query=query, cache_salt="hers")
+    llm.search("one", params)
+
+    def n_cached(**salt):
+        return llm.generate(query, SamplingParams(max_tokens=1, **salt))[0].metrics.n_cached_tokens
+
+    assert n_cached() == 0
+    assert n_cached(cache_salt="hers") >= 90
 
 
 def test_an_empty_answer_is_as_likely_as_a_blind_draw():
