@@ -1,4 +1,4 @@
-"""Beam search as Hugging Face's `generate` does it, and search by steps, over plain lists: the judges of the engine's."""
+"""Search over plain lists, by beams as Hugging Face's `generate` does it and by steps: the judge of the engine's."""
 
 from __future__ import annotations
 
