@@ -180,7 +180,8 @@ class LLM:
         chat_stop: tuple[str, ...] = (),
         reranker: Reranker | None = None,
     ) -> Self:
-        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat."""
+        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat. reranker: scores
+        the answers of searches with scorer="reranker"."""
         llm = cls.__new__(cls)
         llm._set_up(engine, tokenizer, name, config, chat_stop, reranker)
         return llm
