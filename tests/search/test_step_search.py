@@ -1,5 +1,6 @@
 """Search by steps in the engine, against a plain one: whole steps are drawn, scored, kept and let go of."""
 
+import asyncio
 import itertools
 import random
 import re
@@ -11,7 +12,7 @@ from fakes import ByteTokenizer, Desk, FakeBackend, fake_logits, make_engine
 from sampling_reference import reference_token
 from search_reference import log_softmax, step_search
 
-from llm_decoder import LLM, EngineClosedError, InvalidRequestError, RequestFailedError, SearchParams
+from llm_decoder import LLM, AsyncLLM, EngineClosedError, InvalidRequestError, RequestFailedError, SearchParams
 from llm_decoder.sampling import derive_seed
 
 PROMPT = "once upon a time"
@@ -629,12 +630,15 @@ def test_a_search_that_is_cancelled_while_a_scorer_reads_lets_go_at_once():
 
 def test_a_search_that_is_cancelled_in_a_step_tells_how_far_it_came():
     desk = Desk(backend())
-    search = desk.add(PROMPT, method="steps", stream=True, **SEARCH)
+    search = desk.add(PROMPT, method="steps", scorer=vowels, stream=True, **SEARCH)
     for _ in range(9):
         desk.core.step()
     desk.core.cancel(search)
     desk.assert_nothing_is_held()
     output = desk.last(search)
+    left = "".join(event.text for event in desk.sent[search] if event.index == 0)
+    assert left == output.outputs[0].text
+    assert {answer.rerank_score for answer in output.outputs} == {None}
     assert [answer.finish_reason for answer in output.outputs] == ["abort"] * 3
     for answer in output.outputs:
         assert len(answer.token_ids) == 9
@@ -763,6 +767,19 @@ def test_a_search_by_steps_is_asked_like_any_other(llm):
     with llm.stream_search("one", params) as stream:
         events = list(stream)
     assert answers_of(events[-1].output) == answers_of(outputs[0])
+
+
+def test_servers_ask_for_it_in_their_own_way():
+    async def main():
+        async with AsyncLLM.over(LLM.over(make_engine(backend()), ByteTokenizer(), "fake")) as llm:
+            params = SearchParams(method="steps", scorer=vowels, width=2, n=2, max_tokens=12, step_tokens=4, seed=1)
+            (output,) = await llm.search("one", params)
+            events = [event async for event in llm.stream_search("one", params)]
+            return output, events
+
+    output, events = asyncio.run(main())
+    assert answers_of(events[-1].output) == answers_of(output)
+    assert "".join(event.text for event in events if event.index == 0) == output.outputs[0].text
 
 
 @pytest.mark.parametrize("n_pages", [6, 8, 64])

@@ -169,6 +169,7 @@ class StepGroup(Search):
         self._branches = {}
         families: list[tuple[Sequence, list[Sequence]]] = []
         for branch in live:
+            branch.rerank_score = None  # of a text that grows now
             others = [self._fork(branch) for _ in range(1, self.params.branches)]
             branch.separators, branch.is_at_end = self._separators.copy(), False
             self._branches.update({own.sequence: own for own in (branch, *others)})
@@ -192,7 +193,7 @@ class StepGroup(Search):
 
     def answers(self) -> list[Answer]:
         best_first = sorted(self._finished, key=lambda branch: -self.tree.nodes[branch.node].score)
-        return [self._answer(branch, "stop") for branch in best_first]
+        return [self._answer(branch) for branch in best_first]
 
     def unfinished(self, reason: FinishReason) -> list[Answer]:
         answers: list[Answer] = []
@@ -201,15 +202,17 @@ class StepGroup(Search):
             answers.append(self._answer(branch, reason))
         return sorted(answers, key=lambda answer: -answer.score)
 
-    def _answer(self, branch: _Branch, reason: FinishReason) -> Answer:
-        """reason: why it ends, if it is not finished."""
+    def _answer(self, branch: _Branch, reason: FinishReason | None = None) -> Answer:
+        """reason: why it ends where it is not finished."""
         sequence = branch.sequence
+        reason = sequence.finish_reason or reason
+        assert reason is not None
         return Answer(
             self._beam_score(branch),
             sequence.generated_tokens.tolist(),
             sequence.completion_logprobs or (),
             sequence.cumulative_logprob,
-            sequence.finish_reason or reason,
+            reason,
             sequence.stop_reason,
             branch.node,
             branch.rerank_score,
