@@ -24,6 +24,8 @@ from llm_decoder.speculation import Speculation
 if TYPE_CHECKING:
     from llm_decoder.search.group import SearchGroup
     from llm_decoder.search.scorers import RequestScorer
+    from llm_decoder.search.search import Search
+    from llm_decoder.search.steps import StepGroup
     from llm_decoder.search.stream import SearchStream
 
 __all__ = ["MAX_PRIORITY", "Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
@@ -85,7 +87,9 @@ class Request:
     allowed_ids: Ints = field(default_factory=lambda: _EMPTY)
     bad_runs: tuple[tuple[int, ...], ...] = ()  # banned runs of two tokens or more
     grammar: Grammar | None = None  # that every answer follows
-    group: SearchGroup | None = None  # of beams, which are its sequences; None: it has answers that nobody compares
+    # What compares its sequences before they are whole: as beams, which only go on together, or at the end of steps.
+    beams: SearchGroup | None = None
+    steps: StepGroup | None = None
     search_stream: SearchStream | None = None
     scorer: RequestScorer | None = None  # of the answers of a search, once they are whole
     # What has happened so far.
@@ -110,10 +114,17 @@ class Request:
         return (self.params.cache_salt or "").encode("utf-8", "surrogatepass")
 
     @property
+    def group(self) -> Search | None:
+        """None: it has answers that nobody compares before they are whole."""
+        return self.steps if self.beams is None else self.beams
+
+    @property
     def n_sequences(self) -> int:
-        """Sequences that go on from its prompt, where nobody compares them."""
+        """Sequences that draw their first token behind its prompt."""
         params = self.params
-        return params.width if isinstance(params, SearchParams) and params.method == "sample" else params.n
+        if not isinstance(params, SearchParams):
+            return params.n
+        return params.width * params.branches if params.method == "steps" else params.width
 
     @property
     def tells_deltas(self) -> bool:
@@ -123,7 +134,7 @@ class Request:
     @property
     def n_side_by_side(self) -> int:
         """Sequences that its generated tokens are spread over."""
-        return len(self.sequences) if self.group is None else self.group.params.width
+        return len(self.sequences) if self.group is None else self.n_sequences
 
     @property
     def collects(self) -> bool:
@@ -167,6 +178,7 @@ class Sequence:
         "finish_reason",
         "follower",
         "index",
+        "is_parked",
         "last_token_s",
         "n_computed",
         "n_decoded",
@@ -198,6 +210,7 @@ class Sequence:
         self._tokens = np.empty(len(prompt) + min(request.max_new, 256), np.int32)
         self._tokens[: self.n_tokens] = prompt
         self.seq_id = -1  # of the cache; -1 while it holds no pages
+        self.is_parked = False  # it waits for something else than its turn to be computed (Scheduler.park)
         self.n_computed = 0
         self.n_scheduled = 0  # tokens of the step being made, drafts included
         self.n_drafted = 0
@@ -286,7 +299,14 @@ class Sequence:
         """Another that goes on from here, without pages so far."""
         other = copy.copy(self)
         other._tokens = self._tokens.copy()
-        other.seq_id = -1
+        other.seq_id, other.n_computed, other.is_parked = -1, 0, False
+        other.detokenizer, other.text = self.detokenizer.copy(), list(self.text)
+        if self.stop_matcher is not None:
+            other.stop_matcher = self.stop_matcher.copy()
+        if self.follower is not None:
+            other.follower = self.follower.copy()
+        if self.completion_logprobs is not None:
+            other.completion_logprobs = list(self.completion_logprobs)
         return other
 
     def forget_pages(self) -> None:

@@ -10,15 +10,27 @@ import numpy.typing as npt
 from llm_decoder.outputs import CandidateScores, Completion
 from llm_decoder.search.params import Normalise, SearchParams
 
-__all__ = ["by_beam_score", "by_final_score", "scores_of", "with_beam_scores"]
+__all__ = [
+    "by_beam_score",
+    "by_final_score",
+    "final_scores",
+    "length_normalised",
+    "scores_of",
+    "with_beam_scores",
+]
 
 Doubles = npt.NDArray[np.float64]
+
+
+def length_normalised(logprob: float, n_tokens: int, params: SearchParams) -> float:
+    """A log probability over a power of the length."""
+    return float(logprob / max(1, n_tokens) ** params.length_penalty)
 
 
 def with_beam_scores(samples: list[Completion], params: SearchParams) -> list[Completion]:
     """Samples with the score that beams have: their log probability over a power of their length."""
     for sample in samples:
-        sample.beam_score = sample.cumulative_logprob / max(1, len(sample.token_ids)) ** params.length_penalty
+        sample.beam_score = length_normalised(sample.cumulative_logprob, len(sample.token_ids), params)
     return samples
 
 
@@ -30,13 +42,19 @@ def by_beam_score(candidates: list[Completion]) -> list[Completion]:
     return order
 
 
+def final_scores(beam_scores: Sequence[float], scores: Sequence[float], params: SearchParams) -> list[float]:
+    """Of answers that are compared with each other: what a scorer gave, normalised, beside their beam_score."""
+    normalised = _normalised(np.array(scores, np.float64), params.normalise)
+    finals: list[float] = (params.alpha * normalised + (1 - params.alpha) * np.array(beam_scores, np.float64)).tolist()
+    return finals
+
+
 def by_final_score(candidates: list[Completion], scores: Sequence[float], params: SearchParams) -> list[Completion]:
     """The best first, with their rerank_score and final_score; the lowest beam_rank, among equals. `candidates` come
     in the order of these, scores are one for each."""
-    normalised = _normalised(np.array(scores, np.float64), params.normalise).tolist()
-    for candidate, raw, score in zip(candidates, scores, normalised, strict=True):
-        candidate.rerank_score = raw
-        candidate.final_score = params.alpha * score + (1 - params.alpha) * _beam_score(candidate)
+    finals = final_scores([_beam_score(candidate) for candidate in candidates], scores, params)
+    for candidate, raw, final in zip(candidates, scores, finals, strict=True):
+        candidate.rerank_score, candidate.final_score = raw, final
     order = sorted(candidates, key=lambda candidate: -(candidate.final_score or 0.0))
     for index, candidate in enumerate(order):
         candidate.index = index

@@ -12,9 +12,11 @@ from llm_decoder.batch import SamplingBatch
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.outputs import Completion, FinishReason, TokenLogprob
 from llm_decoder.search.beam_text import BeamText, text_of
-from llm_decoder.search.group import Answer, Offer, SearchGroup
+from llm_decoder.search.group import Offer, SearchGroup
 from llm_decoder.search.params import SearchParams
 from llm_decoder.search.ranking import by_beam_score, with_beam_scores
+from llm_decoder.search.search import Answer
+from llm_decoder.search.steps import StepGroup
 from llm_decoder.search.stream import SearchStream
 from llm_decoder.sequence import Request, Sequence
 
@@ -26,13 +28,14 @@ __all__ = ["begin_search", "candidates_of", "make_offers"]
 
 
 def begin_search(request: Request, root: Sequence, tokenizer: TextDecoder, scheduler: Scheduler) -> None:
-    """Gives the request its group, with one beam at the prompt. Samples have none: nobody compares them before they
+    """Gives the request its group, with one sequence at the prompt. Samples have none: nobody compares them before they
     are whole."""
     params = cast(SearchParams, request.params)
     if params.method == "beam":
-        root.speculation = None
         text = BeamText(request, tokenizer)
-        request.group = SearchGroup(request, params, root, text, fork=scheduler.fork, release=scheduler.remove)
+        request.beams = SearchGroup(request, params, root, text, fork=scheduler.fork, release=scheduler.remove)
+    elif params.method == "steps":
+        request.steps = StepGroup(request, params, root, tokenizer, scheduler)
     if request.stream:
         request.search_stream = SearchStream(request, tokenizer)
 
@@ -41,7 +44,7 @@ def make_offers(
     backend: Backend, sequences: AnySequence[Sequence], rows: AnySequence[int], sampling: SamplingBatch
 ) -> list[Offer]:
     """An offer for each of these beams, whose logits are in `rows` of the last step."""
-    groups = [cast(SearchGroup, sequence.request.group) for sequence in sequences]
+    groups = [cast(SearchGroup, sequence.request.beams) for sequence in sequences]
     wanted = [-1 if group.params.logprobs is None else group.params.logprobs for group in groups]
     n = min(backend.vocab_size, max(group.n_offered for group in groups))
     params = sampling.params(list(sequences))
@@ -88,4 +91,5 @@ def _completion(request: Request, answer: Answer, tokenizer: TextDecoder) -> Com
         stop_reason=answer.stop_reason,
         beam_score=answer.score,
         tree_leaf=answer.node,
+        rerank_score=answer.rerank_score,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llm_decoder.detokenizer import Detokenizer, StopMatcher, TextDecoder
 from llm_decoder.outputs import CandidateScores, Completion, SearchStep, StreamEvent
-from llm_decoder.search.group import SearchGroup
+from llm_decoder.search.search import Search
 from llm_decoder.sequence import Request
 
 __all__ = ["SearchStream"]
@@ -23,7 +23,7 @@ class SearchStream:
         self._n_chars = 0
         self._n_steps = 0
 
-    def after_turn(self, group: SearchGroup) -> StreamEvent:
+    def after_turn(self, group: Search) -> StreamEvent:
         """What the last turn has decided and done."""
         n_tokens = group.n_decided(self._n_tokens)
         tokens = group.decided_tokens(n_tokens)[self._n_tokens :]
@@ -39,7 +39,7 @@ class SearchStream:
             step=self._n_steps,
             nodes=tuple(group.tree.nodes[node] for node in group.new_nodes),
             pruned=pruned,
-            live=tuple(beam.node for beam in group.live),
+            live=tuple(group.live_nodes),
             n_finished=len(group.answers()),
         )
         return event
