@@ -1,0 +1,1 @@
+"""Cross-encoders that rank candidate answers: made from logs, judged, and the pictures of searches."""
