@@ -1,1 +1,1 @@
-"""Cross-encoders that rank candidate answers: made from logs, judged, and the pictures of searches."""
+"""Rankers of candidate answers: their labels, finetuning, evaluation and export, and pictures of searches."""
