@@ -41,6 +41,11 @@ def complain(label: str, text: str) -> None:
     out.print(" ".join(text.split()), markup=False)
 
 
+def show_text(text: str) -> None:
+    """Text of a model for the person at the terminal, on standard error, without what a terminal must not obey."""
+    console().print(text.translate(_CONTROL), markup=False)
+
+
 def emit_text(text: str) -> None:
     """Text of a model, as it comes. A terminal is spared control characters; a file or pipe gets every byte."""
     if sys.stdout.isatty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import time
@@ -26,6 +27,7 @@ Loss = Literal["pairwise", "listwise", "pointwise"]
 LOSSES: tuple[Loss, ...] = ("pairwise", "listwise", "pointwise")
 FAMILIES = ("bert", "camembert", "distilbert", "modernbert", "roberta", "xlm-roberta")
 
+_LIBRARIES = ("sentence_transformers", "datasets", "accelerate")
 _STARTED = "finetune.json"
 _CHECKPOINTS = "checkpoints"
 
@@ -90,15 +92,12 @@ class FinetuneReport:
 
 def need_training_libraries() -> None:
     """Raises ConfigError where the extra [train] is not installed."""
-    try:
-        import accelerate  # noqa: F401
-        import datasets  # noqa: F401
-        import sentence_transformers  # noqa: F401
-    except ImportError as error:
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
         raise ConfigError(
-            f"[finetune] need sentence-transformers, datasets and accelerate to finetune, got none ({error}); "
+            f"[finetune] need {', '.join(_LIBRARIES)} to finetune, got no {', '.join(missing)}; "
             "pip install 'llm_decoder[train]'"
-        ) from error
+        )
 
 
 def finetune(

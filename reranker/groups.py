@@ -22,7 +22,7 @@ from typing import Any
 from llm_decoder.errors import ConfigError, LLMDecoderError, MalformedFileError
 from llm_decoder.search.run_file import SearchRun, read_runs
 
-__all__ = ["Group", "group_line", "read_groups", "read_prompts", "split_by_query"]
+__all__ = ["Group", "group_line", "read_groups", "read_texts", "split_by_query"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def group_line(group: Group) -> str:
 def read_groups(path: Path, prompts: Mapping[str, str] | None = None) -> tuple[list[Group], list[LLMDecoderError]]:
     """The groups of a file of runs or of plain groups, and what was wrong with what is left out, by line.
 
-    prompts: for runs without them, by their hash (see read_prompts). A query that the search gave to its own scorer
+    prompts: for runs without them, by their hash (see read_texts). A query that the search gave to its own scorer
     (SearchParams.query) goes over the prompt. Raises ConfigError where runs have no prompts and `prompts` does not have
     them either, OSError as the file system does.
     """
@@ -241,19 +241,22 @@ def _group_of_candidates(query: str, candidates: Sequence[Mapping[str, Any]]) ->
     return Group(query, texts, (None,) * len(texts), scores)
 
 
-def read_prompts(path: Path) -> tuple[dict[str, str], list[LLMDecoderError]]:
-    """Prompts by the hash that runs without them have: JSONL of {"prompt_hash", "prompt"}, other fields aside."""
-    prompts: dict[str, str] = {}
+def read_texts(path: Path, key: str, value: str) -> tuple[dict[str, str], list[LLMDecoderError]]:
+    """One text by another, from JSONL of objects that have both, and what was wrong with the lines left out.
+
+    "prompt_hash" and "prompt" of runs without prompts, "query" and "answer" of what a rule looks for.
+    """
+    texts: dict[str, str] = {}
     problems: list[LLMDecoderError] = []
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    value = _as_object(line)
-                    prompts[_text(value.get("prompt_hash"), "prompt_hash")] = _text(value.get("prompt"), "prompt")
+                    found = _as_object(line)
+                    texts[_text(found.get(key), key)] = _text(found.get(value), value)
                 except (ValueError, RecursionError) as error:
                     problems.append(MalformedFileError(f"[{path}] line {number}: {error}; the line is left out"))
-    return prompts, problems
+    return texts, problems
 
 
 def split_by_query(groups: Sequence[Group], share: float, seed: int) -> tuple[list[Group], list[Group]]:

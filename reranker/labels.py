@@ -7,7 +7,6 @@ cannot tell. A person goes through the groups one after the other; each is in th
 from __future__ import annotations
 
 import fcntl
-import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,7 +22,6 @@ __all__ = [
     "Rule",
     "contains",
     "exact_match",
-    "import_callable",
     "label_by_rule",
     "regex",
 ]
@@ -70,18 +68,6 @@ RULES: Mapping[str, Callable[[str | Mapping[str, str]], Rule]] = {
 def _with_answer(answers: str | Mapping[str, str], query: str, judge: Callable[[str], bool]) -> bool | None:
     answer = answers if isinstance(answers, str) else answers.get(query)
     return None if answer is None else judge(answer)
-
-
-def import_callable(name: str) -> Callable[..., object]:
-    """`module:function` as a callable. Raises ConfigError where there is none."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"[{name}] need module:function that can be imported, got none: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"[{name}] need a callable, got {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
 
 
 def label_by_rule(groups: Iterable[Group], rule: Rule) -> list[Group]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_decoder.errors import ConfigError
-from llm_decoder.reranker.groups import Group, group_line, read_groups, read_prompts, split_by_query
+from llm_decoder.reranker.groups import Group, group_line, read_groups, read_texts, split_by_query
 
 
 def written(tmp_path: Path, *values: object) -> Path:
@@ -92,7 +92,7 @@ def test_runs_without_prompts_are_refused_with_the_remedy(tmp_path: Path) -> Non
 def test_runs_without_prompts_are_joined_with_a_file_of_them(tmp_path: Path) -> None:
     known = tmp_path / "prompts.jsonl"
     known.write_text('{"prompt_hash": "hash-1", "prompt": "Once"}\n{}\n')
-    prompts, problems = read_prompts(known)
+    prompts, problems = read_texts(known, "prompt_hash", "prompt")
     assert [str(problem) for problem in problems] == [
         f'[{known}] line 2: "prompt" must be a text; the line is left out'
     ]

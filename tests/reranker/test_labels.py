@@ -8,7 +8,7 @@ import pytest
 
 from llm_decoder.errors import ConfigError
 from llm_decoder.reranker.groups import Group, group_line
-from llm_decoder.reranker.labels import LabelFile, contains, exact_match, import_callable, label_by_rule, regex
+from llm_decoder.reranker.labels import LabelFile, contains, exact_match, label_by_rule, regex
 
 GROUPS = [
     Group("2 + 2", ("4", " 4\n", "It is 4.", "five"), (None,) * 4, (-1.0, -2.0, -3.0, -4.0)),
@@ -54,18 +54,6 @@ def test_any_callable_is_a_rule_and_all_else_of_the_group_stays() -> None:
 def test_a_rule_that_grades_outside_of_0_to_1_is_refused_with_the_query(grade: object) -> None:
     with pytest.raises(ConfigError, match=r"number from 0 .* for the query '2 \+ 2'"):
         labels_by(lambda query, candidate: grade)
-
-
-def test_a_rule_can_be_named_by_its_module() -> None:
-    assert import_callable("operator:contains")("abc", "b")
-
-
-@pytest.mark.parametrize(
-    "name", ["operator", "operator:", "operator:no_such", "no_such_module:f", ":f", "string:digits"]
-)
-def test_a_name_that_is_no_callable_is_told(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"\\[{name}\\] need"):
-        import_callable(name)
 
 
 def test_what_is_in_the_label_file_is_not_asked_again(tmp_path: Path) -> None:
