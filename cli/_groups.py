@@ -54,7 +54,7 @@ def emit_evaluation(evaluation: Evaluation) -> None:
 
     heads = [f"NDCG@{evaluation.k}" if metric == "ndcg" else metric.upper() for metric in METRICS]
     first = evaluation.scorers[0].name
-    tables = [("SCORER", evaluation.scorers), (f"{first.upper()} MINUS", evaluation.differences)]
+    tables = [("SCORER", evaluation.scorers), (f"{first} minus", evaluation.differences)]
     for title, rows in tables:
         cells = [
             (figures.name, *(_cell(getattr(figures, metric), title != "SCORER") for metric in METRICS))

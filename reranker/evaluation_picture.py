@@ -12,6 +12,7 @@ __all__ = ["check_picture", "write_picture"]
 
 _FORMATS = (".png", ".svg", ".pdf")
 _INK, _FAINT, _GRID, _BLUE, _GREY = "#1f2430", "#8a909c", "#e7e9ee", "#2f6db5", "#9aa3b2"
+_MOST_CHARS = 32
 _TITLES = {"accuracy": "the pick is right", "mrr": "MRR", "ndcg": "NDCG@{k}"}
 
 
@@ -32,7 +33,7 @@ def write_picture(path: Path, evaluation: Evaluation) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [figures.name for figures in evaluation.scorers]
+    names = [_shortened(figures.name) for figures in evaluation.scorers]
     height = 1.5 + 0.42 * len(names)
     figure = Figure(figsize=(12, height), facecolor="white")
     FigureCanvasAgg(figure)
@@ -65,6 +66,10 @@ def write_picture(path: Path, evaluation: Evaluation) -> None:
             side.set_visible(False)
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=100)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MOST_CHARS else "…" + name[1 - _MOST_CHARS :]
 
 
 def _colour(figures: Figures) -> str:
