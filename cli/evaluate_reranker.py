@@ -27,6 +27,10 @@ def rerank_eval(
     scorer: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="module:function(query, candidates), judged as well.")
     ] = None,
+    quantization: Annotated[str, typer.Option(metavar="NAME", help="Of the cross-encoders: int8 or none.")] = "int8",
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads that compute [one a physical core].")
+    ] = None,
     k: Annotated[int, typer.Option("--k", min=1, metavar="N", help="Places that NDCG looks at.")] = 10,
     resamples: Annotated[int, typer.Option(min=100, max=1_000_000, metavar="N", help="Of the bootstrap.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the bootstrap.")] = 0,
@@ -47,7 +51,7 @@ def rerank_eval(
     usable = [group for group in groups if group.has_order]
     if usable and len(usable) < len(groups):
         complain("warning", f"{len(groups) - len(usable)} groups were left out: they have no two labels that differ")
-    scorers = _scorers(reranker or [], scorer or [])
+    scorers = _scorers(reranker or [], scorer or [], quantization, threads)
     with progress("groups", len(usable) * len(scorers)) as bar:
         evaluation = evaluate(usable, scorers, k=k, n_resamples=resamples, seed=seed, on_group=lambda: bar.advance(1))
     if plot is not None:
@@ -58,7 +62,9 @@ def rerank_eval(
         emit_evaluation(evaluation)
 
 
-def _scorers(rerankers: Sequence[str], functions: Sequence[str]) -> dict[str, Scorer]:
+def _scorers(
+    rerankers: Sequence[str], functions: Sequence[str], quantization: str, threads: int | None
+) -> dict[str, Scorer]:
     """By name: a folder's own, a callable's as it was given."""
     found: dict[str, Scorer] = {}
     for folder in rerankers:
@@ -67,7 +73,7 @@ def _scorers(rerankers: Sequence[str], functions: Sequence[str]) -> dict[str, Sc
         name = Path(folder).resolve().name
         if name in found:
             raise typer.BadParameter(f"need folders of different names, got {name} twice", param_hint="--reranker")
-        found[name] = CrossEncoder(folder).score
+        found[name] = CrossEncoder(folder, quantization=quantization, threads=threads).score
     for function in functions:
         found[function] = import_callable(function)
     return found

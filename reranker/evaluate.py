@@ -19,7 +19,7 @@ from llm_decoder.reranker.metrics import measure
 
 __all__ = ["BASELINES", "Evaluation", "Figures", "Interval", "Scorer", "evaluate"]
 
-Scorer = Callable[[str, Sequence[str]], Sequence[float]]
+Scorer = Callable[[str, list[str]], Sequence[float]]
 """scorer(query, candidates) -> a score a candidate, the higher the better."""
 
 _DRAWN_AT_A_TIME = 1 << 22
@@ -107,7 +107,9 @@ def evaluate(
     for name, scorer in scorers.items():
         rows = []
         for group in groups:
-            rows.append(measure(group.grades, checked_scores(name, group, scorer(group.query, group.candidates)), k))
+            rows.append(
+                measure(group.grades, checked_scores(name, group, scorer(group.query, list(group.candidates))), k)
+            )
             if on_group is not None:
                 on_group()
         tables[name] = np.array(rows)

@@ -77,6 +77,7 @@ class Trainee:
                 f"[{folder}] need a cross-encoder, or an encoder that can become one, in safetensors; {error}"
             ) from error
         self.params = params
+        self._folder = folder
 
     def n_truncated(self, groups: Sequence[Group]) -> int:
         """Pairs of a query and a candidate that are longer than what the model reads."""
@@ -88,11 +89,13 @@ class Trainee:
         return n_found
 
     def scores(self, groups: Sequence[Group]) -> list[npt.NDArray[np.float32]]:
-        """Raw logits, float32 [n_candidates], of each group."""
+        """Raw logits, float32 [n_candidates], of each group. Raises UnsupportedModelError where one is not finite."""
         pairs = [(group.query, candidate) for group in groups for candidate in group.candidates]
         logits = self.model.predict(
             pairs, batch_size=_SCORED_AT_A_TIME, show_progress_bar=False, activation_fn=torch.nn.Identity()
         )
+        if not np.isfinite(logits).all():
+            raise UnsupportedModelError(f"[{self._folder}] need a model that gives finite scores, got NaN or infinity")
         ends = np.cumsum([len(group.candidates) for group in groups])[:-1]
         return np.split(np.asarray(logits, np.float32), ends)
 
@@ -160,10 +163,11 @@ class _Watch(transformers.TrainerCallback):
         if "loss" not in logs:
             return
         self._loss = logs["loss"]
-        if not math.isfinite(self._loss):
-            raise ConfigError(
-                f"[finetune] the loss is {self._loss} at step {state.global_step}; take a lower learning rate"
-            )
+        for name in ("loss", "grad_norm"):  # some losses leave out what is no number, gradients do not
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise ConfigError(
+                    f"[finetune] the {name} is {logs[name]} at step {state.global_step}; take a lower learning rate"
+                )
 
 
 def _dataset(groups: Sequence[Group], loss: str) -> Dataset:

@@ -5,7 +5,13 @@ The model is made on the spot, random and tiny.
 
 from __future__ import annotations
 
+import json
 import random
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +20,7 @@ import pytest
 from llm_decoder.errors import ConfigError, UnsupportedModelError
 from llm_decoder.reranker.evaluate import evaluate
 from llm_decoder.reranker.finetune import FinetuneParams, finetune
-from llm_decoder.reranker.groups import Group
+from llm_decoder.reranker.groups import Group, group_line
 from llm_decoder.reranker.metrics import measure
 
 pytestmark = pytest.mark.judge
@@ -194,7 +200,7 @@ def test_weights_that_only_a_pickle_has_are_refused(base: Path, tmp_path: Path) 
         finetune(make_groups(20), folder, tmp_path / "out", FinetuneParams(epochs=1, threads=1))
 
 
-def test_a_rate_that_is_too_high_is_told(base: Path, tmp_path: Path) -> None:
+def test_a_model_whose_scores_are_no_numbers_is_refused(base: Path, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     folder = tmp_path / "broken"
@@ -204,8 +210,61 @@ def test_a_rate_that_is_too_high_is_told(base: Path, tmp_path: Path) -> None:
     broken = weights(base)
     broken["classifier.weight"] = np.full_like(broken["classifier.weight"], np.inf)
     save_file(broken, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match="a lower learning rate"):
+    with pytest.raises(UnsupportedModelError, match="finite scores"):
         finetune(make_groups(20), folder, tmp_path / "out", FinetuneParams(epochs=1, threads=1))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_remedy(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_decoder.reranker import training
+
+    class Lost(training.RankNetLoss):
+        def forward(self, *arguments: object, **options: object) -> object:
+            return super().forward(*arguments, **options) * float("nan")
+
+    monkeypatch.setitem(training._LOSSES, "pairwise", Lost)
+    with pytest.raises(ConfigError, match=r"the loss is nan at step 1; take a lower learning rate"):
+        finetune(make_groups(20), base, tmp_path / "out", FinetuneParams(epochs=1, threads=1))
+
+
+def command(groups: Path, base: Path, out: Path, *more: str) -> list[str]:
+    shape = ["--epochs", "25", "--batch-size", "8", "--checkpoint-steps", "25", "--threads", "1"]
+    verb = [sys.executable, "-m", "llm_decoder", "finetune-reranker", str(groups)]
+    return [*verb, "--model", str(base), "--out", str(out), *shape, *more]
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_the_command_goes_on(base: Path, tmp_path: Path) -> None:
+    groups, out = tmp_path / "groups.jsonl", tmp_path / "out"
+    groups.write_text("".join(map(group_line, make_groups(40))))
+    with subprocess.Popen(command(groups, base, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None and not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")):
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        told, complained = run.communicate(timeout=120)
+    assert (run.returncode, told) == (130, ""), complained
+    (path,) = re.findall(r"stopped at (\S+); the same command with --resume goes on from there", complained)
+    assert (Path(path) / "model.safetensors").exists()
+    assert "Traceback" not in complained
+
+    resumed = subprocess.run(command(groups, base, out, "--resume", "--json"), capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    report = json.loads(resumed.stdout)
+    assert report["n_learnt"] == 32
+    assert [figures["name"] for figures in report["evaluation"]["scorers"]][:2] == ["finetuned", "before"]
+    assert not (out / "checkpoints").exists()
+
+
+def test_the_figures_stand_in_a_table(base: Path, tmp_path: Path) -> None:
+    groups, out = tmp_path / "groups.jsonl", tmp_path / "out"
+    groups.write_text("".join(map(group_line, [*make_groups(20), Group("equal", ("a", "b"), (1, 1))])))
+    done = subprocess.run(command(groups, base, out, "--epochs", "1"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["SCORER", "ACCURACY", "MRR", "NDCG@10"] in lines
+    assert ["finetuned", "minus", "ACCURACY", "MRR", "NDCG@10"] in lines
+    assert f"{out}: learnt from 16 groups" in done.stdout
+    assert "1 groups were left out" in done.stderr
 
 
 def test_ndcg_is_that_of_scikit_learn() -> None:
