@@ -28,6 +28,7 @@ pytest.importorskip("sentence_transformers")
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
+ROOT = Path(__file__).parents[2]
 WORDS = ["cat", "dog", "tree", "house", "river", "stone", "cloud", "bread", "happy", "sad", "big", "red", "runs"]
 PARAMS = FinetuneParams(epochs=4, batch_size=8, learning_rate=3e-3, threads=1)
 
@@ -265,6 +266,17 @@ def test_the_figures_stand_in_a_table(base: Path, tmp_path: Path) -> None:
     assert ["finetuned", "minus", "ACCURACY", "MRR", "NDCG@10"] in lines
     assert f"{out}: learnt from 16 groups" in done.stdout
     assert "1 groups were left out" in done.stderr
+
+
+def test_the_python_of_the_page_runs(base: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"^```py\n(.*?)^```", (ROOT / "docs" / "finetuning.md").read_text(), re.M | re.S)
+    (tmp_path / "groups.jsonl").write_text("".join(map(group_line, make_groups(20))))
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "cross-encoder").symlink_to(base)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Interval(mean=")
+    assert (tmp_path / "my-reranker" / "model.safetensors").exists()
 
 
 def test_ndcg_is_that_of_scikit_learn() -> None:
