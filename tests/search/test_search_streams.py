@@ -123,6 +123,10 @@ def test_a_streamed_search_is_the_search(llm):
     assert "".join(event.text for event in events) == llm.search("one", params)[0].outputs[0].text
 
 
+async def an_async_scorer(prompt, candidates):
+    return [0.0] * len(candidates)
+
+
 @pytest.mark.parametrize(
     ("params", "name"),
     [
@@ -139,6 +143,16 @@ def test_a_streamed_search_is_the_search(llm):
         ({"diversity_penalty": -1}, "diversity_penalty"),
         ({"method": "depth-first"}, "method"),
         ({"temperature": -1}, "temperature"),
+        ({"scorer": "taste"}, "scorer"),
+        ({"scorer": None}, "scorer"),
+        ({"scorer": an_async_scorer}, "scorer"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"normalise": "softmax"}, "normalise"),
+        ({"query": ""}, "query"),
+        ({"query": 3}, "query"),
+        ({"query": "\ud800"}, "query"),
+        ({"query": "x" * ((1 << 20) + 1)}, "query"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_by_name(params, name):
