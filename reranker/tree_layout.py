@@ -23,7 +23,7 @@ from rich.cells import cell_len
 from llm_decoder.search.run_file import SearchRun
 from llm_decoder.search.tree import TreeNode
 
-__all__ = ["CELL", "FONT_SIZE", "LINE", "SMALL", "Card", "Cell", "TreeLayout", "lay_out", "shorten", "shown"]
+__all__ = ["CELL", "FONT_SIZE", "LINE", "SMALL", "Card", "Cell", "TreeLayout", "cut", "lay_out", "visible"]
 
 FONT_SIZE = 12.0
 SMALL = 10.0  # labels
@@ -36,7 +36,8 @@ BESIDE = 10.0  # between cards that stand side by side
 LABEL = 15.0  # height of the label under a leaf
 _BIN = 2.0  # height of a step of an outline
 
-_VISIBLE = {"\n": "↵", "\r": "↵", "\t": "⇥", "\u00a0": " ", "\u2028": "↵", "\u2029": "↵"}
+# Joiners have no look of their own; other marks of format, which could turn what stands around them, are told as "�".
+_VISIBLE = {"\n": "↵", "\r": "↵", "\u2028": "↵", "\u2029": "↵", "\t": "⇥", "\u00a0": " ", "\u200c": "", "\u200d": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ def lay_out(run: SearchRun) -> TreeLayout:
     """The picture of one search. A run without a tree (best of n) has the prompt's card alone."""
     cards = _cards_of(run)
     prompt = run.header.get("prompt")
-    _fill(cards[0], [(run.tree.nodes[0], shorten(prompt, WRAP) if isinstance(prompt, str) and prompt else "prompt")])
+    prompt = _end_of(visible(prompt), WRAP) if isinstance(prompt, str) and prompt.strip() else "prompt"
+    _fill(cards[0], [(run.tree.nodes[0], prompt)])
     for card in cards[1:]:
         _fill(card, [(node, shown(run.texts.get(node.id, ""), node)) for node in card.nodes])
     _place_in_time(cards)
@@ -109,25 +111,35 @@ def lay_out(run: SearchRun) -> TreeLayout:
     left = min(min(card.left, card.x - card.label_width / 2) for card in cards)
     right = max(max(card.left + card.width, card.x + card.label_width / 2) for card in cards)
     height = max(card.bottom + (LABEL if card.label else 0.0) for card in cards)
-    return TreeLayout(cards, sorted({(card.nodes[-1].step, card.end) for card in cards}), left, right, height)
+    steps = {card.end: card.nodes[-1].step for card in sorted(cards, key=lambda card: card.nodes[-1].step)}
+    return TreeLayout(cards, [(step, y) for y, step in steps.items()], left, right, height)
 
 
 def shown(text: str, node: TreeNode) -> str:
     """A token's text on a card: one line, in which what cannot be seen has a sign."""
-    text = "".join(_VISIBLE.get(c, c if c.isprintable() else "�") for c in text)
+    text = visible(text)
     if not text:
         return f"⟨{node.token_id}⟩"
     return "␣" * len(text) if text.isspace() else text
 
 
-def shorten(text: str, n_cells: int) -> str:
-    """Its end, where it is longer: what comes next goes on from there."""
-    text = " ".join(text.split())
-    if cell_len(text) <= n_cells:
-        return text
-    while cell_len(text) > n_cells - 1:
-        text = text[1:]
-    return "…" + text
+def visible(text: str) -> str:
+    return "".join(_VISIBLE.get(c, c if c.isprintable() else "�") for c in text)
+
+
+def cut(text: str, n_cells: int) -> str:
+    """Its beginning, where it is longer."""
+    if cell_len(text[: 4 * n_cells]) <= n_cells:
+        return text[: 4 * n_cells]
+    text = text[: 4 * n_cells]
+    while text and cell_len(text) > n_cells - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def _end_of(text: str, n_cells: int) -> str:
+    """What the tree goes on from."""
+    return cut(" ".join(text.split())[::-1], n_cells)[::-1]
 
 
 def _cards_of(run: SearchRun) -> list[Card]:
@@ -190,7 +202,7 @@ def _fill(card: Card, texts: Sequence[tuple[TreeNode, str]]) -> None:
     size = FONT_SIZE * CELL
     line, at, widest = 0, 0, 1
     for node, text in texts:
-        text = text if cell_len(text) <= WRAP else _cut(text)
+        text = cut(text, WRAP)
         if at and at + cell_len(text) > WRAP:
             line, at = line + 1, 0
         if not at:  # the space before a line's first word is no part of the picture
@@ -200,12 +212,6 @@ def _fill(card: Card, texts: Sequence[tuple[TreeNode, str]]) -> None:
         at += n_cells
         widest = max(widest, at)
     card.width, card.height = widest * size + 2 * PAD, (line + 1) * LINE
-
-
-def _cut(text: str) -> str:
-    while cell_len(text) > WRAP - 1:
-        text = text[:-1]
-    return text + "…"
 
 
 def _place_in_time(cards: Sequence[Card]) -> None:

@@ -21,6 +21,7 @@ _UNITS = 96  # of a scene, an inch
 _MAX_SIDE = 60_000  # dots; matplotlib draws up to 2**16
 _MAX_DOTS = 120e6
 _FONTS = ("DejaVu Sans Mono", "DejaVu Sans")  # come with matplotlib
+_PLACEHOLDERS = "Last Resort"  # comes with matplotlib, too: a sign a script
 _NO_GLYPH = "▯"
 
 
@@ -33,8 +34,8 @@ def check_picture(path: Path) -> None:
             import matplotlib.figure  # noqa: F401
         except ImportError:
             raise ConfigError(
-                f"[tree] {path.suffix} needs matplotlib, which is not installed: pip install 'llm_decoder[viz]', or name "
-                "a file that ends in .svg or .html"
+                f"[tree] {path.suffix} needs matplotlib, which is not installed: pip install 'llm_decoder[viz]', or "
+                "name a file that ends in .svg or .html"
             ) from None
 
 
@@ -46,7 +47,7 @@ def write_picture(run: SearchRun, path: Path) -> None:
     check_picture(path)
     suffix = path.suffix.lower()
     if suffix == ".html":
-        path.write_text(page_of(run), encoding="utf-8")
+        path.write_text(page_of(run), encoding="utf-8", errors="replace")
     elif suffix == ".svg":
         path.write_text(svg_file(draw_scene(run)), encoding="utf-8")
     else:
@@ -91,7 +92,7 @@ class _Painter:
     def _rect(self, rect: Rect) -> None:
         from matplotlib.patches import FancyBboxPatch, Rectangle
 
-        style = {
+        style: dict[str, Any] = {
             "facecolor": COLOURS[rect.kind][0] if rect.kind else "none",
             "edgecolor": COLOURS[rect.edge][0] if rect.edge else "none",
             "linewidth": rect.thickness * 72 / _UNITS if rect.edge else 0,
@@ -148,7 +149,8 @@ def _fonts_for(scene: Scene) -> tuple[list[str], set[str]]:
     for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name, entry.fname)):
         if not missing:
             break
-        found = missing & _characters(entry.fname) if entry.name not in fonts else set()
+        is_new = entry.name not in fonts and not entry.name.startswith(_PLACEHOLDERS)
+        found = missing & _characters(entry.fname) if is_new else set()
         if found:
             fonts.append(entry.name)
             missing -= found

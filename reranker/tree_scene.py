@@ -9,7 +9,19 @@ from typing import Literal
 
 from rich.cells import cell_len
 
-from llm_decoder.reranker.tree_layout import CELL, FONT_SIZE, GAP, LABEL, LINE, SMALL, Card, TreeLayout, lay_out
+from llm_decoder.reranker.tree_layout import (
+    CELL,
+    FONT_SIZE,
+    GAP,
+    LABEL,
+    LINE,
+    SMALL,
+    Card,
+    TreeLayout,
+    cut,
+    lay_out,
+    visible,
+)
 from llm_decoder.search.run_file import SearchRun
 
 __all__ = [
@@ -32,7 +44,7 @@ TITLE = 15.0
 MARGIN = 24.0
 AXIS = 34.0  # room for the numbers of steps
 ROW = 17.0  # of the header
-MIN_WIDTH = 620.0
+MIN_WIDTH = 800.0  # of the legend
 MAX_HEADER = 1200.0  # of a candidate's text
 
 # Of each kind of shape: (light, dark).
@@ -164,7 +176,8 @@ def _title(run: SearchRun) -> str:
     method = {"sample": "best of", "steps": "steps, width"}.get(str(params.get("method")), "beam search, width")
     model = str(run.header.get("model", "")).rstrip("/").rsplit("/", 1)[-1]
     # SearchParams' own width where none is told: a header has the fields that differ from their defaults.
-    return f"{model}: {method} {params.get('width', 4)}, {len(run.tree) - 1} tokens looked at".removeprefix(": ")
+    size = f", {len(run.tree) - 1} tokens looked at" if len(run.tree) > 1 else ""
+    return f"{model}: {method} {params.get('width', 4)}{size}".removeprefix(": ")
 
 
 def _header(run: SearchRun, title: str, width: float) -> Iterator[Shape]:
@@ -185,7 +198,7 @@ def _header(run: SearchRun, title: str, width: float) -> Iterator[Shape]:
             text = score_text(candidate.get(name))
             yield Words(kind, x + (i + 1) * column - 8, y, text, anchor="end", weight=weight)
         left = x + len(given) * column + 4
-        text = " ".join(str(candidate.get("text", "")).split())
+        text = str(candidate.get("text", ""))
         yield Words(kind, left, y, _fit(text, min(width - MARGIN - left, MAX_HEADER), FONT_SIZE))
         y += ROW
     y += 6.0
@@ -210,12 +223,7 @@ def _legend(x: float, y: float) -> Iterator[Shape]:
 
 
 def _fit(text: str, width: float, size: float) -> str:
-    n_cells = int(width / (size * CELL))
-    if cell_len(text) <= n_cells:
-        return text
-    while text and cell_len(text) > n_cells - 1:
-        text = text[:-1]
-    return text + "…"
+    return cut(visible(" ".join(text.split())), int(width / (size * CELL)))
 
 
 @dataclass(frozen=True)
@@ -240,7 +248,7 @@ class _Tree:
         ends = self.layout.steps
         last = -1e9
         for step, y in ends[1:]:
-            if step % 5 == 0 or y - last > 5 * LINE:
+            if y - last > (LINE if step % 5 == 0 else 5 * LINE):
                 last = y
                 yield Rect("rule", MARGIN + AXIS, self.dy + y + GAP / 2, self.right - MARGIN - AXIS, 1.0)
                 yield Words("faint", MARGIN + AXIS - 8, self.dy + y + GAP / 2 + 3.5, str(step), SMALL, "end")
@@ -266,12 +274,11 @@ class _Tree:
         thickness = 1.8 if card.is_best or is_answer else 1.0
         yield Rect("", left, top, card.width, card.height, edge=edge, thickness=thickness, radius=4)
         for cell in card.cells:
-            node = None if is_prompt else cell.node.id
             bare = cell.text.strip(" ")
             n_before = len(cell.text) - len(cell.text.lstrip(" "))
             middle = left + cell.x + n_before * FONT_SIZE * CELL + cell_len(bare) * FONT_SIZE * CELL / 2
             y = top + cell.line * LINE + LINE - 5
-            yield Words("faint" if pale or is_prompt else "ink", middle, y, bare, anchor="middle", node=node)
+            yield Words("faint" if pale or is_prompt else "ink", middle, y, bare, anchor="middle", node=cell.node.id)
         if card.label:
             kind = "best" if card.rank == 0 else "done" if card.rank is not None else "faint"
             weight = "bold" if card.rank == 0 else "normal"

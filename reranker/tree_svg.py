@@ -27,8 +27,9 @@ def colour_rules() -> str:
 
 def _rules(which: int) -> str:
     return " ".join(
-        f".f-{kind} {{ fill: {pair[which]} }} .s-{kind} {{ stroke: {pair[which]} }} .b-{kind} {{ background: {pair[which]} }}"
+        f".{letter}-{kind} {{ {use}: {pair[which]} }}"
         for kind, pair in COLOURS.items()
+        for letter, use in (("f", "fill"), ("s", "stroke"), ("b", "background"))
     )
 
 
