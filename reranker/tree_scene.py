@@ -35,6 +35,7 @@ __all__ = [
     "given_scores",
     "score_text",
     "tint_of",
+    "title_of",
 ]
 
 # Of log probabilities: a token has the tint of the first bound that it reaches, the last one below all.
@@ -140,7 +141,7 @@ def draw_scene(run: SearchRun, *, with_header: bool = True) -> Scene:
     """One search. with_header: its title, its candidates, and what the colours mean, above the tree."""
     layout = lay_out(run)
     width = max(MIN_WIDTH, layout.right - layout.left + AXIS + 2 * MARGIN)
-    title = _title(run)
+    title = title_of(run)
     shapes: list[Shape] = []
     top = MARGIN
     if with_header:
@@ -170,7 +171,8 @@ def draw_legend() -> Scene:
     return Scene("", last.x + len(last.text) * SMALL * CELL + 2, 32.0, shapes)
 
 
-def _title(run: SearchRun) -> str:
+def title_of(run: SearchRun) -> str:
+    """What was searched, in a line."""
     params = run.header.get("params")
     params = params if isinstance(params, dict) else {}
     method = {"sample": "best of", "steps": "steps, width"}.get(str(params.get("method")), "beam search, width")

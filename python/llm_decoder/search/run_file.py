@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from llm_decoder.detokenizer import Detokenizer, TextDecoder
 from llm_decoder.errors import MalformedFileError
 from llm_decoder.outputs import RequestOutput
 from llm_decoder.search.params import SearchParams
-from llm_decoder.search.tree import SearchTree, TreeNode
+from llm_decoder.search.tree import NodeState, SearchTree, TreeNode
 
 __all__ = ["SCHEMA", "SearchRun", "node_texts", "read_runs", "run_lines"]
 
@@ -75,6 +76,8 @@ def run_lines(
                 "leaf": completion.tree_leaf,
                 "text": completion.text,
                 "beam_score": completion.beam_score,
+                "rerank_score": completion.rerank_score,
+                "final_score": completion.final_score,
                 "finish_reason": completion.finish_reason,
             }
         )
@@ -113,41 +116,71 @@ def read_runs(lines: Iterable[str], place: str) -> tuple[list[SearchRun], list[M
     """The runs of a file, and what was wrong with the lines that are left out, by their numbers."""
     runs: list[SearchRun] = []
     problems: list[MalformedFileError] = []
+    open_run: SearchRun | None = None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            _take(runs, json.loads(line))
+            value = json.loads(line)
+            if not isinstance(value, dict) or value.get("type") not in ("run", "node", "candidate"):
+                raise ValueError('need an object whose "type" is run, node or candidate')
+            if _begins_a_run(value, open_run):
+                open_run = None  # what follows is none of the run before it, whether the header can be read or not
+            if value["type"] == "run":
+                open_run = _new_run(value)
+                runs.append(open_run)
+            else:
+                _add(open_run, value)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             problems.append(MalformedFileError(f"[{place}] line {number}: {_reason(error)}; the line is left out"))
     return runs, problems
 
 
-def _take(runs: list[SearchRun], value: Any) -> None:
-    if not isinstance(value, dict) or value.get("type") not in ("run", "node", "candidate"):
-        raise ValueError('need an object whose "type" is run, node or candidate')
+def _begins_a_run(value: dict[str, Any], run: SearchRun | None) -> bool:
+    """A first node where there is one already is that of a run whose header was lost."""
+    is_first = value["type"] == "node" and value.get("id") == 1
+    return value["type"] == "run" or (is_first and run is not None and len(run.tree) > 1)
+
+
+def _new_run(value: dict[str, Any]) -> SearchRun:
+    if value.get("schema") != SCHEMA:
+        raise ValueError(
+            f"need schema {SCHEMA}, got {value.get('schema')!r:.20}; a later version of the library wrote it"
+        )
+    del value["type"]
+    return SearchRun(value)
+
+
+def _add(run: SearchRun | None, value: dict[str, Any]) -> None:
     kind = value.pop("type")
-    if kind == "run":
-        if value.get("schema") != SCHEMA:
-            raise ValueError(
-                f"need schema {SCHEMA}, got {value.get('schema')!r:.20}; a later version of the library wrote it"
-            )
-        runs.append(SearchRun(value))
-        return
-    if not runs:
+    if run is None:
         raise ValueError(f"a {kind} needs the header of its run before it")
-    run = runs[-1]
+    if not isinstance(value["text"], str):
+        raise ValueError("text must be a string")
     if kind == "candidate":
-        if not isinstance(value["text"], str):
-            raise ValueError("text must be a string")
         run.candidates.append(value)
         return
     text = value.pop("text")
     node = TreeNode(**value)
-    if node.id != len(run.tree) or not 0 <= node.parent < node.id:
-        raise ValueError(f"node {node.id!r:.20} must come behind its parent, numbered in the order of the lines")
+    _check(node, run.tree)
     run.tree.nodes.append(node)
     run.texts[node.id] = text
+
+
+def _check(node: TreeNode, tree: SearchTree) -> None:
+    for name in ("id", "parent", "step", "token_id"):
+        if type(getattr(node, name)) is not int:
+            raise ValueError(f"{name} must be an integer")
+    for name in ("logprob", "cum_logprob", "score"):
+        value = getattr(node, name)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number")
+    if node.state not in get_args(NodeState) or not isinstance(node.reason, str):
+        raise ValueError(f"state must be one of {', '.join(get_args(NodeState))}, and reason a string")
+    if node.id != len(tree) or not 0 <= node.parent < node.id:
+        raise ValueError(f"node {node.id!r:.20} must come behind its parent, numbered in the order of the lines")
+    if node.step != tree.nodes[node.parent].step + 1:
+        raise ValueError(f"step must be {tree.nodes[node.parent].step + 1}, one more than its parent's")
 
 
 def _reason(error: Exception) -> str:
