@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from llm_decoder.cli._output import console, note, without_controls
+from llm_decoder.cli._output import note, without_controls
 from llm_decoder.detokenizer import Detokenizer, TextDecoder
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llm_decoder.outputs import SearchStep, StreamEvent
 
 _TAIL = 60  # characters of a beam
+_DECIDED = 500
 
 
 class Frontier:
@@ -68,11 +69,14 @@ class Frontier:
 
         beams = Table.grid(padding=(0, 2, 0, 0))
         for score, text in self.beams:
-            tail = without_controls(text).replace("\n", "↵")
-            tail = tail if len(tail) <= _TAIL else "…" + tail[-_TAIL + 1 :]
+            tail = _end(without_controls(text).replace("\n", "↵"), _TAIL)
             beams.add_row(Text(f"{score:9.3f}", style="dim"), Text(tail, overflow="ellipsis", no_wrap=True))
-        decided = Text(without_controls(self.text).strip())
+        decided = Text(_end(without_controls(self.text).strip(), _DECIDED))
         return Group(decided, beams, Text(self.counts, style="dim"))
+
+
+def _end(text: str, n_chars: int) -> str:
+    return text if len(text) <= n_chars else "…" + text[-n_chars + 1 :]
 
 
 @contextlib.contextmanager
@@ -89,9 +93,13 @@ def showing(tokenizer: TextDecoder) -> Iterator[Callable[[StreamEvent], None]]:
 
         yield tell
         return
+    from rich.console import Console
     from rich.live import Live
 
-    with Live(console=console(), transient=True, refresh_per_second=12, vertical_overflow="visible") as live:
+    lines = Console(
+        stderr=True, highlight=False
+    )  # unlike `console`, it wraps: what is drawn again must know its height
+    with Live(console=lines, transient=True, refresh_per_second=12) as live:
 
         def draw(event: StreamEvent) -> None:
             frontier.take(event)

@@ -13,13 +13,13 @@ from llm_decoder.reranker.tree_scene import COLOURS, Line, Rect, Scene, Words, d
 from llm_decoder.reranker.tree_svg import svg_file
 from llm_decoder.search.run_file import SearchRun
 
-__all__ = ["SUFFIXES", "check_picture", "write_picture"]
+__all__ = ["SUFFIXES", "check_picture", "dots_per_inch", "write_picture"]
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 _DPI = 192
 _UNITS = 96  # of a scene, an inch
 _MAX_SIDE = 60_000  # dots; matplotlib draws up to 2**16
-_MAX_DOTS = 120e6
+_MAX_DOTS = 60e6
 _FONTS = ("DejaVu Sans Mono", "DejaVu Sans")  # come with matplotlib
 _PLACEHOLDERS = "Last Resort"  # comes with matplotlib, too: a sign a script
 _NO_GLYPH = "▯"
@@ -54,13 +54,18 @@ def write_picture(run: SearchRun, path: Path) -> None:
         _write_figure(draw_scene(run), path, suffix)
 
 
+def dots_per_inch(scene: Scene) -> float:
+    """As many as screens show, fewer where a picture would have more dots than matplotlib draws."""
+    width, height = scene.width / _UNITS, scene.height / _UNITS
+    return min(_DPI, _MAX_SIDE / max(width, height), math.sqrt(_MAX_DOTS / (width * height)))
+
+
 def _write_figure(scene: Scene, path: Path, suffix: str) -> None:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     size = scene.width / _UNITS, scene.height / _UNITS
-    dpi = min(_DPI, _MAX_SIDE / max(size), math.sqrt(_MAX_DOTS / (size[0] * size[1])))
     options: dict[str, Any] = {"metadata": {"Software": None} if suffix == ".png" else {"CreationDate": None}}
     with matplotlib.rc_context({"pdf.fonttype": 42, "text.parse_math": False}):
         figure = Figure(figsize=size, facecolor=COLOURS["page"][0])
@@ -72,7 +77,7 @@ def _write_figure(scene: Scene, path: Path, suffix: str) -> None:
         painter = _Painter(axes, *_fonts_for(scene))
         for shape in scene.shapes:
             painter.draw(shape)
-        figure.savefig(path, dpi=dpi, **options)
+        figure.savefig(path, dpi=dots_per_inch(scene), **options)
 
 
 class _Painter:
@@ -101,9 +106,9 @@ class _Painter:
         corner = rect.x, rect.y
         if rect.radius:
             box = f"round,pad=0,rounding_size={rect.radius}"
-            self._axes.add_patch(FancyBboxPatch(corner, rect.width, rect.height, boxstyle=box, **style))
+            self._axes.add_artist(FancyBboxPatch(corner, rect.width, rect.height, boxstyle=box, **style))
         else:
-            self._axes.add_patch(Rectangle(corner, rect.width, rect.height, **style))
+            self._axes.add_artist(Rectangle(corner, rect.width, rect.height, **style))
 
     def _line(self, line: Line) -> None:
         from matplotlib.patches import PathPatch
@@ -121,7 +126,7 @@ class _Painter:
         codes.append(Curve.LINETO)
         thickness = line.thickness * 72 / _UNITS
         style = {"edgecolor": COLOURS[line.kind][0], "facecolor": "none", "linewidth": thickness}
-        self._axes.add_patch(PathPatch(Curve(points, codes), **style))
+        self._axes.add_artist(PathPatch(Curve(points, codes), **style))
 
     def _words(self, words: Words) -> None:
         text = self._unknown.sub(_NO_GLYPH, words.text) if self._unknown else words.text
