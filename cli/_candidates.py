@@ -30,7 +30,7 @@ def emit_rows(candidates: Sequence[Mapping[str, Any]]) -> None:
         text = str(candidate.get("text", ""))
         text = without_controls(text).strip() if is_terminal else to_json(text)
         numbers = [_number(candidate.get(name)) for name in scores]
-        rows.append([str(rank), *numbers, str(candidate.get("finish_reason") or "-"), text])
+        rows.append([str(rank), *numbers, without_controls(str(candidate.get("finish_reason") or "-")), text])
     if not is_terminal:
         emit_table(headers, rows)
         return

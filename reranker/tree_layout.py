@@ -190,7 +190,7 @@ def _ranks(run: SearchRun) -> dict[int, int]:
 def _label(run: SearchRun, card: Card) -> str:
     leaf = card.nodes[-1]
     if card.rank is None:
-        return leaf.reason or {"live": "open", "finished": "finished", "pruned": "pruned"}[leaf.state]
+        return visible(leaf.reason) or {"live": "open", "finished": "finished", "pruned": "pruned"}[leaf.state]
     candidate = run.candidates[card.rank]
     score = candidate.get("final_score")
     score = candidate.get("beam_score") if score is None else score

@@ -179,7 +179,7 @@ def title_of(run: SearchRun) -> str:
     model = str(run.header.get("model", "")).rstrip("/").rsplit("/", 1)[-1]
     # SearchParams' own width where none is told: a header has the fields that differ from their defaults.
     size = f", {len(run.tree) - 1} tokens looked at" if len(run.tree) > 1 else ""
-    return f"{model}: {method} {params.get('width', 4)}{size}".removeprefix(": ")
+    return visible(f"{model}: {method} {params.get('width', 4)}{size}".removeprefix(": "))
 
 
 def _header(run: SearchRun, title: str, width: float) -> Iterator[Shape]:
