@@ -114,60 +114,76 @@ def _line(value: dict[str, Any]) -> str:
 
 def read_runs(lines: Iterable[str], place: str) -> tuple[list[SearchRun], list[MalformedFileError]]:
     """The runs of a file, and what was wrong with the lines that are left out, by their numbers."""
-    runs: list[SearchRun] = []
+    reader = _Reader()
     problems: list[MalformedFileError] = []
-    open_run: SearchRun | None = None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-            if not isinstance(value, dict) or value.get("type") not in ("run", "node", "candidate"):
-                raise ValueError('need an object whose "type" is run, node or candidate')
-            if _begins_a_run(value, open_run):
-                open_run = None  # what follows is none of the run before it, whether the header can be read or not
-            if value["type"] == "run":
-                open_run = _new_run(value)
-                runs.append(open_run)
-            else:
-                _add(open_run, value)
+            reader.take(json.loads(line))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             problems.append(MalformedFileError(f"[{place}] line {number}: {_reason(error)}; the line is left out"))
-    return runs, problems
+    return reader.runs, problems
 
 
-def _begins_a_run(value: dict[str, Any], run: SearchRun | None) -> bool:
-    """A first node where there is one already is that of a run whose header was lost."""
-    is_first = value["type"] == "node" and value.get("id") == 1
-    return value["type"] == "run" or (is_first and run is not None and len(run.tree) > 1)
+class _Reader:
+    """Knows to which run a line belongs, also where a header was lost or could not be read: what is then no
+    continuation of the run before it belongs to none."""
+
+    def __init__(self) -> None:
+        self.runs: list[SearchRun] = []
+        self._open: SearchRun | None = None
+        self._is_doubtful = False  # the last header could not be read
+
+    def take(self, value: Any) -> None:
+        if not isinstance(value, dict) or value.get("type") not in ("run", "node", "candidate"):
+            raise ValueError('need an object whose "type" is run, node or candidate')
+        kind = value.pop("type")
+        if kind == "run":
+            self._begin(value)
+        elif kind == "node":
+            self._add_node(value)
+        else:
+            self._add_candidate(value)
+
+    def _begin(self, value: dict[str, Any]) -> None:
+        self._is_doubtful = True
+        if value.get("schema") != SCHEMA:
+            raise ValueError(
+                f"need schema {SCHEMA}, got {value.get('schema')!r:.20}; a later version of the library wrote it"
+            )
+        self._is_doubtful = False
+        self._open = SearchRun(value)
+        self.runs.append(self._open)
+
+    def _add_node(self, value: dict[str, Any]) -> None:
+        text = value.pop("text")
+        node = TreeNode(**value)
+        _check_fields(node, text)
+        if node.id == 1 and self._open is not None and (self._is_doubtful or len(self._open.tree) > 1):
+            self._open = None
+        run = self._of_open("node")
+        _check_place(node, run.tree)
+        self._is_doubtful = False
+        run.tree.nodes.append(node)
+        run.texts[node.id] = text
+
+    def _add_candidate(self, value: dict[str, Any]) -> None:
+        if not isinstance(value["text"], str):
+            raise ValueError("text must be a string")
+        if self._is_doubtful:
+            self._open = None
+        self._of_open("candidate").candidates.append(value)
+
+    def _of_open(self, kind: str) -> SearchRun:
+        if self._open is None:
+            raise ValueError(f"a {kind} needs the header of its run before it")
+        return self._open
 
 
-def _new_run(value: dict[str, Any]) -> SearchRun:
-    if value.get("schema") != SCHEMA:
-        raise ValueError(
-            f"need schema {SCHEMA}, got {value.get('schema')!r:.20}; a later version of the library wrote it"
-        )
-    del value["type"]
-    return SearchRun(value)
-
-
-def _add(run: SearchRun | None, value: dict[str, Any]) -> None:
-    kind = value.pop("type")
-    if run is None:
-        raise ValueError(f"a {kind} needs the header of its run before it")
-    if not isinstance(value["text"], str):
+def _check_fields(node: TreeNode, text: object) -> None:
+    if not isinstance(text, str):
         raise ValueError("text must be a string")
-    if kind == "candidate":
-        run.candidates.append(value)
-        return
-    text = value.pop("text")
-    node = TreeNode(**value)
-    _check(node, run.tree)
-    run.tree.nodes.append(node)
-    run.texts[node.id] = text
-
-
-def _check(node: TreeNode, tree: SearchTree) -> None:
     for name in ("id", "parent", "step", "token_id"):
         if type(getattr(node, name)) is not int:
             raise ValueError(f"{name} must be an integer")
@@ -177,6 +193,9 @@ def _check(node: TreeNode, tree: SearchTree) -> None:
             raise ValueError(f"{name} must be a finite number")
     if node.state not in get_args(NodeState) or not isinstance(node.reason, str):
         raise ValueError(f"state must be one of {', '.join(get_args(NodeState))}, and reason a string")
+
+
+def _check_place(node: TreeNode, tree: SearchTree) -> None:
     if node.id != len(tree) or not 0 <= node.parent < node.id:
         raise ValueError(f"node {node.id!r:.20} must come behind its parent, numbered in the order of the lines")
     if node.step != tree.nodes[node.parent].step + 1:
