@@ -11,7 +11,7 @@ import typer
 from llm_decoder.cli._callable import import_callable
 from llm_decoder.cli._groups import FilesArgument, PromptsFlag, read_files, read_texts
 from llm_decoder.cli._options import JsonFlag
-from llm_decoder.cli._output import emit_json, emit_line, note, show_text
+from llm_decoder.cli._output import console, emit_json, emit_line, note, without_controls
 from llm_decoder.cli._stream import read_stdin_line
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ def _ask_for_all(file: LabelFile, groups: Sequence[Group]) -> None:
 
 def _ask(group: Group) -> list[float] | None:
     """None to skip the group. Raises EOFError where the person ends."""
-    show_text(group.query)
+    _show(group.query)
     labels: list[float] = []
     for number, candidate in enumerate(group.candidates, 1):
         note(f"\ncandidate {number} of {len(group.candidates)}")
-        show_text(candidate)
+        _show(candidate)
         grade = _read_grade()
         if grade is None:
             return None
@@ -108,6 +108,10 @@ def _ask(group: Group) -> list[float] | None:
             return [float(place == number) for place in range(1, len(group.candidates) + 1)]
         labels.append(float(grade))
     return labels
+
+
+def _show(text: str) -> None:
+    console().print(without_controls(text), markup=False)
 
 
 def _read_grade() -> float | str | None:

@@ -25,8 +25,10 @@ from llm_decoder.cli.finetune_reranker import finetune_reranker
 from llm_decoder.cli.generate import generate
 from llm_decoder.cli.label import label
 from llm_decoder.cli.models_list import list_models, show_model
+from llm_decoder.cli.search import search
 from llm_decoder.cli.serve import serve
 from llm_decoder.cli.stream import stream
+from llm_decoder.cli.tree import tree
 from llm_decoder.cli.web import web
 
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
@@ -52,6 +54,8 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "chat": chat,
     "batch": batch,
     "stream": stream,
+    "search": search,
+    "tree": tree,
     "serve": serve,
     "label": label,
     "rerank-eval": rerank_eval,

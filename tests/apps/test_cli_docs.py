@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_fakes import Program
 
-from llm_decoder.cli._options import ModelOptions, RemoteOptions, SamplingOptions, ServerOptions
+from llm_decoder.cli._options import ModelOptions, RemoteOptions, SamplingOptions, SearchOptions, ServerOptions
 from llm_decoder.cli.main import GROUPS, VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def documented() -> set[str]:
 
 
 def test_the_variable_of_every_flag_is_documented() -> None:
-    groups = (ModelOptions, RemoteOptions, SamplingOptions, ServerOptions)
+    groups = (ModelOptions, RemoteOptions, SamplingOptions, SearchOptions, ServerOptions)
     names = {f"LLM_DECODER_{field.name.upper()}" for group in groups for field in dataclasses.fields(group)}
     names = names - {"LLM_DECODER_ISA"} | {"LLM_DECODER_CPU_ISA", "LLM_DECODER_DEBUG"}
     assert names <= documented()
