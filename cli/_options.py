@@ -7,16 +7,15 @@ a settings file, the model's generation_config.json or the default decide.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
+
+from llm_decoder.cli._callable import import_callable
 
 if TYPE_CHECKING:
     from llm_decoder.sampling import SamplingParams
@@ -54,9 +53,7 @@ class ModelOptions:
 
     model: Annotated[str | None, _flag("MODEL", "Folder or hub id [the story model].", "--model", "-m")] = None
     tokenizer: Annotated[str | None, _flag("DIR", "A folder to take the tokenizer from [the model's].")] = None
-    reranker: Annotated[
-        str | None, _flag("DIR", "Cross-encoder that scores answers [the embedded one].")
-    ] = None
+    reranker: Annotated[str | None, _flag("DIR", "Cross-encoder that scores answers [the embedded one].")] = None
     embedder: Annotated[
         str | None, _flag("DIR", "Sentence encoder that makes vectors of texts [the model's hidden states].")
     ] = None
@@ -220,7 +217,7 @@ class SearchOptions:
         if "early_stopping" in found:
             found["early_stopping"] = _early_stopping(found["early_stopping"])
         if ":" in found.get("scorer", ""):
-            found["scorer"] = _function(found["scorer"], "--scorer")
+            found["scorer"] = import_callable(found["scorer"], "--scorer")
         if "separator" in found:
             found["separator"] = found["separator"].replace("\\n", "\n")
         return found
@@ -378,22 +375,6 @@ def _early_stopping(text: str) -> bool | str:
     if text not in ("true", "false", "never"):
         raise typer.BadParameter(f"need true, false or never, got {text!r:.50}", param_hint="--early-stopping")
     return text if text == "never" else text == "true"
-
-
-def _function(name: str, hint: str) -> Callable[..., Any]:
-    """module:function, of a module that can be imported here or lies in this folder."""
-    module_name, _, function_name = name.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = f"need module:function, such as my_scorers:longest, got {name!r:.100}: {error}"
-        raise typer.BadParameter(message, param_hint=hint) from None
-    finally:
-        sys.path.remove(os.getcwd())
-    if not callable(function):
-        raise typer.BadParameter(f"need a function, got {name!r:.100}, which is none", param_hint=hint)
-    return cast("Callable[..., Any]", function)
 
 
 def _template(text: str) -> str:

@@ -75,5 +75,5 @@ def _scorers(
             raise typer.BadParameter(f"need folders of different names, got {name} twice", param_hint="--reranker")
         found[name] = CrossEncoder(folder, quantization=quantization, threads=threads).score
     for function in functions:
-        found[function] = import_callable(function)
+        found[function] = import_callable(function, "--scorer")
     return found

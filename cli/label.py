@@ -80,7 +80,7 @@ def _rule(name: str | None, answer: str | None, answers: Path | None) -> Rule | 
         return None
     if ":" not in name:
         raise typer.BadParameter(f"need {', '.join(RULES)} or module:function, got {name}", param_hint="--rule")
-    return import_callable(name)
+    return import_callable(name, "--rule")
 
 
 def _ask_for_all(file: LabelFile, groups: Sequence[Group]) -> None:

@@ -19,7 +19,7 @@ from llm_decoder.reranker.metrics import measure
 
 __all__ = ["BASELINES", "Evaluation", "Figures", "Interval", "Scorer", "evaluate"]
 
-Scorer = Callable[[str, list[str]], Sequence[float]]
+Scorer = Callable[[str, list[str]], npt.ArrayLike]
 """scorer(query, candidates) -> a score a candidate, the higher the better."""
 
 _DRAWN_AT_A_TIME = 1 << 22
@@ -134,7 +134,7 @@ def evaluate(
     )
 
 
-def checked_scores(name: str, group: Group, scores: Sequence[float]) -> Sequence[float]:
+def checked_scores(name: str, group: Group, scores: npt.ArrayLike) -> Sequence[float]:
     """Raises ConfigError unless there is a finite score for each candidate."""
     values = np.asarray(scores, np.float64)
     if values.shape != (len(group.candidates),) or not np.isfinite(values).all():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_decoder.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
 from llm_decoder.reranker.card import write_card
-from llm_decoder.reranker.evaluate import Evaluation, evaluate
+from llm_decoder.reranker.evaluate import Evaluation, Scorer, evaluate
 from llm_decoder.reranker.groups import Group, group_line, split_by_query
 
 if TYPE_CHECKING:
@@ -212,10 +212,8 @@ def _compare(
     after: Sequence[npt.NDArray[np.float32]],
     before: Sequence[npt.NDArray[np.float32]],
 ) -> Evaluation:
-    def known(scores: Sequence[npt.NDArray[np.float32]]) -> Callable[[str, Sequence[str]], Sequence[float]]:
-        by_group = {
-            (group.query, group.candidates): values.tolist() for group, values in zip(groups, scores, strict=True)
-        }
+    def known(scores: Sequence[npt.NDArray[np.float32]]) -> Scorer:
+        by_group = {(group.query, group.candidates): values for group, values in zip(groups, scores, strict=True)}
         return lambda query, candidates: by_group[query, tuple(candidates)]
 
     return evaluate(groups, {"finetuned": known(after), "before": known(before)})
