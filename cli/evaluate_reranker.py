@@ -22,7 +22,7 @@ def rerank_eval(
     runs: FilesArgument,
     reranker: Annotated[
         list[str] | None,
-        typer.Option(metavar="FOLDER", help="A cross-encoder to judge; the first is compared with all others."),
+        typer.Option(metavar="FOLDER", help="A cross-encoder to judge, the first beside all others [the embedded]."),
     ] = None,
     scorer: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="module:function(query, candidates), judged as well.")
@@ -66,10 +66,13 @@ def _scorers(
     rerankers: Sequence[str], functions: Sequence[str], quantization: str, threads: int | None
 ) -> dict[str, Scorer]:
     """By name: a folder's own, a callable's as it was given."""
-    found: dict[str, Scorer] = {}
-    for folder in rerankers:
-        from llm_decoder import CrossEncoder
+    from llm_decoder import CrossEncoder
+    from llm_decoder.embedded import embedded_reranker
 
+    found: dict[str, Scorer] = {}
+    if not rerankers and not functions:
+        rerankers = [str(embedded_reranker())]
+    for folder in rerankers:
         name = Path(folder).resolve().name
         if name in found:
             raise typer.BadParameter(f"need folders of different names, got {name} twice", param_hint="--reranker")

@@ -23,8 +23,11 @@ def finetune_reranker(
     *,
     runs: FilesArgument,
     model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="FOLDER", help="A cross-encoder, or a BERT of any kind.")
-    ],
+        Path | None,
+        typer.Option(
+            "--model", "-m", metavar="FOLDER", help="A cross-encoder, or a BERT of any kind [the embedded reranker]."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the finetuned model goes.")],
     loss: Annotated[str, typer.Option(metavar="NAME", help="pairwise, listwise or pointwise.")] = "pairwise",
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="How often all groups are seen.")] = 3,
@@ -44,6 +47,7 @@ def finetune_reranker(
     The folder that is written is one for --reranker. The first Ctrl-C keeps a checkpoint and ends, the second one ends
     at once; --resume goes on. Needs pip install 'llm_decoder[train]'.
     """
+    from llm_decoder.embedded import embedded_reranker
     from llm_decoder.errors import ConfigError
     from llm_decoder.reranker.finetune import FinetuneParams, finetune, need_training_libraries
 
@@ -62,10 +66,11 @@ def finetune_reranker(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     need_training_libraries()
+    base = embedded_reranker() if model is None else model
     groups = read_files(runs, prompts)
     note(f"{len(groups)} groups; loading the training libraries")
     with _stop_at_ctrl_c() as stopped, _step_bar() as on_step:
-        report = finetune(groups, model, out, params, resume=resume, on_step=on_step, should_stop=stopped.is_set)
+        report = finetune(groups, base, out, params, resume=resume, on_step=on_step, should_stop=stopped.is_set)
     if as_json:
         emit_json(report)
     if report.checkpoint is not None:

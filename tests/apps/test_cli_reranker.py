@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from cli_fakes import Program
 
+import llm_decoder
+from llm_decoder import embedded
 from llm_decoder.reranker.evaluate import evaluate
 from llm_decoder.reranker.evaluation_picture import write_picture
 from llm_decoder.reranker.groups import Group, read_groups
@@ -149,15 +151,43 @@ def labelled(write: Write) -> Path:
     return write(*lines, {"query": "equal", "candidates": ["a", "b"], "labels": [1, 1]}, "{", name="groups.jsonl")
 
 
-def test_baselines_are_judged_without_any_reranker(cli: Program, labelled: Path) -> None:
+class ShortIsBest:
+    """In place of a cross-encoder."""
+
+    def __init__(self, folder: str, **options: object) -> None:
+        self.options = options
+
+    def score(self, query: str, documents: list[str]) -> list[float]:
+        return [-float(len(document)) for document in documents]
+
+
+@pytest.fixture
+def _fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_decoder, "CrossEncoder", ShortIsBest, raising=False)
+    monkeypatch.setattr(embedded, "embedded_reranker", lambda: Path("/shipped/reranker"))
+
+
+@pytest.mark.usefixtures("_fake_encoder")
+def test_the_embedded_reranker_is_judged_beside_the_baselines(cli: Program, labelled: Path) -> None:
     ran = cli("rerank-eval", str(labelled), "--resamples", "100")
     assert ran.code == 0
-    rows = {line.split()[0]: line.split() for line in ran.out.splitlines() if line.strip()}
-    assert rows["SCORER"][1:] == ["ACCURACY", "MRR", "NDCG@10"]
-    assert rows["shortest"][1] == "+0.000"  # the last table has the differences
+    tables = [[line.split() for line in part.splitlines()] for part in ran.out.split("\n\n")]
+    assert [row[0] for row in tables[0]] == ["SCORER", "reranker", "log_probability", "shortest", "longest", "chance"]
+    assert tables[0][0][1:] == ["ACCURACY", "MRR", "NDCG@10"]
+    assert tables[0][1][1] == "0.000"
+    assert tables[1][0][:2] == ["reranker", "minus"]
+    assert tables[1][2][:2] == ["shortest", "+0.000"]
     assert "6 groups of 6 queries" in ran.out
     assert "groups.jsonl] line 8" in ran.err
     assert "1 groups were left out" in ran.err
+
+
+@pytest.mark.usefixtures("_fake_encoder")
+def test_rerankers_of_one_name_cannot_be_told_apart(cli: Program, labelled: Path) -> None:
+    assert cli("rerank-eval", str(labelled), "--reranker", "a/new", "--reranker", "b/old").code == 0
+    ran = cli("rerank-eval", str(labelled), "--reranker", "a/new", "--reranker", "b/new")
+    assert ran.code == 2
+    assert "got new twice" in ran.err
 
 
 def test_a_callable_is_judged_and_compared(
@@ -178,6 +208,7 @@ def test_a_callable_is_judged_and_compared(
     }
 
 
+@pytest.mark.usefixtures("_fake_encoder")
 def test_nothing_labelled_is_told(cli: Program, logged: Path) -> None:
     ran = cli("rerank-eval", str(logged))
     assert ran.code == 1
