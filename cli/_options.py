@@ -7,14 +7,12 @@ a settings file, the model's generation_config.json or the default decide.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -213,8 +211,8 @@ class SearchOptions:
         found = {name: value for name, value in found.items() if value is not None}
         if "early_stopping" in found:
             found["early_stopping"] = _early_stopping(found["early_stopping"])
-        if ":" in found.get("scorer", ""):
-            found["scorer"] = _function(found["scorer"], "--scorer")
+        if "scorer" in found:
+            found["scorer"] = _scorer(found["scorer"])
         if "separator" in found:
             found["separator"] = found["separator"].replace("\\n", "\n")
         return found
@@ -374,20 +372,17 @@ def _early_stopping(text: str) -> bool | str:
     return text if text == "never" else text == "true"
 
 
-def _function(name: str, hint: str) -> Callable[..., Any]:
-    """module:function, of a module that can be imported here or lies in this folder."""
-    module_name, _, function_name = name.partition(":")
-    sys.path.insert(0, os.getcwd())
+def _scorer(name: str) -> str | Callable[..., Any]:
+    """A scorer of ours by its name, or module:function of the user's."""
+    if ":" not in name:
+        return name
+    from llm_decoder.cli._callable import import_callable
+    from llm_decoder.errors import ConfigError
+
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = f"need module:function, such as my_scorers:longest, got {name!r:.100}: {error}"
-        raise typer.BadParameter(message, param_hint=hint) from None
-    finally:
-        sys.path.remove(os.getcwd())
-    if not callable(function):
-        raise typer.BadParameter(f"need a function, got {name!r:.100}, which is none", param_hint=hint)
-    return cast("Callable[..., Any]", function)
+        return import_callable(name)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--scorer") from None
 
 
 def _template(text: str) -> str:
