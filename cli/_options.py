@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
+
+from llm_decoder.cli._callable import import_callable
 
 if TYPE_CHECKING:
     from llm_decoder.sampling import SamplingParams
@@ -52,6 +53,10 @@ class ModelOptions:
 
     model: Annotated[str | None, _flag("MODEL", "Folder or hub id [the story model].", "--model", "-m")] = None
     tokenizer: Annotated[str | None, _flag("DIR", "A folder to take the tokenizer from [the model's].")] = None
+    reranker: Annotated[str | None, _flag("DIR", "Cross-encoder that scores answers [the embedded one].")] = None
+    embedder: Annotated[
+        str | None, _flag("DIR", "Sentence encoder that makes vectors of texts [the model's hidden states].")
+    ] = None
     chat_template: Annotated[
         str | None, _flag("FILE", "Jinja chat template: a file, or a text with a { [the model's].")
     ] = None
@@ -211,8 +216,8 @@ class SearchOptions:
         found = {name: value for name, value in found.items() if value is not None}
         if "early_stopping" in found:
             found["early_stopping"] = _early_stopping(found["early_stopping"])
-        if "scorer" in found:
-            found["scorer"] = _scorer(found["scorer"])
+        if ":" in found.get("scorer", ""):
+            found["scorer"] = import_callable(found["scorer"], "--scorer")
         if "separator" in found:
             found["separator"] = found["separator"].replace("\\n", "\n")
         return found
@@ -370,19 +375,6 @@ def _early_stopping(text: str) -> bool | str:
     if text not in ("true", "false", "never"):
         raise typer.BadParameter(f"need true, false or never, got {text!r:.50}", param_hint="--early-stopping")
     return text if text == "never" else text == "true"
-
-
-def _scorer(name: str) -> str | Callable[..., Any]:
-    """A scorer of ours by its name, or module:function of the user's."""
-    if ":" not in name:
-        return name
-    from llm_decoder.cli._callable import import_callable
-    from llm_decoder.errors import ConfigError
-
-    try:
-        return import_callable(name)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--scorer") from None
 
 
 def _template(text: str) -> str:

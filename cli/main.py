@@ -20,7 +20,10 @@ from llm_decoder.cli.chat import chat
 from llm_decoder.cli.convert import convert
 from llm_decoder.cli.devices import devices
 from llm_decoder.cli.doctor import doctor
+from llm_decoder.cli.evaluate_reranker import rerank_eval
+from llm_decoder.cli.finetune_reranker import finetune_reranker
 from llm_decoder.cli.generate import generate
+from llm_decoder.cli.label import label
 from llm_decoder.cli.models_list import list_models, show_model
 from llm_decoder.cli.search import search
 from llm_decoder.cli.serve import serve
@@ -54,6 +57,9 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "search": search,
     "tree": tree,
     "serve": serve,
+    "label": label,
+    "rerank-eval": rerank_eval,
+    "finetune-reranker": finetune_reranker,
     "convert": convert,
     "list": list_models,
     "show": show_model,

@@ -99,7 +99,8 @@ class LLM:
         system: str | None = None,
         config_dir: str | Path | None = None,
         deterministic: bool = False,
-        reranker: Reranker | None = None,
+        reranker: Reranker | str | Path | None = None,
+        embedder: str | Path | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         from llm_decoder.loading import load_model
