@@ -66,7 +66,9 @@ def _write_figure(scene: Scene, path: Path, suffix: str) -> None:
     from matplotlib.figure import Figure
 
     size = scene.width / _UNITS, scene.height / _UNITS
-    options: dict[str, Any] = {"metadata": {"Software": None} if suffix == ".png" else {"CreationDate": None}}
+    options: dict[str, Any] = {"metadata": {"CreationDate": None}}
+    if suffix == ".png":
+        options = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
     with matplotlib.rc_context({"pdf.fonttype": 42, "text.parse_math": False}):
         figure = Figure(figsize=size, facecolor=COLOURS["page"][0])
         FigureCanvasAgg(figure)

@@ -164,10 +164,8 @@ def test_a_function_of_ones_own_ranks_the_answers(
         "def count_a(prompt, answers):\n    return [answer.count('a') for answer in answers]\n"
     )
     monkeypatch.chdir(tmp_path)
-    before = list(sys.path)
     ran = run(*ASKED, "--scorer", "my_scorers_of_this_test:count_a", "--alpha", "1")
     assert ran.code == 0
-    assert sys.path == before
     assert ran.out.split()[:4] == ["#", "beam", "rerank", "final"]
     counts = [line.split(maxsplit=5)[5].count("a") for line in ran.out.splitlines()[1:]]
     assert counts == sorted(counts, reverse=True)
@@ -257,7 +255,7 @@ def test_ctrl_c_ends_a_search_that_is_shown(run: Program, llm: Searching, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Frontier, "take", interrupt)
-    ran = run(*ASKED, "--live")
+    ran = run(*ASKED, "--max-tokens", "200", "--live")
     assert (ran.code, ran.out) == (130, "")
     llm.search("another", SearchParams(max_tokens=1))
     assert llm.stats()["n_finished"]["abort"] == 1
