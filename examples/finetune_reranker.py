@@ -5,6 +5,7 @@ something. Needs the extra [train]; the model is made on the spot, so nothing is
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from llm_decoder import LLM, SearchParams
@@ -79,6 +80,16 @@ def main() -> None:
             print(f"{figures.name:16} the pick is right {figures.accuracy.mean:.2f}  MRR {figures.mrr.mean:.2f}")
         gain = report.evaluation.differences[0].mrr
         print(f"MRR, finetuned minus before: {gain.mean:+.2f}, 95 % between {gain.low:+.2f} and {gain.high:+.2f}")
+        use(folder / "reranker")
+
+
+def use(reranker: Path) -> None:
+    """The best answer by log probability, and by the reranker alone."""
+    with LLM(reranker=reranker) as llm:
+        for scorer in ("logprob", "reranker"):
+            params = replace(PARAMS, n=1, scorer=scorer, alpha=1.0)
+            (output,) = llm.search("Zoe saw a big dog.", params)
+            print(f"{scorer:16} {output.outputs[0].text!r}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llm_decoder.encoders.families import FAMILIES
 from llm_decoder.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
 from llm_decoder.reranker.card import write_card
 from llm_decoder.reranker.evaluate import Evaluation, Scorer, evaluate
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["FAMILIES", "FinetuneParams", "FinetuneReport", "Loss", "finetune", "need_training_libraries"]
+__all__ = ["FinetuneParams", "FinetuneReport", "Loss", "finetune", "need_training_libraries"]
 
 Loss = Literal["pairwise", "listwise", "pointwise"]
 LOSSES: tuple[Loss, ...] = ("pairwise", "listwise", "pointwise")
-FAMILIES = ("bert", "camembert", "distilbert", "modernbert", "roberta", "xlm-roberta")
 
 _LIBRARIES = ("sentence_transformers", "datasets", "accelerate")
 _STARTED = "finetune.json"
