@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["FinetuneParams", "FinetuneReport", "Loss", "finetune", "need_training_libraries"]
+__all__ = ["FinetuneParams", "FinetuneReport", "Loss", "check_model", "finetune", "need_training_libraries"]
 
 Loss = Literal["pairwise", "listwise", "pointwise"]
 LOSSES: tuple[Loss, ...] = ("pairwise", "listwise", "pointwise")

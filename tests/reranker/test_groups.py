@@ -78,6 +78,14 @@ def test_a_run_with_a_bad_label_is_left_out_by_its_number(tmp_path: Path, label:
     assert reason in str(problem)
 
 
+def test_a_pair_has_two_sides_and_no_more(tmp_path: Path) -> None:
+    sides = [{"pair": 1, "side": side} for side in ("preferred", "rejected", "rejected")]
+    path = written(tmp_path, run(prompt="Once"), *(candidate("a", label=side) for side in sides))
+    groups, (problem,) = read_groups(path)
+    assert groups == []
+    assert "pair 1 has two rejected candidates" in str(problem)
+
+
 def test_a_run_whose_scorer_had_a_query_of_its_own_is_about_that(tmp_path: Path) -> None:
     path = written(tmp_path, run(prompt="<user> Hi", params={"query": "Hi"}), candidate("a"), candidate("b"))
     assert [group.query for group in read_groups(path)[0]] == ["Hi"]
