@@ -59,7 +59,8 @@ $(STAMPS)/dev: $(STAMPS)/build
 	@touch $@
 
 $(STAMPS)/judge: $(STAMPS)/dev
-	$(BIN)/python -m pip install -q "torch==2.13.0" "transformers>=5"
+	$(BIN)/python -m pip install -q "torch==2.13.0" "transformers>=5" "sentence-transformers>=6" "datasets>=3" \
+	  "accelerate>=1.1" "scikit-learn>=1.4"
 	@touch $@
 
 $(STAMPS)/clients: tests/judge/clients/requirements.txt tests/judge/clients/constraints.txt

@@ -86,6 +86,7 @@ setup(
         "llm_decoder": ["py.typed", "*.pyi", "embedded/**/*"],
         "llm_decoder.config": ["*.yaml", "*.json"],
         "llm_decoder.web": ["templates/*", "static/*"],
+        "llm_decoder.reranker": ["templates/*"],
     },
     ext_modules=[
         Extension(CORE, sources=[]),

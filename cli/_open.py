@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from llm_decoder.cli import _options
-from llm_decoder.cli._options import ModelOptions, RemoteOptions, SamplingDefaults, SamplingOptions, ServerOptions
+from llm_decoder.cli._options import (
+    ModelOptions,
+    RemoteOptions,
+    SamplingDefaults,
+    SamplingOptions,
+    SearchOptions,
+    ServerOptions,
+)
 from llm_decoder.cli._output import loading_bar
 from llm_decoder.serving import opening
 
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from llm_decoder.config.schema import Settings
     from llm_decoder.llm import LLM
     from llm_decoder.sampling import SamplingParams
+    from llm_decoder.search.params import SearchParams
     from llm_decoder.serving.service import Service
 
 # Of ModelOptions, what means something to a server that runs already: its model's name, a chat's system message, and
@@ -127,9 +135,20 @@ def sampling_params(options: SamplingOptions, model: ModelOptions, *, in_chat: b
     The settings' `stop` belongs to their chat template, so it counts in chats alone. Fields that the settings files
     give beside these are the engine's to fill in: see engine_arguments.
     """
+    return _options.sampling_params(options, _request_defaults(model, in_chat=in_chat))
+
+
+def search_params(
+    options: SamplingOptions, search: SearchOptions, model: ModelOptions, *, in_chat: bool = False
+) -> SearchParams:
+    """The same for a search."""
+    return _options.search_params(options, search, _request_defaults(model, in_chat=in_chat))
+
+
+def _request_defaults(model: ModelOptions, *, in_chat: bool) -> dict[str, Any]:
     settings = _settings(model)
     given = {"max_tokens": settings.runtime.max_tokens, "stop": settings.chat.stop if in_chat else None}
-    return _options.sampling_params(options, {name: value for name, value in given.items() if value is not None})
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _settings(options: ModelOptions) -> Settings:

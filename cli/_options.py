@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from llm_decoder.cli._callable import import_callable
+
 if TYPE_CHECKING:
     from llm_decoder.sampling import SamplingParams
+    from llm_decoder.search.params import SearchParams
 
 # Enough for a story or an answer; SamplingParams' own 16 is meant for programs.
 DEFAULT_MAX_TOKENS = 512
@@ -180,6 +183,47 @@ class SamplingOptions(SamplingDefaults):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How many answers are followed, kept and ranked: the fields that SearchParams has beside those of sampling."""
+
+    title: ClassVar[str] = "Search"
+
+    width: Annotated[int | None, _flag("N", "Answers that are followed at once [4].", "--width", "-w")] = None
+    method: Annotated[
+        str | None, _flag("NAME", "beam, sample (best of N) or steps (best of N at each step) [beam].")
+    ] = None
+    length_penalty: Annotated[float | None, _flag("X", "An answer scores its sum / length ** X [1].")] = None
+    early_stopping: Annotated[
+        str | None, _flag("WHEN", "true: with N answers; false: when none can win; never: nor at its longest [false].")
+    ] = None
+    groups: Annotated[int | None, _flag("N", "Beams in groups that take turns [1].")] = None
+    diversity_penalty: Annotated[float | None, _flag("X", "For what earlier groups have chosen [0].")] = None
+    scorer: Annotated[
+        str | None, _flag("NAME", "logprob, reranker, likelihood, or module:function of your own [logprob].")
+    ] = None
+    alpha: Annotated[float | None, _flag("A", "The scorer's weight, 0 to 1 [0.5].")] = None
+    normalise: Annotated[str | None, _flag("NAME", "Of its scores: none, sigmoid or zscore [none].")] = None
+    query: Annotated[str | None, _flag("TEXT", "What the scorer reads as the prompt [the prompt].")] = None
+    separator: Annotated[
+        str | None, _flag("TEXT", "What ends a step of --method steps; \\n is a line's end [\\n].")
+    ] = None
+    step_tokens: Annotated[int | None, _flag("N", "Most tokens of a step [64].")] = None
+    branches: Annotated[int | None, _flag("N", "Continuations of each answer a step [2].")] = None
+
+    def given(self) -> dict[str, Any]:
+        """What was given, with the values that SearchParams takes. Raises typer.BadParameter."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {name: value for name, value in found.items() if value is not None}
+        if "early_stopping" in found:
+            found["early_stopping"] = _early_stopping(found["early_stopping"])
+        if ":" in found.get("scorer", ""):
+            found["scorer"] = import_callable(found["scorer"], "--scorer")
+        if "separator" in found:
+            found["separator"] = found["separator"].replace("\\n", "\n")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemoteOptions:
     """A server that answers in place of a model that is loaded here."""
 
@@ -287,6 +331,19 @@ def _checked_params(values: dict[str, Any]) -> SamplingParams:
         raise typer.BadParameter(str(error), param_hint=flag(error.param)) from None
 
 
+def search_params(options: SamplingOptions, search: SearchOptions, defaults: dict[str, Any]) -> SearchParams:
+    """The same for SearchParams."""
+    from llm_decoder.errors import InvalidRequestError
+    from llm_decoder.search.params import SearchParams
+
+    given = options.given() | search.given()
+    fallback = max(DEFAULT_MAX_TOKENS, given.get("min_tokens", 0))
+    try:
+        return SearchParams(**{"max_tokens": fallback, **defaults, **given})
+    except InvalidRequestError as error:
+        raise typer.BadParameter(str(error), param_hint=flag(error.param)) from None
+
+
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
     """Raises typer.BadParameter, which names the flag, for a token id that the model does not have."""
     for name in ("stop_token_ids", "allowed_token_ids", "bad_token_ids", "logit_bias"):
@@ -312,6 +369,12 @@ def parse_size(text: str, hint: str | None = "--kv-cache-bytes") -> int:
     if not 0 < n_bytes < 2**63:
         raise typer.BadParameter(f"need a size such as 512MiB, 2G or 1000000, got {text!r}", param_hint=hint)
     return int(n_bytes)
+
+
+def _early_stopping(text: str) -> bool | str:
+    if text not in ("true", "false", "never"):
+        raise typer.BadParameter(f"need true, false or never, got {text!r:.50}", param_hint="--early-stopping")
+    return text if text == "never" else text == "true"
 
 
 def _template(text: str) -> str:

@@ -41,17 +41,22 @@ def complain(label: str, text: str) -> None:
     out.print(" ".join(text.split()), markup=False)
 
 
+def without_controls(text: str) -> str:
+    """For a terminal."""
+    return text.translate(_CONTROL)
+
+
 def emit_text(text: str) -> None:
     """Text of a model, as it comes. A terminal is spared control characters; a file or pipe gets every byte."""
     if sys.stdout.isatty():
-        text = text.translate(_CONTROL)
+        text = without_controls(text)
     _write(text)
 
 
 def emit_aside(text: str) -> None:
     """What a model writes beside its answer, dimmed: for a person at a terminal, and not for a file or pipe."""
     if sys.stdout.isatty():
-        text = text.translate(_CONTROL)
+        text = without_controls(text)
         _write(text if os.environ.get("NO_COLOR") else f"\x1b[2m{text}\x1b[22m")
 
 

@@ -20,10 +20,15 @@ from llm_decoder.cli.chat import chat
 from llm_decoder.cli.convert import convert
 from llm_decoder.cli.devices import devices
 from llm_decoder.cli.doctor import doctor
+from llm_decoder.cli.evaluate_reranker import rerank_eval
+from llm_decoder.cli.finetune_reranker import finetune_reranker
 from llm_decoder.cli.generate import generate
+from llm_decoder.cli.label import label
 from llm_decoder.cli.models_list import list_models, show_model
+from llm_decoder.cli.search import search
 from llm_decoder.cli.serve import serve
 from llm_decoder.cli.stream import stream
+from llm_decoder.cli.tree import tree
 from llm_decoder.cli.web import web
 
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
@@ -49,7 +54,12 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "chat": chat,
     "batch": batch,
     "stream": stream,
+    "search": search,
+    "tree": tree,
     "serve": serve,
+    "label": label,
+    "rerank-eval": rerank_eval,
+    "finetune-reranker": finetune_reranker,
     "convert": convert,
     "list": list_models,
     "show": show_model,

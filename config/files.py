@@ -66,6 +66,8 @@ OTHER_VARIABLES = frozenset(
         ),
         *("include_stop_str_in_output", "skip_special_tokens", "n", "logprobs", "prompt_logprobs", "cache_salt"),
         "structured_outputs",
+        *("width", "method", "length_penalty", "early_stopping", "groups", "diversity_penalty", "scorer", "alpha"),
+        *("normalise", "query", "separator", "step_tokens", "branches"),
     ]
 )
 _WEIGHT_OF_EVERY_MODEL = Path("final_norm.bin")

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from cli_fakes import Program
 
-from llm_decoder.cli._options import ModelOptions, RemoteOptions, SamplingOptions, ServerOptions
+from llm_decoder.cli._options import ModelOptions, RemoteOptions, SamplingOptions, SearchOptions, ServerOptions
 from llm_decoder.cli.main import GROUPS, VERBS
 
 ROOT = Path(__file__).parents[2]
 CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+FINETUNING = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
 ENVIRONMENT = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
 VARIABLE = re.compile(r"LLM_DECODER_[A-Z0-9_]*[A-Z0-9]")
 
@@ -24,7 +25,7 @@ def documented() -> set[str]:
 
 
 def test_the_variable_of_every_flag_is_documented() -> None:
-    groups = (ModelOptions, RemoteOptions, SamplingOptions, ServerOptions)
+    groups = (ModelOptions, RemoteOptions, SamplingOptions, SearchOptions, ServerOptions)
     names = {f"LLM_DECODER_{field.name.upper()}" for group in groups for field in dataclasses.fields(group)}
     names = names - {"LLM_DECODER_ISA"} | {"LLM_DECODER_CPU_ISA", "LLM_DECODER_DEBUG"}
     assert names <= documented()
@@ -47,7 +48,8 @@ def test_every_verb_is_told_by_an_example() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [line for line in re.findall(r"^llm-decoder .*", CLI, re.M) if "--install-completion" not in line]
+    "line",
+    [line for line in re.findall(r"^llm-decoder .*", CLI + FINETUNING, re.M) if "--install-completion" not in line],
 )
 def test_the_flags_of_every_example_are_known(cli: Program, line: str) -> None:
     command = line.split(" #")[0].split("|")[0].split(">")[0]

@@ -14,6 +14,7 @@ SCRIPTS = {
     "generate_cli.py": ["generate", "--prompt", "Hello"],
     "chat_cli.py": ["chat", "--prompt", "Hello"],
     "generate_batch.py": ["batch", "--prompt", "Hello"],
+    "rerank_eval.py": ["rerank-eval", "--prompt", "Hello"],
     "cli_app.py": ["--prompt", "Hello"],
 }
 

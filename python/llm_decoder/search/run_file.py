@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from llm_decoder.detokenizer import Detokenizer, TextDecoder
 from llm_decoder.errors import MalformedFileError
 from llm_decoder.outputs import RequestOutput
 from llm_decoder.search.params import SearchParams
-from llm_decoder.search.tree import SearchTree, TreeNode
+from llm_decoder.search.tree import NodeState, SearchTree, TreeNode
 
 __all__ = ["SCHEMA", "SearchRun", "node_texts", "read_runs", "run_lines"]
 
@@ -113,43 +114,92 @@ def _line(value: dict[str, Any]) -> str:
 
 def read_runs(lines: Iterable[str], place: str) -> tuple[list[SearchRun], list[MalformedFileError]]:
     """The runs of a file, and what was wrong with the lines that are left out, by their numbers."""
-    runs: list[SearchRun] = []
+    reader = _Reader()
     problems: list[MalformedFileError] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            _take(runs, json.loads(line))
+            reader.take(json.loads(line))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             problems.append(MalformedFileError(f"[{place}] line {number}: {_reason(error)}; the line is left out"))
-    return runs, problems
+    return reader.runs, problems
 
 
-def _take(runs: list[SearchRun], value: Any) -> None:
-    if not isinstance(value, dict) or value.get("type") not in ("run", "node", "candidate"):
-        raise ValueError('need an object whose "type" is run, node or candidate')
-    kind = value.pop("type")
-    if kind == "run":
+class _Reader:
+    """Knows to which run a line belongs, also where a header was lost or could not be read: what is then no
+    continuation of the run before it belongs to none."""
+
+    def __init__(self) -> None:
+        self.runs: list[SearchRun] = []
+        self._open: SearchRun | None = None
+        self._is_doubtful = False  # the last header could not be read
+
+    def take(self, value: Any) -> None:
+        if not isinstance(value, dict) or value.get("type") not in ("run", "node", "candidate"):
+            raise ValueError('need an object whose "type" is run, node or candidate')
+        kind = value.pop("type")
+        if kind == "run":
+            self._begin(value)
+        elif kind == "node":
+            self._add_node(value)
+        else:
+            self._add_candidate(value)
+
+    def _begin(self, value: dict[str, Any]) -> None:
+        self._is_doubtful = True
         if value.get("schema") != SCHEMA:
             raise ValueError(
                 f"need schema {SCHEMA}, got {value.get('schema')!r:.20}; a later version of the library wrote it"
             )
-        runs.append(SearchRun(value))
-        return
-    if not runs:
-        raise ValueError(f"a {kind} needs the header of its run before it")
-    run = runs[-1]
-    if kind == "candidate":
+        self._is_doubtful = False
+        self._open = SearchRun(value)
+        self.runs.append(self._open)
+
+    def _add_node(self, value: dict[str, Any]) -> None:
+        text = value.pop("text")
+        node = TreeNode(**value)
+        _check_fields(node, text)
+        if node.id == 1 and self._open is not None and (self._is_doubtful or len(self._open.tree) > 1):
+            self._open = None
+        run = self._of_open("node")
+        _check_place(node, run.tree)
+        self._is_doubtful = False
+        run.tree.nodes.append(node)
+        run.texts[node.id] = text
+
+    def _add_candidate(self, value: dict[str, Any]) -> None:
         if not isinstance(value["text"], str):
             raise ValueError("text must be a string")
-        run.candidates.append(value)
-        return
-    text = value.pop("text")
-    node = TreeNode(**value)
-    if node.id != len(run.tree) or not 0 <= node.parent < node.id:
+        if self._is_doubtful:
+            self._open = None
+        self._of_open("candidate").candidates.append(value)
+
+    def _of_open(self, kind: str) -> SearchRun:
+        if self._open is None:
+            raise ValueError(f"a {kind} needs the header of its run before it")
+        return self._open
+
+
+def _check_fields(node: TreeNode, text: object) -> None:
+    if not isinstance(text, str):
+        raise ValueError("text must be a string")
+    for name in ("id", "parent", "step", "token_id"):
+        if type(getattr(node, name)) is not int:
+            raise ValueError(f"{name} must be an integer")
+    for name in ("logprob", "cum_logprob", "score"):
+        value = getattr(node, name)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number")
+    if node.state not in get_args(NodeState) or not isinstance(node.reason, str):
+        raise ValueError(f"state must be one of {', '.join(get_args(NodeState))}, and reason a string")
+
+
+def _check_place(node: TreeNode, tree: SearchTree) -> None:
+    if node.id != len(tree) or not 0 <= node.parent < node.id:
         raise ValueError(f"node {node.id!r:.20} must come behind its parent, numbered in the order of the lines")
-    run.tree.nodes.append(node)
-    run.texts[node.id] = text
+    if node.step != tree.nodes[node.parent].step + 1:
+        raise ValueError(f"step must be {tree.nodes[node.parent].step + 1}, one more than its parent's")
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""Rankers of candidate answers: their labels, finetuning, evaluation and export, and pictures of searches."""
