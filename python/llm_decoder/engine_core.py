@@ -642,6 +642,7 @@ class EngineCore:
         request.finished = True
         self.requests.pop(request.request_id, None)
         self._scored.discard(request)
+        request.scorer = None  # it may hold the LLM, which nobody else may hold any more
         self._n_finished[reason] += 1
         metrics = request.metrics
         metrics.n_prompt_tokens = len(request.prompt_token_ids)
