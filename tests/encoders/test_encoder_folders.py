@@ -14,8 +14,9 @@ from encoder_factory import encoder_config, make_encoder, random_encoder, wordpi
 from models_factory import make_checkpoint, write_json, write_shards
 
 from llm_decoder import CrossEncoder, SentenceEncoder
+from llm_decoder.encoders import encoder as encoder_module
 from llm_decoder.encoders.families import parse_encoder
-from llm_decoder.errors import MalformedFileError, ModelNotFoundError, UnsupportedModelError
+from llm_decoder.errors import MalformedFileError, ModelNotFoundError, NotEnoughMemoryError, UnsupportedModelError
 
 
 @pytest.fixture
@@ -41,6 +42,11 @@ def test_no_folder_is_told(tmp_path: Path) -> None:
     for name in (tmp_path / "nothing", "", "\0", "x" * 5000):
         with pytest.raises(ModelNotFoundError, match="need a folder"):
             CrossEncoder(name)
+
+
+def test_a_hub_id_is_told_how_to_become_a_folder() -> None:
+    with pytest.raises(ModelNotFoundError, match="hf download owner/reranker --local-dir FOLDER"):
+        CrossEncoder("owner/reranker")
 
 
 def test_a_language_model_is_told(tmp_path: Path) -> None:
@@ -167,6 +173,13 @@ def test_an_impossible_number_is_refused(field: str, value: object) -> None:
         parse_encoder(encoder_config("bert", vocab_size=100) | {field: value})
 
 
+def test_an_encoder_that_does_not_fit_the_memory_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "available_memory_bytes", lambda: 150_000)
+    with pytest.raises(NotEnoughMemoryError, match=r"needs \d+ MiB.*int8"):
+        CrossEncoder(folder, quantization="none")
+    assert CrossEncoder(folder).name == "model"  # a quarter of it does
+
+
 def test_code_that_a_folder_names_is_never_followed(folder: Path) -> None:
     edit(folder / "config.json", auto_map={"AutoModel": "evil.py--Model"})
     (folder / "evil.py").write_text("raise SystemExit")
@@ -190,9 +203,9 @@ def test_old_names_of_norms_are_read(folder: Path) -> None:
 
 def test_a_tokenizer_of_another_model_is_told(folder: Path) -> None:
     with_words = json.loads((folder / "tokenizer.json").read_text())
-    with_words["model"]["vocab"] |= {f"word{n}": 1000 + n for n in range(9)}
+    with_words["model"]["vocab"]["words"] = 999
     (folder / "tokenizer.json").write_text(json.dumps(with_words))
-    with pytest.raises(MalformedFileError, match="belong to different models"):
+    with pytest.raises(MalformedFileError, match=r"ids up to 999.*belong to different models"):
         CrossEncoder(folder)
 
 

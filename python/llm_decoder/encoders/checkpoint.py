@@ -12,6 +12,7 @@ from llm_decoder.encoders.config import EncoderConfig, weight_shapes
 from llm_decoder.encoders.families import EncoderShape, parse_encoder
 from llm_decoder.encoders.head import head_shapes
 from llm_decoder.errors import MalformedFileError, ModelNotFoundError, UnsupportedModelError
+from llm_decoder.hub import is_hub_id
 from llm_decoder.json_file import read_json_object
 from llm_decoder.safetensors_checkpoint import PICKLE_SUFFIXES, open_weight_files
 
@@ -35,7 +36,10 @@ def encoder_folder(folder: str | Path) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL inside
         raise ModelNotFoundError(f"[encoder] need a folder, got {str(folder)!r:.80}: {error!s:.60}") from None
     if not is_folder:
-        raise ModelNotFoundError(f"[{str(folder)!r:.200}] need a folder with an encoder, got no such folder; check it")
+        fetch = f", or fetch it: hf download {folder} --local-dir FOLDER" if is_hub_id(str(folder)) else ""
+        raise ModelNotFoundError(
+            f"[{str(folder)!r:.200}] need a folder with an encoder, got no such folder; check it{fetch}"
+        )
     return path
 
 

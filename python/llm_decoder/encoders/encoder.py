@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,10 +13,18 @@ import numpy.typing as npt
 
 from llm_decoder.backends import EncoderBackend, choose_isa, choose_threads
 from llm_decoder.encoders.checkpoint import EncoderCheckpoint, encoder_folder
+from llm_decoder.encoders.config import EncoderConfig, weight_shapes
 from llm_decoder.encoders.head import ClassifierHead, Pooling
 from llm_decoder.encoders.pack import pack_weights
 from llm_decoder.encoders.pair_tokenizer import PairTokenizer, Tokens, load_pair_tokenizer
-from llm_decoder.errors import BackendError, ConfigError, InvalidRequestError, RequestFailedError
+from llm_decoder.errors import (
+    BackendError,
+    ConfigError,
+    InvalidRequestError,
+    NotEnoughMemoryError,
+    RequestFailedError,
+)
+from llm_decoder.fit import available_memory_bytes
 
 __all__ = ["Encoder", "Progress", "as_texts"]
 
@@ -52,6 +61,7 @@ class Encoder:
         checkpoint = EncoderCheckpoint(self.path, with_head=with_head)
         shape = checkpoint.shape
         self.config = shape.config
+        _check_fit(self.path, self.config, quantization)
         self.tokenizer: PairTokenizer = load_pair_tokenizer(
             self.path,
             model_length=shape.n_tokens,
@@ -127,6 +137,20 @@ class Encoder:
             n_tokens += len(tokens[index].ids)
         if step:
             yield step
+
+
+def _check_fit(path: Path, config: EncoderConfig, quantization: str) -> None:
+    """Raises NotEnoughMemoryError: before anything large is read."""
+    sizes = [math.prod(shape) for shape in weight_shapes(config).values()]
+    # The weights, and what the largest takes while it is packed.
+    need_bytes = (sum(sizes) + max(sizes)) * (1 if quantization == "int8" else 4)
+    available_bytes = available_memory_bytes()
+    if need_bytes > available_bytes:
+        need, free = (f"{n_bytes / 2**20:,.0f} MiB" for n_bytes in (need_bytes, available_bytes))
+        raise NotEnoughMemoryError(
+            f"[{path}] needs {need}, this machine has {free} free; close other programs"
+            + ("" if quantization == "int8" else ', or use quantization="int8", a byte a weight')
+        )
 
 
 def as_texts(values: Any, param: str) -> list[Any]:

@@ -60,8 +60,7 @@ class PairTokenizer:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
         tokenizer.encode_special_tokens = True
-        added = tokenizer.get_added_tokens_decoder()
-        self.n_ids = max(tokenizer.get_vocab_size(with_added_tokens=True), *(id_ + 1 for id_ in added), 0)
+        self.n_ids = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str, *, place: str) -> Tokens:
         """One text. Raises InvalidRequestError for what is no text; `place` names it there."""
