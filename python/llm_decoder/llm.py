@@ -208,6 +208,11 @@ class LLM:
         return self._engine.limits.vocab_size
 
     @property
+    def max_num_seqs(self) -> int:
+        """Sequences that are computed together: no search has more beams."""
+        return self._engine.limits.max_num_seqs
+
+    @property
     def sampling_defaults(self) -> dict[str, Any]:
         """What a request gets for the sampling fields that it leaves open."""
         resolved = resolve_params(SamplingParams(), *self._engine.options.sampling_defaults)

@@ -85,6 +85,7 @@ def test_flags_reach_the_server(cli: Program, served: list[Service], tmp_path: P
         max_prompts=8,
         max_inputs=12,
         max_n=9,
+        max_beam_width=16,
         max_answer_tokens=10,
         max_body_bytes=2 << 20,
         max_header_bytes=8 << 10,
@@ -94,6 +95,7 @@ def test_flags_reach_the_server(cli: Program, served: list[Service], tmp_path: P
         resume_s=4.0,
         log_format="json",
         log_prompts=True,
+        debug_kv=True,
     )
 
 
