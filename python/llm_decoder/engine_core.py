@@ -346,7 +346,7 @@ class EngineCore:
             self._note_first_token(request)
         group.take_turn()
         request.sequences = group.sequences
-        n_new = len(group.live)
+        n_new = group.n_new_tokens
         request.metrics.n_generated_tokens += n_new
         self._n_generated_tokens += n_new
         if request.search_stream is not None:

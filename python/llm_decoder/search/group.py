@@ -263,6 +263,11 @@ class SearchGroup:
         """Of the tree, since the last turn began."""
         return range(self._n_nodes, len(self.tree))
 
+    @property
+    def n_new_tokens(self) -> int:
+        """What beams were given in the last turn, those that ended with it too."""
+        return sum(self.tree.nodes[node].state != "pruned" for node in self.new_nodes)
+
     def n_decided(self, n_known: int) -> int:
         """How many tokens all answers have in common that may still be the best, of which n_known are known to be."""
         answers = self.answers()
