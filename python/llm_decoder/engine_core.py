@@ -15,11 +15,16 @@ from llm_decoder.batch import SamplingBatch, StepBatch
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.errors import RequestFailedError
 from llm_decoder.histograms import EngineHistograms
-from llm_decoder.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprob
+from llm_decoder.outputs import Completion, FinishReason, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.pace import Pace
 from llm_decoder.scheduler import Scheduler, SchedulerLimits
+from llm_decoder.search.group import SearchGroup
 from llm_decoder.search.params import SearchParams
-from llm_decoder.search.searches import begin_search, completions_of, make_offers
+from llm_decoder.search.ranking import by_final_score, scores_of
+from llm_decoder.search.scoring import Aside, at_once
+from llm_decoder.search.search import Search
+from llm_decoder.search.searches import begin_search, candidates_of, make_offers
+from llm_decoder.search.steps import StepGroup
 from llm_decoder.sequence import Request, Sequence
 from llm_decoder.speculation import Speculation, StepCost
 
@@ -47,7 +52,9 @@ class EngineCore:
         tokenizer: TextDecoder,
         max_num_seqs: int = 64,
         start_speculation: Callable[[], Speculation | None] = lambda: None,
+        aside: Aside = at_once,
     ) -> None:
+        """aside: runs scorers, so that no step waits for one."""
         limits = SchedulerLimits(
             max_tokens_per_step=backend.max_tokens_per_step,
             max_num_seqs=min(max_num_seqs, backend.max_tokens_per_step),
@@ -60,6 +67,8 @@ class EngineCore:
         self.requests: dict[str, Request] = {}
         self._tokenizer = tokenizer
         self._start_speculation = start_speculation
+        self._aside = aside
+        self._scored: set[Request] = set()  # requests whose answers are being scored
         self._batch = StepBatch(backend.max_tokens_per_step)
         self._sampling = SamplingBatch()
         self._beam_sampling = SamplingBatch()
@@ -85,7 +94,9 @@ class EngineCore:
         self.scheduler.add(root)
 
     def _sequence(self, request: Request, index: int) -> Sequence:
-        return Sequence(request, index, request.text_decoder or self._tokenizer, self._start_speculation())
+        compares = isinstance(request.params, SearchParams) and request.params.method != "sample"
+        speculation = None if compares else self._start_speculation()
+        return Sequence(request, index, request.text_decoder or self._tokenizer, speculation)
 
     def cancel(self, request_id: str) -> None:
         """Its pages are let go at once; its answers end with "abort". Nothing happens to a request that is over."""
@@ -99,6 +110,11 @@ class EngineCore:
         for request in requests:
             request.finished = True
             _send(request, make_error())
+
+    @property
+    def n_scored(self) -> int:
+        """Open requests that no step is needed for: a scorer has their answers."""
+        return len(self._scored)
 
     # -- a step
 
@@ -142,7 +158,8 @@ class EngineCore:
         for sequence, tokens, row, scores in drawn:
             if not sequence.request.finished:
                 self._attempt(sequence.request, self._advance_all, sequence, tokens, row, scores)
-        for request in dict.fromkeys(sequence.request for sequence, _ in searching):
+        advanced = [sequence.request for sequence, _ in searching] + [drew[0].request for drew in drawn]
+        for request in dict.fromkeys(advanced):
             if not request.finished:
                 self._attempt(request, self._take_turn, request)
         self._finish_prompts_that_want_no_answer()
@@ -193,11 +210,13 @@ class EngineCore:
                 n_rows += 1
             if not is_complete or sequence.request.max_new == 0:
                 continue
-            if sequence.request.group is not None:
+            if sequence.request.beams is not None:
                 searching.append((sequence, n_rows - 1))
                 continue
             draws.append(sequence)
             rows.append(n_rows - 1)
+            if sequence.n_generated:
+                continue
             n_before = len(sequence.request.sequences)
             self._attempt(sequence.request, self._add_others, sequence.request)
             others = sequence.request.sequences[n_before:]
@@ -207,7 +226,7 @@ class EngineCore:
 
     def _add_others(self, request: Request) -> None:
         """Sequences for the answers that have none yet."""
-        for index in range(len(request.sequences), request.params.n):
+        for index in range(len(request.sequences), request.n_sequences):
             request.sequences.append(self._sequence(request, index))
 
     # -- rows and tokens of a step
@@ -309,7 +328,7 @@ class EngineCore:
 
     def _go_on_without_a_step(self) -> bool:
         """The turns of searches whose beams all have offers, now that those are given up that found no pages."""
-        ready = [r for r in self.requests.values() if r.group is not None and r.sequences and r.group.is_ready]
+        ready = [r for r in self.requests.values() if r.beams is not None and r.sequences and r.beams.is_ready]
         for request in ready:
             self._attempt(request, self._take_turn, request)
         return bool(ready)
@@ -326,29 +345,42 @@ class EngineCore:
             for beam in searching:
                 if not beam[0].request.finished:
                     self._attempt(beam[0].request, self._offer, [beam], SamplingBatch())
-        return {s.request for s, _ in searching if s.request.group is not None and s.request.group.is_broken}
+        return {s.request for s, _ in searching if s.request.beams is not None and s.request.beams.is_broken}
 
     def _offer(self, searching: list[tuple[Sequence, int]], sampling: SamplingBatch) -> None:
         sequences, rows = zip(*searching, strict=True)
         for sequence, offer in zip(sequences, make_offers(self.backend, sequences, rows, sampling), strict=True):
-            assert sequence.request.group is not None
-            sequence.request.group.offer(sequence, offer)
+            assert sequence.request.beams is not None
+            sequence.request.beams.offer(sequence, offer)
 
     def _take_turn(self, request: Request) -> None:
-        group = request.group
-        assert group is not None
-        if not group.is_ready:
+        if request.group is None or not request.group.is_ready:
             return
-        if group.has_no_token and not group.answers():
+        if request.beams is not None:
+            self._take_turn_of_beams(request, request.beams)
+        elif request.steps is not None and request.scorer is None:
+            self._take_turn_of_steps(request, request.steps, None)
+        elif request.steps is not None:
+            self._ask_scorer(request, request.steps.texts(), self._take_turn_of_steps, request, request.steps)
+
+    def _take_turn_of_beams(self, request: Request, beams: SearchGroup) -> None:
+        if beams.has_no_token and not beams.answers():
             self._fail(request, _nothing_to_draw(request.sequences[0]))
             return
         if not request.first_token_s:
             self._note_first_token(request)
-        group.take_turn()
-        request.sequences = group.sequences
-        n_new = group.n_new_tokens
+        beams.take_turn()
+        n_new = beams.n_new_tokens
         request.metrics.n_generated_tokens += n_new
         self._n_generated_tokens += n_new
+        self._after_turn(request, beams)
+
+    def _take_turn_of_steps(self, request: Request, steps: StepGroup, scores: list[float] | None) -> None:
+        steps.take_turn(scores)
+        self._after_turn(request, steps)
+
+    def _after_turn(self, request: Request, group: Search) -> None:
+        request.sequences = group.sequences
         if request.search_stream is not None:
             _send(request, request.search_stream.after_turn(group))
         if group.is_over:
@@ -359,13 +391,65 @@ class EngineCore:
             self.scheduler.remove(sequence)
         assert request.group is not None
         request.metrics.n_dropped_beams = request.group.n_given_up
-        request.completions = completions_of(request, request.text_decoder or self._tokenizer, reason)
+        self._rank(request, reason)
+
+    # -- answers that are compared
+
+    def _rank(self, request: Request, reason: FinishReason) -> None:
+        """All answers of a search are whole, and no page is held for them. A scorer reads them now, where there is one;
+        not those of a search that was cancelled."""
+        candidates = candidates_of(request, request.text_decoder or self._tokenizer, reason)
+        if request.scorer is None or reason == "abort":
+            self._tell_best(request, candidates, reason)
+            return
+        request.completions = candidates
+        request.answered_s = time.perf_counter()
+        known = [candidate.rerank_score for candidate in candidates if candidate.rerank_score is not None]
+        if len(known) == len(candidates):  # it has read them where their last step ended
+            self._tell_scored(request, candidates, reason, known)
+        else:
+            texts = [candidate.text for candidate in candidates]
+            self._ask_scorer(request, texts, self._tell_scored, request, candidates, reason)
+
+    def _ask_scorer(self, request: Request, texts: list[str], do: Callable[..., None], *arguments: Any) -> None:
+        """Calls do(*arguments, scores), later, with those of the request's scorer."""
+        scorer = request.scorer
+        assert scorer is not None
+        self._scored.add(request)
+
+        def score() -> list[float]:
+            return [] if request.finished else scorer(texts)
+
+        def take(scores: Any) -> None:
+            self._scored.discard(request)
+            if isinstance(scores, BaseException):
+                raise scores
+            do(*arguments, scores)
+
+        def done(scores: Any) -> None:
+            if not request.finished:
+                self._attempt(request, take, scores)
+
+        self._aside(score, done)
+
+    def _tell_scored(
+        self, request: Request, candidates: list[Completion], reason: FinishReason, scores: list[float]
+    ) -> None:
+        params = request.params
+        assert isinstance(params, SearchParams)
+        self._tell_best(request, by_final_score(candidates, scores, params), reason, is_scored=True)
+
+    def _tell_best(
+        self, request: Request, candidates: list[Completion], reason: FinishReason, *, is_scored: bool = False
+    ) -> None:
+        """candidates: of a search that is over, the best first."""
+        request.completions = candidates[: request.params.n]
         self._finish_request(request, reason)
         output = request.output()
         if request.search_stream is None:
             _send(request, output)
             return
-        events = request.search_stream.last(request.completions)
+        events = request.search_stream.last(request.completions, scores_of(candidates) if is_scored else None)
         events[-1].output = output
         for event in events:
             _send(request, event)
@@ -438,7 +522,8 @@ class EngineCore:
         for sequence in self._batch.sequences:
             request = sequence.request
             if request.max_new == 0 and sequence.n_pending == 0 and not request.finished:
-                self._attempt(request, self._add_others, request)
+                if request.group is None:
+                    self._attempt(request, self._add_others, request)
                 if not request.finished:
                     self._attempt(request, self._finish_all, request, "length")
 
@@ -452,6 +537,9 @@ class EngineCore:
                 break
         else:
             sequence.draft()
+        steps = sequence.request.steps
+        if steps is not None and not sequence.request.finished:
+            steps.took(sequence, float(scores[0][row]))
         n_new = sequence.n_generated - n_before
         if n_new and sequence.last_token_s:
             self._histograms.inter_token.add((self._drawn_s - sequence.last_token_s) / n_new, n_new)
@@ -479,14 +567,14 @@ class EngineCore:
             self._finish(sequence, "stop")
             return
         is_over = False
-        if request.stream or sequence.stop_matcher is not None:
+        if request.tells_deltas or sequence.stop_matcher is not None:
             sequence.n_decoded += 1
             is_over = self._add_text(sequence, sequence.detokenizer.push((token,)))
         if is_over or (sequence.follower is not None and sequence.follower.is_complete):
             self._finish(sequence, "stop")
         elif sequence.n_generated >= request.max_new:
             self._finish(sequence, "length")
-        elif request.stream and sequence.unsent_text:
+        elif request.tells_deltas and sequence.unsent_text:
             _send(request, self._event(sequence))
 
     def _add_text(self, sequence: Sequence, text: str) -> bool:
@@ -503,12 +591,14 @@ class EngineCore:
         return stop is not None
 
     def _finish_all(self, request: Request, reason: FinishReason) -> None:
-        if request.group is not None:
+        if request.completions is not None:
+            self._tell_best(request, request.completions, reason)
+        elif request.group is not None:
             self._finish_search(request, reason)
-            return
-        for sequence in request.sequences:
-            if sequence.finish_reason is None:
-                self._finish(sequence, reason)
+        else:
+            for sequence in request.sequences:
+                if sequence.finish_reason is None:
+                    self._finish(sequence, reason)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         request = sequence.request
@@ -516,6 +606,10 @@ class EngineCore:
         # The last bytes of an answer may complete a stop string too.
         sequence.finish_reason = "stop" if self._finish_text(sequence, reason) else reason
         is_last = all(other.finish_reason is not None for other in request.sequences)
+        if isinstance(request.params, SearchParams):
+            if is_last and request.group is None:
+                self._rank(request, reason)
+            return
         event = self._event(sequence) if request.stream else None
         output = request.output() if is_last else None
         if event is not None:
@@ -547,14 +641,16 @@ class EngineCore:
     def _finish_request(self, request: Request, reason: FinishReason) -> None:
         request.finished = True
         self.requests.pop(request.request_id, None)
+        self._scored.discard(request)
         self._n_finished[reason] += 1
         metrics = request.metrics
         metrics.n_prompt_tokens = len(request.prompt_token_ids)
         now_s = time.perf_counter()
         metrics.total_s = now_s - request.submitted_s
         n_later = metrics.n_generated_tokens - request.n_side_by_side
-        if n_later > 0 and now_s > request.first_token_s:
-            metrics.tokens_per_s = n_later / (now_s - request.first_token_s)
+        answered_s = request.answered_s or now_s
+        if n_later > 0 and answered_s > request.first_token_s:
+            metrics.tokens_per_s = n_later / (answered_s - request.first_token_s)
         self._histograms.add_request(request, now_s)
 
     def _event(self, sequence: Sequence) -> StreamEvent:

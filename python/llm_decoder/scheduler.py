@@ -75,34 +75,42 @@ class Scheduler:
             gone = self._make_room()
             chosen = [sequence for sequence in chosen if sequence not in gone]
         batch.fill([])
+        if self._take_from_parked():
+            return self.plan(batch)
         self._give_up_beams_that_wait()
         return None
+
+    def _take_from_parked(self) -> bool:
+        """Where nobody can be computed, who is parked gives way to those that wait. Whether anybody did."""
+        parked = [sequence for sequence in self.running if sequence.is_parked] if self.waiting else []
+        if parked:
+            self.preempt(parked[-1])
+        return bool(parked)
 
     def _give_up_beams_that_wait(self) -> None:
         """Where nobody can be computed, the beams that hold pages wait for some of their search that find none."""
         for sequence in list(self.waiting) if self.running else ():
-            group = sequence.request.group
-            if group is not None and any(other.request is sequence.request for other in self.running):
-                group.give_up(sequence)
+            beams = sequence.request.beams
+            if beams is not None and any(other.request is sequence.request for other in self.running):
+                beams.give_up(sequence)
                 self.waiting.remove(sequence)
 
     def _make_room(self) -> list[Sequence]:
         """Takes the pages of whom the first in turn can best do without; returns the sequences that have none now.
 
         The beams of a search give way together, for they can only go on together. A search that holds all pages
-        itself gives one beam up.
+        itself gives one beam up. Of other requests the parked sequences give way first.
         """
         last = self.running[-1].request
-        if last.group is None:
-            victims = [self.running[-1]]
-        else:
-            victims = [sequence for sequence in self.running if sequence.request is last]
-        if last.group is not None and len(victims) == len(self.running):
-            victims = [last.group.give_up_worst()]
+        victims = [sequence for sequence in self.running if sequence.request is last]
+        if last.beams is None:
+            victims = [next((victim for victim in reversed(victims) if victim.is_parked), victims[-1])]
+        elif len(victims) == len(self.running):
+            victims = [last.beams.give_up_worst()]
             self.remove(victims[0])
-        else:
-            for victim in reversed(victims):
-                self.preempt(victim)
+            return victims
+        for victim in reversed(victims):
+            self.preempt(victim)
         return victims
 
     def _choose(self) -> list[Sequence]:
@@ -111,6 +119,8 @@ class Scheduler:
         chosen: list[Sequence] = []
         prefills: list[Sequence] = []
         for sequence in self.running:
+            if sequence.is_parked:
+                continue
             if sequence.n_tokens - sequence.n_computed == 1 and not sequence.wants_rows:
                 sequence.n_scheduled = 1
                 chosen.append(sequence)
@@ -129,15 +139,19 @@ class Scheduler:
         return chosen
 
     def _has_place(self, sequence: Sequence) -> bool:
-        """Whether one sequence more may hold pages. A search takes the places of all beams that it may have; its beams
+        """Whether one sequence more may hold pages. A search by beams takes the places of all that it may have; they
         come back one after the other, so that each finds the pages of those before it."""
         request = sequence.request
-        searches = {other.request for other in self.running if other.request.group is not None}
-        if request in searches:
-            return all(other.n_pending <= 1 for other in self.running if other.request is request)
-        n_taken = sum(other.request.group is None for other in self.running)
-        n_taken += sum(search.group.width for search in searches if search.group is not None)
-        return n_taken + (1 if request.group is None else request.group.width) <= self.limits.max_num_seqs
+        own = [other for other in self.running if other.request is request]
+        if request.beams is not None and own:
+            return all(other.n_pending <= 1 for other in own)
+        return self._n_taken() + (1 if request.beams is None else request.beams.width) <= self.limits.max_num_seqs
+
+    def _n_taken(self) -> int:
+        """Places of the sequences that hold pages, and of all beams that their searches may have."""
+        requests = dict.fromkeys(sequence.request for sequence in self.running)
+        n_beams = sum(request.beams.width for request in requests if request.beams is not None)
+        return n_beams + sum(sequence.request.beams is None for sequence in self.running)
 
     def _room_for_prompts(self, decodes: list[Sequence], budget: int) -> int:
         """Tokens of prompts in this step: fewer where an answer is read as it comes."""
@@ -205,19 +219,20 @@ class Scheduler:
         )
 
     def preempt(self, sequence: Sequence) -> None:
-        """Takes its pages away; it waits for its next turn and computes its tokens again then."""
+        """Takes its pages away; it waits for its next turn, or for what it is parked for, and computes its tokens again
+        then."""
         self.running.remove(sequence)
         self.cache.release(sequence.seq_id)
         self._is_full = False
         sequence.forget_pages()
-        self._add_again(sequence)
+        if not sequence.is_parked:
+            self._add_again(sequence)
         self.n_preemptions += 1
         sequence.request.metrics.n_preemptions += 1
 
     def fan_out(self, root: Sequence, others: list[Sequence]) -> None:
-        """The prompt of `root` is computed: `others` go on from it, on its pages; those without a place wait for
-        one."""
-        n_places = self.limits.max_num_seqs - len(self.running)
+        """`others` go on from where `root` is, on its pages; those without a place wait for one."""
+        n_places = max(0, self.limits.max_num_seqs - self._n_taken())
         at = self.running.index(root) + 1
         for sequence in others[:n_places]:
             sequence.seq_id = self.cache.fork(root.seq_id)
@@ -236,8 +251,26 @@ class Scheduler:
             self._add_again(sequence)
         else:
             sequence.seq_id = self.cache.fork(parent.seq_id)
+            sequence.n_computed = parent.n_computed
             self.running.insert(self.running.index(parent) + 1, sequence)
         return sequence
+
+    def park(self, sequence: Sequence) -> None:
+        """It waits for something else than pages, and nothing of it is computed until it goes on. It keeps its pages as
+        long as others can be computed beside them."""
+        sequence.is_parked = True
+        if sequence.seq_id < 0:
+            self.waiting.remove(sequence)
+
+    def go_on(self, parent: Sequence, others: list[Sequence]) -> None:
+        """A parked sequence goes on, and others do from where it is, on its pages as far as it has them."""
+        parent.is_parked = False
+        if parent.seq_id >= 0:
+            self.fan_out(parent, others)
+            return
+        for sequence in (*reversed(others), parent):
+            self._add_again(sequence)
+        self._is_full = False
 
     def remove(self, sequence: Sequence) -> None:
         """It is over: its pages are let go, or it leaves the queue."""

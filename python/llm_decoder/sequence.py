@@ -23,6 +23,9 @@ from llm_decoder.speculation import Speculation
 
 if TYPE_CHECKING:
     from llm_decoder.search.group import SearchGroup
+    from llm_decoder.search.scorers import RequestScorer
+    from llm_decoder.search.search import Search
+    from llm_decoder.search.steps import StepGroup
     from llm_decoder.search.stream import SearchStream
 
 __all__ = ["MAX_PRIORITY", "Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
@@ -84,17 +87,21 @@ class Request:
     allowed_ids: Ints = field(default_factory=lambda: _EMPTY)
     bad_runs: tuple[tuple[int, ...], ...] = ()  # banned runs of two tokens or more
     grammar: Grammar | None = None  # that every answer follows
-    group: SearchGroup | None = None  # of beams, which are its sequences; None: it has answers that nobody compares
+    # What compares its sequences before they are whole: as beams, which only go on together, or at the end of steps.
+    beams: SearchGroup | None = None
+    steps: StepGroup | None = None
     search_stream: SearchStream | None = None
+    scorer: RequestScorer | None = None  # of the answers of a search, once they are whole
     # What has happened so far.
     sequences: list[Sequence] = field(default_factory=list)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     submitted_s: float = field(default_factory=time.perf_counter)
     admitted_s: float = 0.0  # when it first got pages; 0: not yet
     first_token_s: float = 0.0
+    answered_s: float = 0.0  # when its last token was drawn, where a scorer came after that; 0: not yet
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    completions: list[Completion] | None = None  # of a search that is over
+    completions: list[Completion] | None = None  # of a search that is over, or is being scored: all answers
     collected: npt.NDArray[np.float32] | None = None  # [n_tokens, vocab_size or hidden_size], filled chunk by chunk
 
     @property
@@ -107,9 +114,27 @@ class Request:
         return (self.params.cache_salt or "").encode("utf-8", "surrogatepass")
 
     @property
+    def group(self) -> Search | None:
+        """None: it has answers that nobody compares before they are whole."""
+        return self.steps if self.beams is None else self.beams
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences that draw their first token behind its prompt."""
+        params = self.params
+        if not isinstance(params, SearchParams):
+            return params.n
+        return params.width * params.branches if params.method == "steps" else params.width
+
+    @property
+    def tells_deltas(self) -> bool:
+        """Whether each sequence tells what it gains as it gains it: those of a search do not, as they may lose."""
+        return self.stream and self.search_stream is None
+
+    @property
     def n_side_by_side(self) -> int:
         """Sequences that its generated tokens are spread over."""
-        return len(self.sequences) if self.group is None else self.group.params.width
+        return len(self.sequences) if self.group is None else self.n_sequences
 
     @property
     def collects(self) -> bool:
@@ -153,6 +178,7 @@ class Sequence:
         "finish_reason",
         "follower",
         "index",
+        "is_parked",
         "last_token_s",
         "n_computed",
         "n_decoded",
@@ -184,6 +210,7 @@ class Sequence:
         self._tokens = np.empty(len(prompt) + min(request.max_new, 256), np.int32)
         self._tokens[: self.n_tokens] = prompt
         self.seq_id = -1  # of the cache; -1 while it holds no pages
+        self.is_parked = False  # it waits for something else than its turn to be computed (Scheduler.park)
         self.n_computed = 0
         self.n_scheduled = 0  # tokens of the step being made, drafts included
         self.n_drafted = 0
@@ -272,7 +299,14 @@ class Sequence:
         """Another that goes on from here, without pages so far."""
         other = copy.copy(self)
         other._tokens = self._tokens.copy()
-        other.seq_id = -1
+        other.seq_id, other.n_computed, other.is_parked = -1, 0, False
+        other.detokenizer, other.text = self.detokenizer.copy(), list(self.text)
+        if self.stop_matcher is not None:
+            other.stop_matcher = self.stop_matcher.copy()
+        if self.follower is not None:
+            other.follower = self.follower.copy()
+        if self.completion_logprobs is not None:
+            other.completion_logprobs = list(self.completion_logprobs)
         return other
 
     def forget_pages(self) -> None:
@@ -312,18 +346,14 @@ def build_request(
     priority: int = 0,
     grammar: Grammar | None = None,
     text_decoder: TextDecoder | None = None,
+    scorer: RequestScorer | None = None,
 ) -> Request:
     """The request; `params` must be resolved. Raises InvalidRequestError for an empty prompt, an id that is no token of
     the model, params that leave no token to draw, ContextLengthExceededError for what cannot fit, NotEnoughMemoryError
     when there is no memory for the rows or log probabilities that it wants.
     """
     vocab_size = limits.vocab_size
-    if isinstance(params, SearchParams) and params.method != "beam":
-        raise InvalidRequestError(
-            f'[SearchParams] method must be "beam" in a single request, got "{params.method}"; LLM.search takes both',
-            param="method",
-        )
-    if isinstance(params, SearchParams) and params.width > limits.max_num_seqs:
+    if isinstance(params, SearchParams) and params.method == "beam" and params.width > limits.max_num_seqs:
         raise InvalidRequestError(
             f"[SearchParams] width must be at most max_num_seqs = {limits.max_num_seqs}, got {params.width}; search "
             "narrower, or raise max_num_seqs",
@@ -358,6 +388,7 @@ def build_request(
         dropped_messages=dropped_messages,
         priority=_checked_priority(priority),
         text_decoder=text_decoder,
+        scorer=scorer,
         eos_token_ids=own_ends,
         stop_ids=own_ends.union(stop_token_ids),
         end_ids=np.array(sorted(end_ids), np.int32),

@@ -1,4 +1,4 @@
-"""One request that is searched: its live beams, each a sequence of the engine, and the answers that are finished.
+"""One request that is searched by beams: each live one is a sequence of the engine, beside the answers that are over.
 
 A beam whose last token is computed has an offer, its likeliest continuations, and waits on its pages until every live
 beam has one; so beams may be computed in different steps, as they are after they had to give way. Then the group takes
@@ -18,10 +18,10 @@ from llm_decoder.sampling import derive_seed
 from llm_decoder.search.beam_text import BeamText
 from llm_decoder.search.beams import BeamRules, Beams, Continuation, Hypothesis, Turn
 from llm_decoder.search.params import SearchParams
-from llm_decoder.search.tree import SearchTree
+from llm_decoder.search.search import Answer, Rival, Search
 from llm_decoder.sequence import Request, Sequence
 
-__all__ = ["Answer", "Beam", "Offer", "SearchGroup"]
+__all__ = ["Beam", "Offer", "SearchGroup"]
 
 NOT_FINITE = -1  # in the place of an offer's first token
 
@@ -50,19 +50,6 @@ class Beam:
     cumulative_logprob: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer as it will be told."""
-
-    score: float  # normalised
-    tokens: list[int]
-    entries: tuple[TokenLogprob, ...]
-    cumulative_logprob: float
-    reason: FinishReason
-    stop_reason: str | int | None
-    node: int
-
-
 # A live beam, and one token more for it.
 _Child = tuple[Beam, Continuation, BeamText]
 
@@ -76,9 +63,8 @@ class _Lane:
         self.answers: dict[Hypothesis, Answer] = {}
 
 
-class SearchGroup:
-    """For the engine's thread. `release` and `fork` are the scheduler's: fork(parent) gives a sequence that shares the
-    parent's pages."""
+class SearchGroup(Search):
+    """`release` and `fork` are the scheduler's: fork(parent) gives a sequence that shares the parent's pages."""
 
     def __init__(
         self,
@@ -90,12 +76,7 @@ class SearchGroup:
         fork: Callable[[Sequence], Sequence],
         release: Callable[[Sequence], None],
     ) -> None:
-        self.request = request
-        self.params = params
-        self.tree = SearchTree()
-        self.n_given_up = 0  # beams, for want of pages
-        self.pruned: list[int] = []  # nodes, since the last turn was told
-        self._n_nodes = 0  # of the tree, before the last turn
+        super().__init__(request, params)
         # Log probabilities are never above 0, so that a sum never grows; what is added to them may make it.
         self._may_rise = (
             bool((request.bias_values > 0).any())
@@ -135,12 +116,16 @@ class SearchGroup:
         return list(dict.fromkeys(beam.sequence for beam in self.live))
 
     @property
+    def live_nodes(self) -> list[int]:
+        return [beam.node for beam in self.live]
+
+    @property
     def is_over(self) -> bool:
         return not any(lane.live for lane in self._lanes)
 
     @property
     def is_ready(self) -> bool:
-        """Whether every live beam has an offer."""
+        """Every live beam has an offer."""
         return all(beam.offer is not None for beam in self.live)
 
     @property
@@ -218,14 +203,21 @@ class SearchGroup:
             self.tree.add(node, continuation.token, continuation.logprob, float(continuation.score), "pruned", "end")
 
     def _grow(self, grown: list[tuple[_Lane, list[_Child]]]) -> None:
-        """The first child of a sequence goes on with it, the others fork it before that; who has none lets go."""
+        """The first child of a sequence goes on with it, the others fork it before that; who has none lets go.
+
+        The request knows each fork at once: should the next one find no memory, it lets go of all that were made.
+        """
         before = self.sequences
         self._prune_childless([parent.node for _, children in grown for parent, _, _ in children])
         used: set[Sequence] = set()
         sequences: list[Sequence] = []
         for _, children in grown:
             for parent, _, _ in children:
-                sequences.append(self._fork(parent.sequence) if parent.sequence in used else parent.sequence)
+                sequence = parent.sequence
+                if sequence in used:
+                    sequence = self._fork(sequence)
+                    self.request.sequences.append(sequence)
+                sequences.append(sequence)
                 used.add(parent.sequence)
         for sequence in before:
             if sequence not in used:
@@ -245,10 +237,6 @@ class SearchGroup:
             if beam.node not in has_child and beam.node != self.tree.ROOT:
                 self._prune(beam.node, "outscored")
 
-    def _prune(self, node: int, reason: str) -> None:
-        self.tree.prune(node, reason)
-        self.pruned.append(node)
-
     def _child(self, sequence: Sequence, slot: int, parent: Beam, continuation: Continuation, text: BeamText) -> Beam:
         """slot: of this turn; its noise comes from there, as children of one parent must not share it."""
         token, logprob, score = continuation.token, continuation.logprob, float(continuation.score)
@@ -259,40 +247,21 @@ class SearchGroup:
         return Beam(sequence, node, text, None, _with_entry(parent, token), parent.cumulative_logprob + logprob)
 
     @property
-    def new_nodes(self) -> range:
-        """Of the tree, since the last turn began."""
-        return range(self._n_nodes, len(self.tree))
-
-    @property
     def n_new_tokens(self) -> int:
         """What beams were given in the last turn, those that ended with it too."""
         return sum(self.tree.nodes[node].state != "pruned" for node in self.new_nodes)
 
-    def n_decided(self, n_known: int) -> int:
-        """How many tokens all answers have in common that may still be the best, of which n_known are known to be."""
+    def _rivals(self) -> list[Rival]:
+        """Where a scorer decides, any may be the best."""
         answers = self.answers()
-        rivals = [np.array(answers[0].tokens, np.int32)] if answers else []
+        any_may = self._may_rise or self.request.scorer is not None
+        best = answers if self.request.scorer is not None else answers[:1]
+        rivals = [Rival(np.array(answer.tokens, np.int32), answer.entries) for answer in best]
         for lane in self._lanes:
             for number, beam in enumerate(lane.live):
-                if not answers or self._may_rise or lane.beams.best_possible(number) > answers[0].score:
-                    rivals.append(beam.sequence.generated_tokens)
-        n_least = min(len(tokens) for tokens in rivals)
-        first = rivals[0][n_known:n_least]
-        differs = np.zeros(len(first), bool)
-        for tokens in rivals[1:]:
-            differs |= tokens[n_known:n_least] != first
-        return n_known + int(differs.argmax() if differs.any() else len(first))
-
-    def decided_tokens(self, n: int) -> list[int]:
-        """The first n tokens, once so many are decided."""
-        answers = self.answers()
-        tokens = answers[0].tokens if answers else self.live[0].sequence.generated_tokens.tolist()
-        return tokens[:n]
-
-    def decided_entries(self, n: int) -> list[TokenLogprob]:
-        """The same of their log probabilities."""
-        answers = self.answers()
-        return list((answers[0] if answers else self.live[0]).entries[:n])
+                if not answers or any_may or lane.beams.best_possible(number) > answers[0].score:
+                    rivals.append(Rival(beam.sequence.generated_tokens, beam.entries))
+        return rivals
 
     def give_up_worst(self) -> Sequence:
         """Goes on without the worst beam of the widest lane; returns its sequence, for nobody else has it."""
@@ -312,12 +281,10 @@ class SearchGroup:
                     self._prune(beam.node, "no pages")
 
     def answers(self) -> list[Answer]:
-        """The finished answers, the best first."""
         everyone = [answer for lane in self._lanes for answer in lane.answers.values()]
         return sorted(everyone, key=lambda answer: -answer.score)
 
     def unfinished(self, reason: FinishReason) -> list[Answer]:
-        """The live beams as answers that end where they are."""
         answers: list[Answer] = []
         for lane in filter(lambda lane: lane.live, self._lanes):
             n_tokens = max(1, lane.beams.n_generated)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
 from llm_decoder.errors import InvalidRequestError
-from llm_decoder.sampling import SamplingParams, checked_integer, checked_real, refuse_field
+from llm_decoder.sampling import MAX_N, SamplingParams, checked_integer, checked_real, refuse_field
 
 __all__ = [
     "MAX_QUERY_CHARS",
+    "MAX_STEP_TOKENS",
     "MAX_WIDTH",
     "EarlyStopping",
     "Method",
@@ -24,16 +25,18 @@ __all__ = [
 
 MAX_WIDTH = 64
 MAX_QUERY_CHARS = 1 << 20
+MAX_SEPARATOR_CHARS = 1024
+MAX_STEP_TOKENS = 1 << 20
 
-Method = Literal["beam", "sample"]
+Method = Literal["beam", "sample", "steps"]
 EarlyStopping = Literal["never"] | bool
 
-# scorer(prompt, candidates): a finite number for each candidate, the higher the better.
-ScorerFunction = Callable[[str, list[str]], Sequence[float]]
+# scorer(query, answers): a finite number for each answer, the higher the better.
+ScorerFunction = Callable[[str, list[str]], Collection[float]]
 Scorer = Literal["logprob", "reranker", "likelihood"] | ScorerFunction
 Normalise = Literal["none", "sigmoid", "zscore"]
 
-_METHODS = ("beam", "sample")
+_METHODS = ("beam", "sample", "steps")
 _SCORERS = ("logprob", "reranker", "likelihood")
 _NORMALISE = ("none", "sigmoid", "zscore")
 
@@ -45,9 +48,10 @@ class SearchParams(SamplingParams):
     All fields of SamplingParams mean what they mean there, but for two: the temperature of beams is 0 unless given
     (above 0 they are sampled), and n answers of the `width` that are followed come back, the best first.
 
-    width: beams, or samples of method "sample". 1 to 64.
+    width: beams, samples of method "sample", or answers that method "steps" keeps. 1 to 64.
     method: "beam" keeps the `width` likeliest continuations at each token; "sample" draws `width` whole answers and
-        ranks them (best of n).
+        ranks them (best of n); "steps" draws `branches` continuations of each kept answer to the end of its next step,
+        and keeps the `width` best of them by final score (Snell et al. 2024). It has no groups and no early_stopping.
     length_penalty: a sum of log probabilities counts as sum / n_tokens ** length_penalty. -10 to 10; 0 = the sum.
     early_stopping: False ends the search when no beam can win any more if beams get no longer, "never" also when they
         may grow to max_tokens, True as soon as `width` answers are finished (as in Hugging Face's `generate`).
@@ -62,6 +66,8 @@ class SearchParams(SamplingParams):
     normalise: what is done to the scores before that: "none", "sigmoid" (1 / (1 + exp(-score))), or "zscore" (less
         their mean, over their standard deviation; 0 where all are equal).
     query: what the scorer gets as the prompt; None = the prompt's text, in a chat the last message of the user.
+    separator: of method "steps", the text that ends a step. step_tokens: ends it too, 1 to 1048576.
+    branches: of method "steps", continuations of each kept answer; the first step has width * branches, at most 128.
     """
 
     width: int = 4
@@ -74,6 +80,9 @@ class SearchParams(SamplingParams):
     alpha: float = 0.5
     normalise: Normalise = "none"
     query: str | None = None
+    separator: str = "\n"
+    step_tokens: int = 64
+    branches: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +105,18 @@ class SearchParams(SamplingParams):
         if self.normalise not in _NORMALISE:
             raise refuse_field("normalise", f"one of {', '.join(_NORMALISE)}", self.normalise)
         _check_query(self.query)
+        _check_separator(self.separator)
+        checked_integer("step_tokens", self.step_tokens, 1, MAX_STEP_TOKENS)
+        checked_integer("branches", self.branches, 1, MAX_N)
+        if self.method == "steps":
+            self._check_steps()
+
+    def _check_steps(self) -> None:
+        if self.width * self.branches > MAX_N:
+            raise refuse_field("branches", f"at most {MAX_N} / width = {MAX_N // self.width}", self.branches)
+        for name, default in (("groups", 1), ("diversity_penalty", 0.0), ("early_stopping", False)):
+            if getattr(self, name) != default:
+                raise refuse_field(name, f'{default} where method is "steps"', getattr(self, name))
 
     @property
     def is_scored(self) -> bool:
@@ -121,6 +142,11 @@ def _check_query(query: object) -> None:
         query.encode()
     except UnicodeEncodeError as error:
         raise refuse_field("query", "valid Unicode", f"a lone surrogate at character {error.start}") from None
+
+
+def _check_separator(separator: object) -> None:
+    if not isinstance(separator, str) or not 0 < len(separator) <= MAX_SEPARATOR_CHARS:
+        raise refuse_field("separator", f"a text of 1 to {MAX_SEPARATOR_CHARS} characters", separator)
 
 
 def checked_search(params: object) -> SearchParams:

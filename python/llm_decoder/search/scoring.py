@@ -10,10 +10,17 @@ from typing import Any, TypeVar
 
 from llm_decoder.errors import EngineClosedError
 
-__all__ = ["ScoringThread"]
+__all__ = ["Aside", "ScoringThread", "at_once"]
 
 T = TypeVar("T")
 Done = Callable[[Any], None]
+# aside(job, done) runs job() elsewhere, and done(what it returned, or raised) back here, later.
+Aside = Callable[[Callable[[], Any], Done], None]
+
+
+def at_once(job: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
+    """The Aside of those who have no other thread."""
+    done(_result_of(job))
 
 
 class ScoringThread:

@@ -1,4 +1,4 @@
-"""What an engine does for the searches among its requests: begins them, makes offers of rows, tells the answers."""
+"""What an engine does for the searches among its requests: begins them, makes offers of rows, gathers the answers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from llm_decoder.batch import SamplingBatch
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.outputs import Completion, FinishReason, TokenLogprob
 from llm_decoder.search.beam_text import BeamText, text_of
-from llm_decoder.search.group import Answer, Offer, SearchGroup
+from llm_decoder.search.group import Offer, SearchGroup
 from llm_decoder.search.params import SearchParams
+from llm_decoder.search.ranking import by_beam_score, with_beam_scores
+from llm_decoder.search.search import Answer
+from llm_decoder.search.steps import StepGroup
 from llm_decoder.search.stream import SearchStream
 from llm_decoder.sequence import Request, Sequence
 
@@ -21,15 +24,18 @@ if TYPE_CHECKING:
     from llm_decoder.backends import Backend
     from llm_decoder.scheduler import Scheduler
 
-__all__ = ["begin_search", "completions_of", "make_offers"]
+__all__ = ["begin_search", "candidates_of", "make_offers"]
 
 
 def begin_search(request: Request, root: Sequence, tokenizer: TextDecoder, scheduler: Scheduler) -> None:
-    """Gives the request its group, with one beam at the prompt."""
+    """Gives the request its group, with one sequence at the prompt. Samples have none: nobody compares them before they
+    are whole."""
     params = cast(SearchParams, request.params)
-    root.speculation = None
-    text = BeamText(request, tokenizer)
-    request.group = SearchGroup(request, params, root, text, fork=scheduler.fork, release=scheduler.remove)
+    if params.method == "beam":
+        text = BeamText(request, tokenizer)
+        request.beams = SearchGroup(request, params, root, text, fork=scheduler.fork, release=scheduler.remove)
+    elif params.method == "steps":
+        request.steps = StepGroup(request, params, root, tokenizer, scheduler)
     if request.stream:
         request.search_stream = SearchStream(request, tokenizer)
 
@@ -38,7 +44,7 @@ def make_offers(
     backend: Backend, sequences: AnySequence[Sequence], rows: AnySequence[int], sampling: SamplingBatch
 ) -> list[Offer]:
     """An offer for each of these beams, whose logits are in `rows` of the last step."""
-    groups = [cast(SearchGroup, sequence.request.group) for sequence in sequences]
+    groups = [cast(SearchGroup, sequence.request.beams) for sequence in sequences]
     wanted = [-1 if group.params.logprobs is None else group.params.logprobs for group in groups]
     n = min(backend.vocab_size, max(group.n_offered for group in groups))
     params = sampling.params(list(sequences))
@@ -61,18 +67,22 @@ def _entries(tokens: npt.NDArray[np.int32], logprobs: Any, ranks: Any, top_ids: 
     ]
 
 
-def completions_of(request: Request, tokenizer: TextDecoder, reason: FinishReason) -> list[Completion]:
-    """The best n answers. A search that was ended by `reason` before it had so many has those of its live beams too."""
-    group = cast(SearchGroup, request.group)
+def candidates_of(request: Request, tokenizer: TextDecoder, reason: FinishReason) -> list[Completion]:
+    """All whole answers, the best first. A search that was ended by `reason` before it had n of them has those of its
+    live beams too."""
+    group = request.group
+    if group is None:
+        params = cast(SearchParams, request.params)
+        return by_beam_score(with_beam_scores([sequence.completion() for sequence in request.sequences], params))
     answers = group.answers()
     if len(answers) < request.params.n:
         answers += group.unfinished(reason)
-    return [_completion(request, i, answer, tokenizer) for i, answer in enumerate(answers[: request.params.n])]
+    return by_beam_score([_completion(request, answer, tokenizer) for answer in answers])
 
 
-def _completion(request: Request, index: int, answer: Answer, tokenizer: TextDecoder) -> Completion:
+def _completion(request: Request, answer: Answer, tokenizer: TextDecoder) -> Completion:
     return Completion(
-        index=index,
+        index=0,
         text=text_of(request, tokenizer, answer.tokens, answer.reason),
         token_ids=answer.tokens,
         cumulative_logprob=answer.cumulative_logprob,
@@ -81,4 +91,5 @@ def _completion(request: Request, index: int, answer: Answer, tokenizer: TextDec
         stop_reason=answer.stop_reason,
         beam_score=answer.score,
         tree_leaf=answer.node,
+        rerank_score=answer.rerank_score,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llm_decoder.detokenizer import Detokenizer, StopMatcher, TextDecoder
-from llm_decoder.outputs import Completion, SearchStep, StreamEvent
-from llm_decoder.search.group import SearchGroup
+from llm_decoder.outputs import CandidateScores, Completion, SearchStep, StreamEvent
+from llm_decoder.search.search import Search
 from llm_decoder.sequence import Request
 
 __all__ = ["SearchStream"]
@@ -25,7 +25,7 @@ class SearchStream:
         self._n_chars = 0
         self._n_steps = 0
 
-    def after_turn(self, group: SearchGroup) -> StreamEvent:
+    def after_turn(self, group: Search) -> StreamEvent:
         """What the last turn has decided and done."""
         n_tokens = group.n_decided(self._n_tokens)
         tokens = group.decided_tokens(n_tokens)[self._n_tokens :]
@@ -42,7 +42,7 @@ class SearchStream:
             nodes=tuple(replace(group.tree.nodes[node]) for node in group.new_nodes),  # later turns change them
             pruned=pruned,
             reasons=tuple(group.tree.nodes[node].reason for node in pruned),
-            live=tuple(beam.node for beam in group.live),
+            live=tuple(group.live_nodes),
             n_finished=len(group.answers()),
         )
         return event
@@ -57,9 +57,13 @@ class SearchStream:
             text, _ = self._matcher.push(text)
         return text
 
-    def last(self, completions: list[Completion]) -> list[StreamEvent]:
-        """The rest of the best answer, and the others whole."""
+    def last(
+        self, completions: list[Completion], rerank: tuple[CandidateScores, ...] | None = None
+    ) -> list[StreamEvent]:
+        """The scores where there are any, the rest of the best answer, and the others whole."""
         events: list[StreamEvent] = []
+        if rerank is not None:
+            events.append(StreamEvent(0, "", [], prompt_token_ids=self._request.prompt_token_ids, rerank=rerank))
         for completion in completions:
             n_chars, n_tokens = (self._n_chars, self._n_tokens) if completion.index == 0 else (0, 0)
             events.append(

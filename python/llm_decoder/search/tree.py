@@ -14,7 +14,8 @@ NodeState = Literal["live", "finished", "pruned"]
 @dataclass(slots=True)
 class TreeNode:
     """A token behind those of its parents; the root has none. step: 1 = the first token of an answer. logprob: of the
-    raw logits. cum_logprob: their sum from the root on. score: the sum by which beams are compared.
+    raw logits. cum_logprob: their sum from the root on. score: the sum by which beams are compared; of a search by
+    steps, the beam_score of an answer that ended here, and where a step ends the score by which it was ranked.
 
     state: "live" = it went on, or would have when the search ended; "finished" = an answer ends here; "pruned" = it was
     let go, for the `reason`."""
@@ -51,6 +52,10 @@ class SearchTree:
         node = TreeNode(len(self.nodes), parent, step, token_id, logprob, total, score, state, reason)
         self.nodes.append(node)
         return node.id
+
+    def finish(self, node: int, reason: str) -> None:
+        self.nodes[node].state = "finished"
+        self.nodes[node].reason = reason
 
     def prune(self, node: int, reason: str) -> None:
         self.nodes[node].state = "pruned"

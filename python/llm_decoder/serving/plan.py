@@ -164,6 +164,12 @@ def check_stream_options(request: SamplingFields) -> None:
         raise HttpError(400, "[stream_options] need stream: true beside it", param="stream_options")
 
 
+def _n_side_by_side(params: SamplingParams) -> int:
+    if not isinstance(params, SearchParams):
+        return params.n
+    return params.width * (params.branches if params.method == "steps" else 1)
+
+
 def check_amount(service: Service, n_prompts: int, params: SamplingParams, param: str = "prompt") -> None:
     """Raises HttpError 400 for more prompts, answers or tokens than a request may ask for; the beams of a search count
     as answers. param: the field that has the prompts."""
@@ -171,7 +177,7 @@ def check_amount(service: Service, n_prompts: int, params: SamplingParams, param
     check_length(param, n_prompts, min(settings.max_prompts, settings.max_requests))
     if params.n > settings.max_n:
         raise HttpError(400, f"[n] need at most {settings.max_n} answers, got {params.n}", param="n")
-    n = params.width if isinstance(params, SearchParams) else params.n
+    n = _n_side_by_side(params)
     max_tokens = params.max_tokens
     max_model_len = service.llm.max_model_len
     n_tokens = n_prompts * n * (max_model_len if max_tokens is None else min(max_tokens, max_model_len))

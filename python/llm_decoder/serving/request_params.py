@@ -99,15 +99,12 @@ def _refuse_what_needs_a_search(request: SamplingFields, given: Given) -> None:
 
 def _check_search(service: Service, request: SamplingFields, given: Given) -> None:
     name, width = given.get("width", ("width", SearchParams.width))
-    most = min(service.settings.max_beam_width, service.llm.max_num_seqs)
+    most = service.settings.max_beam_width
+    if "method" not in given:  # its beams are computed together
+        most = min(most, service.llm.max_num_seqs)
     if width > most:
         raise HttpError(400, f"[{name}] need at most {most} beams, got {width}", param=name)
-    if given.get("diversity_penalty", ("", 0))[1] and given.get("groups", ("", 1))[1] == 1:
-        raise HttpError(
-            400,
-            "[diversity_penalty] need groups that it is said of; give num_beam_groups beside it",
-            param="diversity_penalty",
-        )
+    _refuse_what_changes_nothing(given)
     if given.get("scorer", ("", None))[1] == "reranker":
         _check_reranker(service, given["scorer"][0], request.rerank.model if request.rerank is not None else None)
     if given.get("query") == ("rerank.query", "last_user"):
@@ -117,14 +114,34 @@ def _check_search(service: Service, request: SamplingFields, given: Given) -> No
         del given["query"]  # what a scorer gets by itself
 
 
+def _refuse_what_changes_nothing(given: Given) -> None:
+    """Raises HttpError 400 for a field that is about something this search does not have."""
+    values = {field: value for field, (_, value) in given.items() if value != _NOTHING.get(field)}
+    method = values.get("method", "beam")
+    idle: dict[str, str] = {}
+    if method != "steps":
+        idle |= dict.fromkeys(("separator", "step_tokens", "branches"), 'method "steps"')
+    if method != "beam":
+        idle |= dict.fromkeys(("groups", "diversity_penalty", "early_stopping"), 'method "beam"')
+    if "groups" not in values:
+        idle["diversity_penalty"] = "num_beam_groups above 1"
+    if values.get("scorer", "logprob") == "logprob":
+        idle |= dict.fromkeys(("alpha", "normalise", "query"), "a scorer")
+    for field, need in idle.items():
+        if field in values:
+            name = given[field][0]
+            raise HttpError(400, f"[{name}] need {need} beside it, got none; leave {name} out", param=name)
+
+
 def _check_reranker(service: Service, param: str, name: str | None) -> None:
     """Opens it, which a request waits for once. Raises HttpError when there is none, or none of that name."""
     try:
-        loaded = service.llm.reranker.name
-    except ModelLoadError:
+        reranker = service.llm.reranker
+    except (InvalidRequestError, ModelLoadError):
         raise HttpError(
             400, f"[{param}] this server has no reranker; start it with --reranker", param=param, code="unsupported"
         ) from None
+    loaded = getattr(reranker, "name", type(reranker).__name__)
     if name is not None and name != loaded:
         raise HttpError(
             404,

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from llm_decoder.sampling import MAX_LOGPROBS
-from llm_decoder.search.params import MAX_QUERY_CHARS
+from llm_decoder.sampling import MAX_LOGPROBS, MAX_N
+from llm_decoder.search.params import MAX_QUERY_CHARS, MAX_SEPARATOR_CHARS, MAX_STEP_TOKENS
 from llm_decoder.serving.schemas_base import WHOLE, Name, PromptField, Reply, SamplingFields, Width
 from llm_decoder.serving.schemas_messages import Messages
 
@@ -24,7 +24,10 @@ __all__ = [
 
 class _Own(SamplingFields):
     text_fields: ClassVar[frozenset[str]] = frozenset(
-        {"prompt", "model", "cache_salt", "request_id", "user", "guided_regex", "guided_grammar", "grammar", "query"}
+        {
+            *("prompt", "model", "cache_salt", "request_id", "user", "guided_regex", "guided_grammar", "grammar"),
+            *("query", "separator"),
+        }
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
 
@@ -36,6 +39,9 @@ class _Own(SamplingFields):
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     normalise: Literal["none", "sigmoid", "zscore"] | None = None
     query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)] | None = None
+    separator: Annotated[str, Field(min_length=1, max_length=MAX_SEPARATOR_CHARS)] | None = None
+    step_tokens: Annotated[int, Field(ge=1, le=MAX_STEP_TOKENS), WHOLE] | None = None
+    branches: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = None
 
 
 class _ChatOptions(_Own):
