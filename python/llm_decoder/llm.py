@@ -384,6 +384,11 @@ class LLM:
         """What is running, waiting and held, and counts since the start (EngineCore.stats)."""
         return {"model": self.name} | self._engine.stats()
 
+    def pages(self, first: int = 0, n: int = 1024) -> dict[str, Any]:
+        """What is known of the KV cache's pages that are not free (EngineCore.pages): n of them, from number `first`
+        on."""
+        return self._engine.pages(first, n)
+
     def start_profile(self) -> None:
         """From here on every step notes where its time goes, which costs it one to three percent."""
         self._engine.call(lambda backend: backend.start_profile())

@@ -198,6 +198,7 @@ class SearchGroup(Search):
             )
         for hypothesis in turn.displaced:
             self._prune(lane.answers.pop(hypothesis).node, "displaced")
+        self.n_pruned += len(turn.missed)
         for continuation, _ in turn.missed:
             node = lane.live[continuation.beam].node
             self.tree.add(node, continuation.token, continuation.logprob, float(continuation.score), "pruned", "end")
