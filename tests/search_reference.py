@@ -1,4 +1,4 @@
-"""Beam search as Hugging Face's `generate` does it, written out over plain lists: the judge of the engine's."""
+"""Search over plain lists, by beams as Hugging Face's `generate` does it and by steps: the judge of the engine's."""
 
 from __future__ import annotations
 
@@ -86,3 +86,46 @@ def _is_decided(
         return True
     reach = max_new if early_stopping == "never" and length_penalty > 0 else length
     return bool(lane.live[0][1] / np.float32(reach**length_penalty) <= lane.finished[-1].score)
+
+
+def step_search(
+    draw: Callable[[list[int], int], int],
+    values_of: Callable[[list[list[int]]], list[float]],
+    *,
+    width: int,
+    branches: int,
+    max_new: int,
+    ends_step: Callable[[list[int]], bool],
+    ends: Sequence[int] = (),
+) -> list[list[int]]:
+    """The answers that are kept, in the order they were. draw(tokens, stream): the token behind these; each stream of
+    draws has a number. values_of: by which answers so far are compared. ends_step: of the tokens of a step."""
+    kept: list[list[int]] = []
+    n_streams = width * branches
+    begun: list[tuple[list[int], int]] = [([], stream) for stream in range(n_streams)]
+    while begun:
+        candidates = []
+        for tokens, stream in begun:
+            step: list[int] = []
+            is_over = False
+            while not is_over and not (step and ends_step(step)):
+                step.append(draw(tokens + step, stream))
+                is_over = step[-1] in ends or len(tokens + step) == max_new
+            candidates.append((tokens + step, stream, is_over))
+        values = values_of([tokens for tokens, _, _ in candidates])
+        order = sorted(range(len(candidates)), key=lambda i: -values[i])
+        before = [candidates[i][0] for i in order]
+        is_copy = [tokens in kept or tokens in before[:rank] for rank, tokens in enumerate(before)]
+        order = [i for i, copy in zip(order, is_copy, strict=True) if not copy] + [
+            i for i, copy in zip(order, is_copy, strict=True) if copy
+        ]
+        best = [candidates[i] for i in order[: width - len(kept)]]
+        kept += [tokens for tokens, _, is_over in best if is_over]
+        begun = []
+        for tokens, stream, is_over in best:
+            if not is_over:
+                begun.append((tokens, stream))
+                for _ in range(branches - 1):
+                    begun.append((tokens, n_streams))
+                    n_streams += 1
+    return kept

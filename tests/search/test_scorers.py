@@ -181,6 +181,27 @@ def test_what_has_left_is_the_beginning_of_whichever_answer_wins(method, width, 
     desk.assert_nothing_is_held()
 
 
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_nothing_is_taken_back_whatever_wins(width):
+    """Letters that go on are likely and alike, ends come late and seldom: beams that cannot be the likeliest any more
+    finish all the same."""
+    for i in range(40):
+        desk = Desk(FakeBackend())
+
+        def spoil(history, logits):
+            logits[97] += 6.5
+            logits[256] += 7.0 * (history.sum() % 5 == 0)
+
+        desk.backend.spoil = spoil
+        params = {"width": width, "max_tokens": 16, "length_penalty": 0.0, "early_stopping": "never"}
+        request_id = desk.add(f"prompt {i}", stream=True, scorer=worst_first, alpha=1.0, **params)
+        desk.run()
+        events = desk.sent[request_id]
+        answer = events[-1].output.outputs[0]
+        assert "".join(event.text for event in events) == answer.text
+        assert [token for event in events for token in event.token_ids] == answer.token_ids
+
+
 def test_the_scores_of_answers_that_do_not_come_back_are_told_too():
     desk = Desk(ending())
     request_id = desk.add(PROMPT, stream=True, width=5, n=2, max_tokens=8, scorer=by_letters, alpha=1.0)
@@ -337,7 +358,7 @@ class Gate:
         self.threads = []
 
     def __call__(self, prompt, candidates):
-        self.threads.append(threading.current_thread().name)
+        self.threads.append(threading.current_thread())
         self.has_begun.set()
         self.may_end.wait(LONG_S)
         return by_letters(prompt, candidates)
@@ -369,7 +390,22 @@ def test_neither_the_engine_nor_other_requests_wait_for_a_scorer(llm):
     assert llm.stats()["pages"]["n_held"] == 0
     gate.may_end.set()
     assert handle.result().outputs[0].final_score is not None
-    assert gate.threads == ["llm_decoder-scoring"]
+    assert [thread.name for thread in gate.threads] == ["llm_decoder-scoring"]
+
+
+def test_a_search_that_was_cancelled_in_the_queue_of_the_scorer_costs_it_nothing(llm):
+    gate, behind = Gate(), Gate()
+    first = llm.submit("one", SearchParams(width=3, max_tokens=4, scorer=gate))
+    assert gate.has_begun.wait(LONG_S)
+    second = llm.submit("two", SearchParams(width=3, max_tokens=4, scorer=behind))
+    while (stats := llm.stats())["n_running"] + stats["n_waiting"]:
+        pass
+    second.cancel()
+    assert second.result().outputs[0].final_score is None
+    gate.may_end.set()
+    assert first.result().outputs[0].final_score is not None
+    llm.search("three", SearchParams(width=3, max_tokens=4, scorer=by_letters))
+    assert not behind.threads
 
 
 def test_a_hung_scorer_keeps_no_cancelled_request_and_no_closing_waiting():
@@ -384,14 +420,18 @@ def test_a_hung_scorer_keeps_no_cancelled_request_and_no_closing_waiting():
     with pytest.raises(EngineClosedError):
         behind.result()
     gate.may_end.set()
+    gate.threads[0].join(LONG_S)
+    assert not gate.threads[0].is_alive()
 
 
-def test_a_search_that_is_being_scored_when_the_engine_closes_ends_with_that():
+@pytest.mark.parametrize("drain_s", [0.0, 0.1])
+def test_a_search_that_is_being_scored_when_the_engine_closes_ends_with_that(drain_s):
     gate = Gate()
     llm = fake_llm()
     handle = llm.submit("one", SearchParams(width=3, max_tokens=4, scorer=gate))
     assert gate.has_begun.wait(LONG_S)
-    llm.close()
+    closing = ThreadPoolExecutor(1).submit(llm.close, drain_s)
+    closing.result(timeout=LONG_S / 2)
     with pytest.raises(EngineClosedError):
         handle.result()
     gate.may_end.set()

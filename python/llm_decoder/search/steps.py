@@ -118,16 +118,16 @@ class StepGroup(Search):
         beam_scores = [self._beam_score(branch) for branch in branches]
         finals = beam_scores if scores is None else final_scores(beam_scores, scores, self.params)
         ranked = sorted(range(len(branches)), key=lambda i: (-finals[i], -beam_scores[i]))
+        firsts, copies = self._told_apart([branches[i] for i in ranked])
         n_places = self.params.width - len(self._finished)
         live: list[_Branch] = []
-        for branch in branches:
+        for i, branch in enumerate(branches):
             self._plant(branch)
-        for rank, i in enumerate(ranked):
-            branch = branches[i]
             self.tree.nodes[branch.node].score = finals[i]
             branch.rerank_score = None if scores is None else scores[i]
-            if rank >= n_places:
-                self._prune(branch.node, "outscored")
+        for place, branch in enumerate((*firsts, *copies)):
+            if place >= n_places:
+                self._prune(branch.node, "outscored" if place < len(firsts) else "duplicate")
                 self._pages.remove(branch.sequence)
             elif branch.sequence.finish_reason is not None:
                 self.tree.finish(branch.node, branch.sequence.finish_reason)
@@ -135,6 +135,18 @@ class StepGroup(Search):
             else:
                 live.append(branch)
         self._grow(live)
+
+    def _told_apart(self, ranked: list[_Branch]) -> tuple[list[_Branch], list[_Branch]]:
+        """(the first of those that say the same, the others of them): what is drawn twice shall not take the place of
+        something else, as long as there is something else."""
+        said = {branch.sequence.generated_tokens.tobytes() for branch in self._finished}
+        firsts: list[_Branch] = []
+        copies: list[_Branch] = []
+        for branch in ranked:
+            tokens = branch.sequence.generated_tokens.tobytes()
+            (copies if tokens in said else firsts).append(branch)
+            said.add(tokens)
+        return firsts, copies
 
     def _beam_score(self, branch: _Branch) -> float:
         sequence = branch.sequence
