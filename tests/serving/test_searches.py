@@ -2,8 +2,10 @@
 
 import pytest
 from direct import DirectServer, ready_service
+from fakes import ByteTokenizer, make_engine
+from scripted_model import ScriptedModel
 
-from llm_decoder import SearchParams
+from llm_decoder import LLM, InvalidRequestError, SearchParams
 from llm_decoder.serving.settings import ServerSettings
 
 PROMPT = "Once upon a time"
@@ -307,3 +309,242 @@ def test_a_server_sets_limits_to_beams(storyteller):
     assert server.post("/v1/completions", asked | {"max_tokens": 2, "beam_width": 3})[0] == 200
     status, answer, _ = server.post("/v1/completions", asked | {"beam_width": 3})
     assert (status, answer["error"]["param"]) == (400, "max_tokens")
+
+
+# -- chats: each answer is taken apart by itself
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = ScriptedModel()
+    yield model
+    model.llm.close()
+
+
+@pytest.fixture
+def scripted(model):
+    return DirectServer(ready_service(model.llm))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_choice_has_its_own_reasoning_and_calls(model, scripted, stream):
+    model.says('<think>\nhm\n</think>\nlook\n<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>')
+    weather = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    asked = {"messages": CHAT, "tools": [weather], "beam_width": 3, "n": 2, "max_tokens": 60, "stream": stream}
+    status, answer, _ = scripted.post("/v1/chat/completions", asked)
+    assert status == 200, answer
+    if stream:
+        parts = [c for event in answer for c in event["choices"] if c["index"] == 0]
+        message = {
+            "content": "".join(part["delta"].get("content") or "" for part in parts),
+            "reasoning_content": "".join(part["delta"].get("reasoning_content") or "" for part in parts),
+            "tool_calls": [call for part in parts for call in part["delta"].get("tool_calls", ()) if "id" in call],
+        }
+        finish_reason = parts[-1]["finish_reason"]
+    else:
+        assert len(answer["choices"]) == 2
+        message, finish_reason = answer["choices"][0]["message"], answer["choices"][0]["finish_reason"]
+    assert message["content"].strip() == "look"
+    assert message["reasoning_content"].strip() == "hm"
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["weather"]
+    assert finish_reason == "tool_calls"
+
+
+# -- rerankers, and the other methods
+
+
+class Vowels:
+    """The more vowels, the better."""
+
+    name = "vowels"
+
+    def __init__(self):
+        self.queries = []
+
+    def score(self, query, documents):
+        self.queries.append(query)
+        return [float(sum(letter in "aeiou" for letter in text)) for text in documents]
+
+
+@pytest.fixture
+def reranker():
+    return Vowels()
+
+
+@pytest.fixture
+def reranking(reranker):
+    with LLM.over(make_engine(), ByteTokenizer(), "fake", reranker=reranker) as llm:
+        yield DirectServer(ready_service(llm))
+
+
+LETTERS = {"allowed_token_ids": list(range(97, 123)), "ignore_eos": True}
+
+
+def test_a_reranker_decides_which_answer_is_the_best(reranking):
+    asked = {"prompt": PROMPT, "beam_width": 6, "n": 6, "max_tokens": 8, **LETTERS}
+    _, plain, _ = reranking.post("/v1/completions", asked)
+    _, ranked, _ = reranking.post("/v1/completions", asked | {"rerank": {"model": "vowels", "alpha": 1}})
+    texts = [choice["text"] for choice in plain["choices"]]
+    assert sorted(texts) == sorted(choice["text"] for choice in ranked["choices"])
+    for choice in ranked["choices"]:
+        assert choice["rerank_score"] == choice["final_score"] == sum(letter in "aeiou" for letter in choice["text"])
+        assert texts[choice["beam_rank"]] == choice["text"]
+    finals = [choice["final_score"] for choice in ranked["choices"]]
+    assert finals == sorted(finals, reverse=True)
+    assert len(set(finals)) > 1
+    _, few, _ = reranking.post("/v1/completions", asked | {"n": None, "rerank": {"top_n": 2, "alpha": 1}})
+    assert [choice["text"] for choice in few["choices"]] == [choice["text"] for choice in ranked["choices"][:2]]
+
+
+def test_alpha_zero_is_no_rerank(reranking, reranker):
+    asked = {"prompt": PROMPT, "beam_width": 4, "n": 4, "max_tokens": 8}
+    _, plain, _ = reranking.post("/v1/completions", asked)
+    _, ranked, _ = reranking.post("/v1/completions", asked | {"rerank": {"alpha": 0}})
+    assert ranked["choices"] == plain["choices"]
+    assert reranker.queries == []
+
+
+def test_a_reranked_stream_tells_the_scores_before_the_answers(reranking):
+    asked = {"prompt": PROMPT, "beam_width": 6, "n": 2, "max_tokens": 8, "rerank": {"alpha": 1}, **LETTERS}
+    _, whole, _ = reranking.post("/v1/completions", asked)
+    _, events, _ = reranking.post("/v1/completions", asked | {"stream": True, "return_tree": "summary"})
+    for choice in whole["choices"]:
+        assert deltas(events, choice["index"]) == choice["text"]
+    (rerank,) = named(events, "rerank")
+    assert [one["index"] for one in rerank["choices"]] == list(range(6))
+    assert [one["final_score"] for one in rerank["choices"][:2]] == [one["final_score"] for one in whole["choices"]]
+    assert set(rerank["choices"][0]) == {*SCORES, "index"} - {"cumulative_logprob"}
+    first_end = next(
+        i for i, event in enumerate(events) if "event" not in event and event["choices"][0]["finish_reason"]
+    )
+    assert events.index(rerank) < first_end
+
+
+def test_what_a_reranker_reads_beside_an_answer(reranking, reranker):
+    chat = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "no"},
+        {"role": "user", "content": "two"},
+    ]
+    asked = {"beam_width": 2, "max_tokens": 3}
+    for rerank in ({}, {"query": "last_user"}, {"query": "three"}):
+        reranking.post("/v1/chat/completions", asked | {"messages": chat, "rerank": rerank})
+    reranking.post("/v1/completions", asked | {"prompt": PROMPT, "rerank": {}})
+    reranking.post("/generate", {"prompt": PROMPT, "width": 2, "max_tokens": 3, "scorer": "reranker", "query": "four"})
+    assert reranker.queries == ["two", "two", "three", PROMPT, "four"]
+
+
+@pytest.mark.parametrize(
+    ("rerank", "status", "param"),
+    [
+        ({"model": "another"}, 404, "rerank.model"),
+        ({"query": "last_user"}, 400, "rerank.query"),
+        ({"model": "vowels", "top_n": 3}, 400, "rerank.top_n"),
+    ],
+)
+def test_a_rerank_that_cannot_be_is_refused(reranking, rerank, status, param):
+    asked = {"prompt": PROMPT, "beam_width": 2, "max_tokens": 3, "rerank": rerank}
+    got, answer, _ = reranking.post("/v1/completions", asked)
+    assert (got, answer["error"]["param"]) == (status, param), answer
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(RuntimeError("secret of /home/somebody"), 500), (InvalidRequestError("[query] too long"), 400)],
+)
+def test_what_a_reranker_raises_is_told_where_it_is_ours(reranking, reranker, monkeypatch, error, status):
+    def fail(query, documents):
+        raise error
+
+    monkeypatch.setattr(reranker, "score", fail)
+    asked = {"prompt": PROMPT, "beam_width": 2, "max_tokens": 3}
+    got, answer, _ = reranking.post("/v1/completions", asked | {"rerank": {}})
+    assert got == status
+    assert "secret" not in answer["error"]["message"]
+    assert reranking.post("/v1/completions", asked)[0] == 200
+    assert reranking.service.stats()["pages"]["n_held"] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "params"),
+    [
+        ({"method": "sample", "width": 5, "n": 2}, {"method": "sample", "width": 5, "n": 2}),
+        (
+            {"method": "sample", "num_beams": 3, "scorer": "likelihood"},
+            {"method": "sample", "width": 3, "scorer": "likelihood"},
+        ),
+        (
+            {"method": "steps", "width": 2, "branches": 3, "separator": ".", "step_tokens": 9},
+            {"method": "steps", "width": 2, "branches": 3, "separator": ".", "step_tokens": 9},
+        ),
+        (
+            {"method": "steps", "width": 2, "rerank": {"alpha": 0.9, "normalise": "zscore"}},
+            {"method": "steps", "width": 2, "scorer": "reranker", "alpha": 0.9, "normalise": "zscore"},
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["/generate", "/stream_chat_beam"])
+def test_samples_and_steps_are_those_of_the_library(reranking, path, asked, params):
+    asked = {"prompt": PROMPT, "max_tokens": 12, "seed": 5} | asked
+    (expected,) = reranking.service.llm.search(PROMPT, SearchParams(max_tokens=12, seed=5, **params))
+    status, answer, _ = reranking.post(path, asked)
+    assert status == 200, answer
+    if path == "/generate":
+        found = [answer["text"]] if len(expected.outputs) == 1 else [one["text"] for one in answer["outputs"]]
+    else:
+        plain = [event for event in answer if "event" not in event]
+        assert "".join(event["text"] for event in plain) == expected.outputs[0].text
+        found = [one["text"] for one in plain[-1]["candidates"]]
+        assert bool(named(answer, "beam.step")) == (params["method"] == "steps")
+        assert bool(named(answer, "rerank")) == ("scorer" in params)
+    assert found == [one.text for one in expected.outputs]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"method": "sample", "num_beam_groups": 2}, "num_beam_groups"),
+        ({"method": "sample", "early_stopping": True}, "early_stopping"),
+        ({"method": "steps", "branches": 129}, "branches"),
+        ({"method": "steps", "width": 64, "branches": 3}, "branches"),
+        ({"method": "steps", "separator": ""}, "separator"),
+        ({"width": 2, "separator": "."}, "separator"),
+        ({"width": 2, "step_tokens": 5}, "step_tokens"),
+        ({"width": 2, "alpha": 0.3}, "alpha"),
+        ({"width": 2, "query": "x", "scorer": "logprob"}, "query"),
+    ],
+    ids=str,
+)
+def test_a_field_that_would_change_nothing_is_refused(server, asked, param):
+    status, answer, _ = server.post("/generate", {"prompt": PROMPT, "max_tokens": 4} | asked)
+    assert (status, answer["error"]["param"]) == (400, param), answer
+
+
+def test_a_server_without_a_reranker_says_so(server):
+    status, answer, _ = server.post("/v1/completions", {"prompt": PROMPT, "beam_width": 2, "rerank": {}})
+    assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "rerank", "unsupported")
+    assert "--reranker" in answer["error"]["message"]
+
+
+# -- the openai package
+
+
+def test_the_openai_client_searches(client, storyteller):
+    asked = {"model": "storyteller", "prompt": PROMPT, "max_tokens": 12, "n": 2}
+    (expected,) = storyteller.search(PROMPT, SearchParams(width=4, n=2, max_tokens=12))
+    whole = client.completions.create(**asked, extra_body={"beam_width": 4})
+    assert [choice.text for choice in whole.choices] == [one.text for one in expected.outputs]
+    assert whole.choices[0].beam_score == expected.outputs[0].beam_score
+    texts = ["", ""]
+    for chunk in client.completions.create(**asked, stream=True, extra_body={"beam_width": 4}):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [one.text for one in expected.outputs]
+
+
+def test_the_openai_client_reads_a_streamed_search_of_a_chat(client, storyteller):
+    (expected,) = storyteller.search([CHAT], SearchParams(width=4, max_tokens=12))
+    asked = {"model": "storyteller", "messages": CHAT, "max_tokens": 12, "extra_body": {"num_beams": 4}}
+    deltas_of = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(deltas_of) == expected.outputs[0].text
