@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llm_decoder.serving.schemas_base import Name, SamplingFields, Schema
+from llm_decoder.serving.schemas_base import Name, One, SamplingFields, Schema
 from llm_decoder.serving.schemas_messages import Messages
 
 __all__ = ["AnswerRequest", "EmptyRequest", "LoginRequest", "RenderRequest"]
@@ -23,7 +23,7 @@ class AnswerRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: Annotated[dict[Name, Any], Field(max_length=32)] | None = None
     n: Literal[1] | None = None
-    num_return_sequences: Literal[1] | None = None
+    num_return_sequences: One = None
     return_tree: Literal["none"] | None = None
     stream: Literal[True] | None = None
     logprobs: Literal[False] | None = None

@@ -61,6 +61,7 @@ def test_flags_reach_the_server(cli: Program, served: list[Service], tmp_path: P
         "--max-prompts": "8",
         "--max-inputs": "12",
         "--max-n": "9",
+        "--max-beam-width": "16",
         "--max-answer-tokens": "10",
         "--max-body-bytes": "2MiB",
         "--max-header-bytes": "8KiB",
@@ -72,6 +73,7 @@ def test_flags_reach_the_server(cli: Program, served: list[Service], tmp_path: P
     }
     arguments = [word for pair in flags.items() for word in pair]
     more = ["--allowed-hosts", "x.example", "--allowed-hosts", "y.example", "--api-key", "three", "--log-prompts"]
+    more.append("--debug-kv")
     ran = cli("serve", *arguments, *more)
     assert (ran.code, ran.err) == (0, "")
     assert served[0].settings == ServerSettings(

@@ -24,6 +24,7 @@ __all__ = [
     "NOT_IN_THIS_VERSION",
     "WHOLE",
     "Off",
+    "One",
     "Priority",
     "PromptField",
     "Reply",
