@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from llm_decoder.sampling import MAX_LOGPROBS, MAX_N
 from llm_decoder.search.params import MAX_QUERY_CHARS, MAX_SEPARATOR_CHARS, MAX_STEP_TOKENS
@@ -64,6 +64,9 @@ class StreamRequest(GenerateRequest):
 class BeamStreamRequest(GenerateRequest):
     """A search as it goes, whether beams are asked for or not."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "Once upon a time", "width": 4, "n": 2, "max_tokens": 20}]}
+    )
     is_search: ClassVar[bool] = True
 
 
