@@ -21,7 +21,7 @@ import numpy.typing as npt
 from llm_decoder.backends import Backend, check_integer
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.engine_core import EngineCore
-from llm_decoder.errors import EngineClosedError, QueueFullError
+from llm_decoder.errors import EngineClosedError, InvalidRequestError, QueueFullError
 from llm_decoder.grammars import Grammar
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams, derive_seed, resolve_params
@@ -295,6 +295,11 @@ class Engine:
 
         Raises InvalidRequestError, ContextLengthExceededError, NotEnoughMemoryError, QueueFullError, EngineClosedError.
         """
+        if scorer is not None and self._worker.scoring.is_current:
+            raise InvalidRequestError(
+                "[scorer] a scorer needs a search without one, got one that would wait for it; leave scorer out there",
+                param="scorer",
+            )
         items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         number = next(self._ids)
         request = build_request(

@@ -647,6 +647,7 @@ class EngineCore:
         request.finished = True
         self.requests.pop(request.request_id, None)
         self._scored.discard(request)
+        request.scorer = None  # it may hold the LLM, which nobody else may hold any more
         self._n_finished[reason] += 1
         if request.group is not None:
             self._n_pruned += request.group.n_pruned

@@ -180,7 +180,8 @@ class LLM:
         chat_stop: tuple[str, ...] = (),
         reranker: Reranker | None = None,
     ) -> Self:
-        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat."""
+        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat. reranker: scores
+        the answers of searches with scorer="reranker"."""
         llm = cls.__new__(cls)
         llm._set_up(engine, tokenizer, name, config, chat_stop, reranker)
         return llm
@@ -320,8 +321,8 @@ class LLM:
         """The best answers to one prompt or to several, in their order; always a list.
 
         Each output has the n best of the `width` answers that were followed, the best first, with their beam_score,
-        and where a scorer was asked with their rerank_score and final_score; with method "beam" also the `tree` of what
-        was looked at. RequestFailedError, which names the scorer, when that raises or gives something else than a
+        and where a scorer was asked with their rerank_score and final_score; of beams and steps also the `tree` of
+        what was looked at. RequestFailedError, which names the scorer, when that raises or gives something else than a
         finite number for each answer. The rest and errors: as for `generate`.
         """
         params = checked_search(params)
@@ -331,10 +332,10 @@ class LLM:
     def stream_search(
         self, prompt: Prompt, params: SearchParams | None = None, *, priority: int = 0, **template_options: Any
     ) -> TextStream:
-        """A search as it goes: an event a token, whose `text` is what all answers have in common that may still be the
-        best, so that it is never taken back, and whose `search` tells what became of the beams; of samples nothing is
-        told before all are whole. Then, where a scorer is asked, an event with `rerank`. The last events have the rest
-        of the best answer, the other answers whole, and `output`.
+        """A search as it goes: an event a token, or of method "steps" a step, whose `text` is what all answers have in
+        common that may still be the best, so that it is never taken back, and whose `search` tells what became of the
+        others; of samples nothing is told before all are whole. Then, where a scorer is asked, an event with `rerank`.
+        The last events have the rest of the best answer, the other answers whole, and `output`.
         """
         return self.stream(prompt, checked_search(params), priority=priority, **template_options)
 

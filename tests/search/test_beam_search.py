@@ -230,6 +230,17 @@ def test_a_search_that_the_pool_cannot_hold_goes_on_narrower_and_says_so():
     desk.assert_nothing_is_held()
 
 
+def test_the_answers_of_another_prompt_leave_a_search_its_places():
+    desk = Desk(backend(), max_num_seqs=6)
+    search = desk.add(PROMPT, width=4, n=4, max_tokens=12, ignore_eos=True)
+    other = desk.add("someone else", n=5, max_tokens=12, ignore_eos=True)
+    desk.run()
+    assert max(len(step) for step in desk.backend.steps) == 6
+    assert len(desk.last(search).outputs) == 4
+    assert len(desk.last(other).outputs) == 5
+    desk.assert_nothing_is_held()
+
+
 def test_a_cancelled_search_lets_go_at_once_and_tells_how_far_it_came():
     desk = Desk(backend())
     search = desk.add(PROMPT, width=4, n=2, max_tokens=50, ignore_eos=True)

@@ -30,6 +30,16 @@ def test_what_was_written_is_read():
         assert candidate["text"].startswith("".join(run.texts[node.id] for node in path))
 
 
+def test_every_score_of_a_candidate_is_written():
+    output, lines = searched(scorer=lambda prompt, answers: range(len(answers)), alpha=1.0)
+    (run,), _ = read_runs(lines, "runs.jsonl")
+    for candidate, answer in zip(run.candidates, output.outputs, strict=True):
+        assert candidate["beam_score"] == answer.beam_score
+        assert candidate["rerank_score"] == answer.rerank_score
+        assert candidate["final_score"] == answer.final_score
+    assert "scorer" not in run.header["params"]
+
+
 def test_prompts_stay_out_unless_they_are_asked_for():
     output, _ = searched()
     lines = run_lines(output, SearchParams(), model="fake", tokenizer=ByteTokenizer())

@@ -2,8 +2,11 @@
 of a request whose scorer fails."""
 
 import asyncio
+import gc
 import math
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +22,7 @@ from llm_decoder import (
     SamplingParams,
     SearchParams,
 )
+from llm_decoder.chat import last_user_text
 from llm_decoder.no_tokenizer import NoTokenizer
 
 PROMPT = "once upon a time"
@@ -215,17 +219,17 @@ def test_the_scores_of_answers_that_do_not_come_back_are_told_too():
 # -- failures
 
 
-def raising(error):
+def raising(kind, *arguments):
     def scorer(prompt, candidates):
-        raise error
+        raise kind(*arguments)
 
     return scorer
 
 
 BROKEN = {
-    "raises": (raising(ValueError("cannot read")), "raised ValueError: cannot read"),
-    "ends the thread": (raising(SystemExit(1)), "raised SystemExit"),
-    "is interrupted": (raising(KeyboardInterrupt()), "raised KeyboardInterrupt"),
+    "raises": (raising(ValueError, "cannot read"), "raised ValueError: cannot read"),
+    "ends the thread": (raising(SystemExit, 1), "raised SystemExit"),
+    "is interrupted": (raising(KeyboardInterrupt), "raised KeyboardInterrupt"),
     "too few": (lambda p, c: [1.0] * (len(c) - 1), "4 scores, one an answer, got 3"),
     "too many": (lambda p, c: [1.0] * 1000, "4 scores, one an answer, got 1000"),
     "NaN": (lambda p, c: [1.0, math.nan, 1.0, 1.0], "finite scores, got nan for answer 1"),
@@ -328,7 +332,7 @@ def test_a_search_that_is_cancelled_while_it_is_scored_gives_its_answers_as_they
 
 def test_a_search_that_is_cancelled_before_its_end_is_not_scored():
     desk = Desk(ending())
-    search = desk.add(PROMPT, width=4, max_tokens=50, ignore_eos=True, scorer=raising(AssertionError()))
+    search = desk.add(PROMPT, width=4, max_tokens=50, ignore_eos=True, scorer=raising(AssertionError))
     for _ in range(3):
         desk.core.step()
     desk.core.cancel(search)
@@ -458,7 +462,7 @@ def test_closing_waits_for_scorers_while_it_drains(scorer):
 
 
 def test_a_failure_reaches_every_door_and_the_next_search_goes_well(llm):
-    broken = SearchParams(width=3, max_tokens=4, scorer=raising(ValueError("cannot read")))
+    broken = SearchParams(width=3, max_tokens=4, scorer=raising(ValueError, "cannot read"))
     with pytest.raises(RequestFailedError, match="cannot read"):
         llm.search("one", broken)
     with llm.stream_search("one", broken) as stream, pytest.raises(RequestFailedError, match="cannot read"):
@@ -466,6 +470,31 @@ def test_a_failure_reaches_every_door_and_the_next_search_goes_well(llm):
     with pytest.raises(RequestFailedError, match="cannot read"):
         asyncio.run(AsyncLLM.over(llm).search("one", broken))
     assert llm.search("one", SearchParams(width=3, max_tokens=4, scorer=by_letters))[0].outputs[0].final_score
+
+
+def test_a_scorer_may_ask_the_same_llm_but_not_for_what_waits_for_it(llm):
+    def asking(**params):
+        def scorer(prompt, candidates):
+            return [answer.beam_score for answer in llm.search("two", SearchParams(width=3, n=3, **params))[0].outputs]
+
+        return SearchParams(width=3, max_tokens=4, scorer=scorer)
+
+    (output,) = llm.search("one", asking(max_tokens=2))
+    assert output.outputs[0].final_score is not None
+    with pytest.raises(RequestFailedError, match="would wait for it"):
+        llm.search("one", asking(max_tokens=2, scorer=by_letters))
+
+
+@pytest.mark.parametrize("scorer", [by_letters, "likelihood", "reranker"])
+def test_an_llm_that_nobody_holds_is_not_held_by_its_last_search(scorer):
+    llm = fake_llm(reranker=Overlap())
+    llm.search("one", SearchParams(width=3, max_tokens=4, scorer=scorer))
+    held = weakref.ref(llm)
+    del llm
+    end_s = time.monotonic() + LONG_S
+    while held() is not None and time.monotonic() < end_s:  # the scoring thread may be on its way back
+        gc.collect()
+    assert held() is None
 
 
 # -- what a scorer gets
@@ -485,6 +514,7 @@ def test_the_query_is_the_prompt_unless_another_is_given(llm):
         {"role": "user", "content": [{"type": "text", "text": "sec"}, {"type": "text", "text": "ond"}]},
         {"role": "system", "content": "be kind"},
     ]
+    assert last_user_text(chat) == "second"
     plain_chat = [{"role": "user", "content": "only"}]
     llm.search(["a text", list(b"bytes")], params)
     llm.chat(plain_chat, params)
@@ -494,9 +524,6 @@ def test_the_query_is_the_prompt_unless_another_is_given(llm):
     assert error.value.param == "query"
     llm.search("a text", SearchParams(width=2, max_tokens=3, scorer=scorer, query="another"))
     assert queries == ["a text", "bytes", "only", "only", "another"]
-    from llm_decoder.chat import last_user_text
-
-    assert last_user_text(chat) == "second"
 
 
 def test_an_answer_of_a_chat_is_taken_apart_after_it_was_ranked(llm):

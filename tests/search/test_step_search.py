@@ -1,6 +1,7 @@
 """Search by steps in the engine, against a plain one: whole steps are drawn, scored, kept and let go of."""
 
 import itertools
+import random
 import re
 import threading
 
@@ -464,6 +465,41 @@ def test_who_waits_for_the_others_gives_way_before_who_still_draws():
     while not gave_way:
         assert desk.core.step()
     assert gave_way == [True]
+
+
+def drawn_request(draw):
+    kind = draw.choice(["steps", "steps", "beam", "sample", "answers"])
+    params = {"max_tokens": draw.randint(1, 30), "seed": draw.randint(0, 99), "ignore_eos": draw.random() < 0.5}
+    if kind == "answers":
+        return params | {"n": draw.randint(1, 4)}
+    params |= {"width": draw.randint(1, 4), "method": kind}
+    if kind == "steps":
+        params |= {"branches": draw.randint(1, 4), "step_tokens": draw.choice([1, 3, 7, 50]), "separator": "a"}
+    return params | ({"scorer": vowels} if draw.random() < 0.5 else {})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_is_asked_beside_each_other_finds_what_it_finds_alone(seed):
+    """Few pages, few places, scorers that take their time, requests that are cancelled."""
+    draw, elsewhere = random.Random(seed), Elsewhere()
+    desk = Desk(backend(n_pages=draw.randint(5, 12)), max_num_seqs=draw.choice([4, 8]), aside=elsewhere)
+    asked, cancelled = {}, set()
+    while len(asked) < 6 or desk.core.requests:
+        if len(asked) < 6 and draw.random() < 0.3:
+            params = drawn_request(draw)
+            asked[desk.add(PROMPT, stream=draw.random() < 0.3, **params)] = params
+        stepped = desk.core.step()
+        if elsewhere.jobs and (not stepped or draw.random() < 0.2):
+            elsewhere.run()
+        if draw.random() < 0.005 and asked:
+            request_id = draw.choice(list(asked))
+            cancelled.add(request_id)
+            desk.core.cancel(request_id)
+    desk.assert_nothing_is_held()
+    for request_id, params in asked.items():
+        output = desk.last(request_id)
+        if request_id not in cancelled and not output.metrics.n_dropped_beams:
+            assert answers_of(output) == answers_of(Desk(backend()).ask(PROMPT, **params)), params
 
 
 def test_a_prompt_that_is_cached_changes_nothing(alone):

@@ -57,10 +57,11 @@ class SearchParams(SamplingParams):
         may grow to max_tokens, True as soon as `width` answers are finished (as in Hugging Face's `generate`).
     groups: beams in so many groups, which take turns at each token (Vijayakumar et al. 2018); a divisor of width.
     diversity_penalty: subtracted for each earlier group that has chosen a token at the same place. 0 to 100.
-    scorer: what scores the `width` answers once they are whole. "logprob": nothing, they rank by their beam_score;
-        "reranker": the LLM's cross-encoder reads the query and each answer; "likelihood": the mean log probability of
-        an answer's text behind the query; or a function scorer(query, answers), which gives a finite number for each.
-        It is called on a thread of its own, for one request after the other.
+    scorer: what scores the `width` answers once they are whole, or of method "steps" where each step ends. "logprob":
+        nothing, they rank by their beam_score; "reranker": the LLM's cross-encoder reads the query and each answer;
+        "likelihood": the mean log probability of an answer's text behind the query; or a function
+        scorer(query, answers), which gives a finite number for each. It is called on a thread of its own, for one
+        request after the other.
     alpha: 0 to 1, the scorer's weight: an answer's final score is alpha * score + (1 - alpha) * beam_score. At 0 the
         scorer is not asked.
     normalise: what is done to the scores before that: "none", "sigmoid" (1 / (1 + exp(-score))), or "zscore" (less

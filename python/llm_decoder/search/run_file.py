@@ -75,6 +75,8 @@ def run_lines(
                 "leaf": completion.tree_leaf,
                 "text": completion.text,
                 "beam_score": completion.beam_score,
+                "rerank_score": completion.rerank_score,
+                "final_score": completion.final_score,
                 "finish_reason": completion.finish_reason,
             }
         )

@@ -36,6 +36,11 @@ class ScoringThread:
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
+    @property
+    def is_current(self) -> bool:
+        """Whether a job asks."""
+        return threading.current_thread() is self._thread
+
     def submit(self, job: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
         """Runs job() on the thread, then done(what it returned, or raised), which must not raise. After `close`, which
         also ends what waits by then, done gets an EngineClosedError at once."""
@@ -60,12 +65,16 @@ class ScoringThread:
         self._jobs.put(None)
 
     def _main(self) -> None:
-        while True:
-            item = self._jobs.get()
-            if item is None:
-                return
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        """Waits with nothing in hand: what a job refers to may go as soon as it is over."""
+        item = self._jobs.get()
+        if item is not None:
             job, done = item
             done(_result_of(job))
+        return item is not None
 
 
 def _result_of(job: Callable[[], T]) -> T | BaseException:
