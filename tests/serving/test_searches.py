@@ -305,6 +305,9 @@ def test_a_server_sets_limits_to_beams(storyteller):
     for name, path in (("beam_width", "/v1/completions"), ("num_beams", "/generate"), ("width", "/stream_chat_beam")):
         status, answer, _ = server.post(path, {"prompt": "a", name: 4, "max_tokens": 2})
         assert (status, answer["error"]["param"]) == (400, name)
+    with LLM.over(make_engine(max_num_seqs=2), ByteTokenizer(), "fake") as narrow:
+        status, answer, _ = DirectServer(ready_service(narrow)).post("/v1/completions", {"prompt": "a", "num_beams": 3})
+        assert (status, answer["error"]["param"]) == (400, "num_beams")
     asked = {"prompt": ["a"] * 8, "max_tokens": 200}
     assert server.post("/v1/completions", asked | {"max_tokens": 2, "beam_width": 3})[0] == 200
     status, answer, _ = server.post("/v1/completions", asked | {"beam_width": 3})
