@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from llm_decoder.async_llm import AsyncLLM
     from llm_decoder.backends import DeviceInfo, devices
     from llm_decoder.decoders import INT8Decoder
+    from llm_decoder.encoders.cross_encoder import CrossEncoder, RankedDocument
+    from llm_decoder.encoders.sentence_encoder import SentenceEncoder
     from llm_decoder.errors import (
         BackendError,
         ConfigError,
@@ -59,6 +61,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ContextLengthExceededError",
+    "CrossEncoder",
     "DeviceInfo",
     "EngineClosedError",
     "INT8Decoder",
@@ -71,6 +74,7 @@ __all__ = [
     "NotEnoughMemoryError",
     "Part",
     "QueueFullError",
+    "RankedDocument",
     "RequestFailedError",
     "RequestMetrics",
     "RequestOutput",
@@ -78,6 +82,7 @@ __all__ = [
     "SearchParams",
     "SearchStep",
     "SearchTree",
+    "SentenceEncoder",
     "ServerError",
     "StreamEvent",
     "StructuredOutputs",
@@ -95,16 +100,19 @@ _HOMES = {
     "AsyncLLM": "async_llm",
     "CandidateScores": "outputs",
     "Completion": "outputs",
+    "CrossEncoder": "encoders.cross_encoder",
     "DeviceInfo": "backends",
     "INT8Decoder": "decoders",
     "LLM": "llm",
     "Part": "answers",
+    "RankedDocument": "encoders.cross_encoder",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling",
     "SearchParams": "search.params",
     "SearchStep": "outputs",
     "SearchTree": "search.tree",
+    "SentenceEncoder": "encoders.sentence_encoder",
     "StreamEvent": "outputs",
     "StructuredOutputs": "structured",
     "TokenLogprob": "outputs",

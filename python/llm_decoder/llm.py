@@ -16,6 +16,7 @@ from llm_decoder.answers import AnswerParser, ChatStyle, find_style
 from llm_decoder.backends import BackendOptions, StepTimes, create_backend
 from llm_decoder.chat import Message, last_user_text
 from llm_decoder.chat_answers import ChatAnswers, StreamParts
+from llm_decoder.companions import Companions
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.engine import Engine, EngineOptions, RequestHandle
 from llm_decoder.errors import ConfigError, InvalidRequestError
@@ -32,6 +33,7 @@ from llm_decoder.speculation import SpeculationOptions
 from llm_decoder.structured import as_structured_outputs
 
 if TYPE_CHECKING:
+    from llm_decoder.encoders.sentence_encoder import SentenceEncoder
     from llm_decoder.model_config import ModelConfig
     from llm_decoder.tokenizer import Tokenizer
 
@@ -67,6 +69,9 @@ class LLM:
     from. chat_template, system: a template's text and a system message in place of the model's own. config_dir: a
     settings folder that describes a `weights/` folder without a config of its own. deterministic: answers never depend
     on what else is computed; the CPU keeps that in every precision, asked or not.
+    reranker: what scores answers for scorer="reranker": the folder of a cross-encoder, a CrossEncoder, or an object
+    with its `score`; None = the one in the package, opened when it is first asked for. embedder: the folder of a
+    sentence encoder, or a SentenceEncoder, for `embed`; None = the model's own hidden states.
     progress: called as progress(n_done_bytes, n_all_bytes, what) while a model is fetched and quantised.
 
     Raises ModelLoadError, ConfigError, BackendError (errors.py). Also a context manager: leaving it closes it.
@@ -99,7 +104,8 @@ class LLM:
         system: str | None = None,
         config_dir: str | Path | None = None,
         deterministic: bool = False,
-        reranker: Reranker | None = None,
+        reranker: Reranker | str | Path | None = None,
+        embedder: SentenceEncoder | str | Path | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         from llm_decoder.loading import load_model
@@ -125,6 +131,7 @@ class LLM:
             seed=seed,
             sampling_defaults=(_checked_defaults(sampling_defaults),),
         )
+        companions = Companions(reranker, embedder, threads=threads, isa=isa)
         loaded = load_model(
             model,
             quantization=quantization,
@@ -149,7 +156,7 @@ class LLM:
                 ),
             ),
         )
-        self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop, reranker)
+        self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop, companions)
 
     def _set_up(
         self,
@@ -158,14 +165,14 @@ class LLM:
         name: str,
         config: ModelConfig | None,
         chat_stop: tuple[str, ...],
-        reranker: Reranker | None,
+        companions: Companions,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._name = name
         self._config = config
         self._chat_stop = chat_stop
-        self._reranker = reranker
+        self._companions = companions
         self._grammars: GrammarCompiler | None = None
         if not isinstance(tokenizer, NoTokenizer):
             self._grammars = GrammarCompiler(tokenizer, engine.limits.vocab_size, engine.options.eos_token_ids)
@@ -178,12 +185,13 @@ class LLM:
         name: str,
         config: ModelConfig | None = None,
         chat_stop: tuple[str, ...] = (),
-        reranker: Reranker | None = None,
+        reranker: Reranker | str | Path | None = None,
+        embedder: SentenceEncoder | str | Path | None = None,
     ) -> Self:
-        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat. reranker: scores
-        the answers of searches with scorer="reranker"."""
+        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat. reranker,
+        embedder: as in LLM()."""
         llm = cls.__new__(cls)
-        llm._set_up(engine, tokenizer, name, config, chat_stop, reranker)
+        llm._set_up(engine, tokenizer, name, config, chat_stop, Companions(reranker, embedder))
         return llm
 
     @property
@@ -226,13 +234,14 @@ class LLM:
 
     @property
     def reranker(self) -> Reranker:
-        """What scores answers for scorer="reranker". Raises InvalidRequestError when the LLM was made without one."""
-        if self._reranker is None:
-            raise InvalidRequestError(
-                '[scorer] "reranker" needs one, and this LLM has none; make it with LLM(..., reranker=...)',
-                param="scorer",
-            )
-        return self._reranker
+        """What scores answers for scorer="reranker". Raises InvalidRequestError where the LLM was made without one and
+        the package has none."""
+        return self._companions.reranker()
+
+    @property
+    def embedder(self) -> SentenceEncoder | None:
+        """What makes vectors of texts; None = the model itself."""
+        return self._companions.embedder
 
     @property
     def is_closed(self) -> bool:
@@ -377,7 +386,10 @@ class LLM:
         return np.array([entry.logprob for entry in entries if entry is not None], np.float32)
 
     def embed(self, texts: str | Sequence[Any]) -> npt.NDArray[np.float32]:
-        """float32 [n_texts, hidden_size]: the mean over the tokens of the hidden states after the final norm."""
+        """float32 [n_texts, hidden_size]: the vectors of the embedder; without one the mean over the tokens of the
+        model's hidden states after the final norm. An embedder takes no token ids. Raises InvalidRequestError."""
+        if self.embedder is not None:
+            return self.embedder.embed(texts)
         handles = [self.submit(text, SCORE_PARAMS, rows="hidden") for text in as_prompts(texts)]
         return np.stack([handle.rows().mean(axis=0, dtype=np.float64).astype(np.float32) for handle in handles])
 

@@ -31,7 +31,7 @@ from scripted_model import ScriptedModel
 from serving_fakes import make_service
 from stand_in_hub import StandInHub
 
-from llm_decoder import LLM, SamplingParams
+from llm_decoder import LLM, SamplingParams, SearchParams
 from llm_decoder.api.app import create_app
 from llm_decoder.convert import convert
 from llm_decoder.serving.exchange import Endpoint
@@ -201,6 +201,22 @@ def test_3_the_same_seed_gives_the_same_tokens_at_any_batch_size(precision: dict
             batch = [(i * 3 + size) % len(REQUESTS) for i in range(size)]
             outputs = llm.generate([REQUESTS[i][0] for i in batch], [REQUESTS[i][1] for i in batch])
             assert [contents(output) for output in outputs] == [expected[i] for i in batch]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
+def test_4_one_beam_is_greedy_and_the_score_of_every_beam_is_that_of_its_log_probabilities(
+    precision: dict[str, Any],
+) -> None:
+    with LLM(**precision) as llm:
+        one = llm.search(PROMPTS, SearchParams(width=1, max_tokens=48, ignore_eos=True))
+        greedy = llm.generate(PROMPTS, GREEDY)
+        assert [output.outputs[0].token_ids for output in one] == [output.outputs[0].token_ids for output in greedy]
+        for output in llm.search(PROMPTS, SearchParams(width=6, n=6, max_tokens=20, logprobs=0)):
+            for answer in output.outputs:
+                logprobs = [entry.logprob for entry in answer.logprobs or []]
+                again = llm.score([*output.prompt_token_ids, *answer.token_ids])[-len(answer.token_ids) :]
+                assert answer.beam_score == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-4)
+                assert logprobs == pytest.approx(again.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
@@ -577,7 +593,7 @@ PICKLED = b"cos\nsystem\n(S'touch %s'\ntR."
 OPENING = """
 import json, os, sys
 from pathlib import Path
-from llm_decoder import LLM, SamplingParams
+from llm_decoder import LLM, SamplingParams, SearchParams
 from llm_decoder.config.files import load_settings
 from llm_decoder.errors import LLMDecoderError
 PROGRAMS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pickle.find_class"}
@@ -714,6 +730,31 @@ def troubles_of(answer: Answer, without: dict[str, Answer], *names: str) -> Iter
         is_shown = name not in NEEDED and (name not in BESIDE or set(BESIDE[name]) <= set(names))
         if is_shown and other.status == 200 and answer.seen == other.seen:
             yield f"{names}: {name} changed nothing"
+
+
+# -- 13
+
+
+@pytest.mark.parametrize("method", ["beam", "sample"])
+def test_13_reranking_keeps_every_answer_and_its_own_score(method: Any) -> None:
+    def shortest(prompt: str, answers: list[str]) -> list[float]:
+        return [-float(len(answer)) for answer in answers]
+
+    search: dict[str, Any] = {"method": method, "width": 6, "n": 6, "max_tokens": 20, "seed": 3}
+    with LLM() as llm:
+        plain = llm.search(PROMPTS, SearchParams(**search))
+        unasked = llm.search(PROMPTS, SearchParams(**search, scorer=shortest, alpha=0.0))
+        ranked = llm.search(PROMPTS, SearchParams(**search, scorer=shortest, alpha=0.7))
+    for before, other, after in zip(plain, unasked, ranked, strict=True):
+        assert other.outputs == before.outputs
+        assert sorted(answer.beam_rank or 0 for answer in after.outputs) == list(range(len(before.outputs)))
+        for answer in after.outputs:
+            own = before.outputs[answer.beam_rank or 0]
+            assert (answer.token_ids, answer.text, answer.beam_score) == (own.token_ids, own.text, own.beam_score)
+            assert answer.rerank_score == -len(answer.text)
+            assert answer.final_score == pytest.approx(0.7 * -len(answer.text) + 0.3 * (own.beam_score or 0.0))
+        order = [(-(answer.final_score or 0.0), answer.beam_rank) for answer in after.outputs]
+        assert order == sorted(order)
 
 
 # -- the page

@@ -4,10 +4,16 @@ of a request whose scorer fails."""
 import asyncio
 import gc
 import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -461,6 +467,22 @@ def test_closing_waits_for_scorers_while_it_drains(scorer):
     assert scored.result().outputs[0].final_score is not None
 
 
+def test_a_task_that_is_cancelled_while_its_search_is_scored_ends_it(llm):
+    gate = Gate()
+
+    async def ask_and_leave():
+        asking = asyncio.create_task(AsyncLLM.over(llm).search("one", SearchParams(width=3, max_tokens=4, scorer=gate)))
+        await asyncio.to_thread(gate.has_begun.wait, LONG_S)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(ask_and_leave())
+    stats = llm.stats()
+    gate.may_end.set()
+    assert (stats["n_requests"], stats["n_finished"]["abort"]) == (0, 1)
+
+
 def test_a_failure_reaches_every_door_and_the_next_search_goes_well(llm):
     broken = SearchParams(width=3, max_tokens=4, scorer=raising(ValueError, "cannot read"))
     with pytest.raises(RequestFailedError, match="cannot read"):
@@ -483,6 +505,35 @@ def test_a_scorer_may_ask_the_same_llm_but_not_for_what_waits_for_it(llm):
     assert output.outputs[0].final_score is not None
     with pytest.raises(RequestFailedError, match="would wait for it"):
         llm.search("one", asking(max_tokens=2, scorer=by_letters))
+
+
+def test_ctrl_c_ends_a_search_whose_scorer_hangs_and_the_program_can_leave():
+    program = """
+        import signal, threading
+        from fakes import ByteTokenizer, make_engine
+        from llm_decoder import LLM, SamplingParams, SearchParams
+        llm = LLM.over(make_engine(), ByteTokenizer(), "fake")
+        def hang(prompt, answers):
+            print("scoring", flush=True)
+            threading.Event().wait()
+        try:
+            llm.search("one", SearchParams(width=3, max_tokens=4, scorer=hang))
+        except KeyboardInterrupt:
+            print(llm.generate("three", SamplingParams(max_tokens=2))[0].outputs[0].finish_reason)
+            print(llm.stats()["n_finished"]["abort"], llm.stats()["pages"]["n_held"])
+    """
+    paths = [str(Path(__file__).parents[1]), *sys.path]
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "scoring\n"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=LONG_S)
+    assert (child.returncode, out, err) == (0, "length\n1 0\n", "")
 
 
 @pytest.mark.parametrize("scorer", [by_letters, "likelihood", "reranker"])
@@ -574,6 +625,18 @@ def test_likelihood_is_the_models_own_view_of_each_answer_behind_the_query(promp
             scores = llm.score([*before, *answer.text.encode()])[-len(answer.text) :]
             assert answer.rerank_score == pytest.approx(float(scores.mean()), rel=1e-5)
     assert [a.rerank_score for a in output.outputs] == sorted((a.rerank_score for a in output.outputs), reverse=True)
+
+
+def test_likelihood_leaves_pages_to_those_of_the_same_salt_alone(llm):
+    query = "a query of several pages " * 4
+    params = SearchParams(width=2, max_tokens=3, scorer="likelihood", query=query, cache_salt="hers")
+    llm.search("one", params)
+
+    def n_cached(**salt):
+        return llm.generate(query, SamplingParams(max_tokens=1, **salt))[0].metrics.n_cached_tokens
+
+    assert n_cached() == 0
+    assert n_cached(cache_salt="hers") >= 90
 
 
 def test_an_empty_answer_is_as_likely_as_a_blind_draw():

@@ -16,10 +16,18 @@ def likelihoods(
     """The mean log probability, of the raw logits, of the tokens of each answer behind those of `prefix`. An answer
     without tokens counts as a token drawn blindly: -log(vocab_size).
 
-    submit: asks for the log probabilities of a prompt. Raises what the requests fail with.
+    submit: asks for the log probabilities of a prompt. Raises what the requests fail with; the others are cancelled.
     """
-    handles = {tuple(answer): submit([*prefix, *answer]) for answer in answers if answer}
-    means = {answer: _mean(handle, len(prefix)) for answer, handle in handles.items()}
+    handles: dict[tuple[int, ...], RequestHandle] = {}
+    try:
+        for answer in dict.fromkeys(map(tuple, answers)):
+            if answer:
+                handles[answer] = submit([*prefix, *answer])
+        means = {answer: _mean(handle, len(prefix)) for answer, handle in handles.items()}
+    except BaseException:
+        for handle in handles.values():
+            handle.cancel()
+        raise
     return [means.get(tuple(answer), -math.log(vocab_size)) for answer in answers]
 
 
