@@ -5,7 +5,7 @@ from direct import DirectServer, ready_service
 from fakes import ByteTokenizer, make_engine
 from scripted_model import ScriptedModel
 
-from llm_decoder import LLM, InvalidRequestError, SearchParams
+from llm_decoder import LLM, InvalidRequestError, ModelNotFoundError, SearchParams, companions
 from llm_decoder.serving.settings import ServerSettings
 
 PROMPT = "Once upon a time"
@@ -524,10 +524,17 @@ def test_a_field_that_would_change_nothing_is_refused(server, asked, param):
     assert (status, answer["error"]["param"]) == (400, param), answer
 
 
-def test_a_server_without_a_reranker_says_so(server):
-    status, answer, _ = server.post("/v1/completions", {"prompt": PROMPT, "beam_width": 2, "rerank": {}})
+def test_a_server_without_a_reranker_says_so(monkeypatch):
+    def find():
+        raise ModelNotFoundError("[secret/folder] need the embedded reranker, got none")
+
+    monkeypatch.setattr(companions, "embedded_reranker", find)
+    with LLM.over(make_engine(), ByteTokenizer(), "fake") as llm:
+        server = DirectServer(ready_service(llm))
+        status, answer, _ = server.post("/v1/completions", {"prompt": PROMPT, "beam_width": 2, "rerank": {}})
     assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "rerank", "unsupported")
     assert "--reranker" in answer["error"]["message"]
+    assert "secret" not in answer["error"]["message"]
 
 
 # -- the openai package

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_decoder.errors import InvalidRequestError, ModelLoadError
+from llm_decoder.errors import InvalidRequestError
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.search.params import SearchParams
 from llm_decoder.serving.errors import HttpError
@@ -137,7 +137,7 @@ def _check_reranker(service: Service, param: str, name: str | None) -> None:
     """Opens it, which a request waits for once. Raises HttpError when there is none, or none of that name."""
     try:
         reranker = service.llm.reranker
-    except (InvalidRequestError, ModelLoadError):
+    except InvalidRequestError:
         raise HttpError(
             400, f"[{param}] this server has no reranker; start it with --reranker", param=param, code="unsupported"
         ) from None
