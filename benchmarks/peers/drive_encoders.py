@@ -1,12 +1,12 @@
-"""Encoders of others, held for benchmarks/encoders.py: run by an interpreter that has torch, sentence-transformers, onnx
-and onnxruntime.
+"""Encoders of others, held for benchmarks/encoders.py.
 
     python drive_encoders.py WEIGHTS.npz ENGINE N_THREADS
 
-WEIGHTS.npz holds the numbers of a BERT, `config` as JSON text among them, and its weights under our names. ENGINE is
-sentence-transformers, onnxruntime-float32 or onnxruntime-int8. Prints a line that says that it is ready; then answers each
-line, {"token_ids": [[...], ...], "n_calls": n}, with {"seconds": [n], "rows": [[...], ...]}: what each call took, and the
-hidden states of first tokens. Shorter sequences are padded, as these engines want it.
+Needs torch, sentence-transformers, onnx and onnxruntime. WEIGHTS.npz holds the numbers of a BERT, `config` as JSON
+text among them, and its weights under our names. ENGINE is sentence-transformers, onnxruntime-float32 or
+onnxruntime-int8. Prints a line that says that it is ready; then answers each line, {"token_ids": [[...], ...],
+"n_calls": n}, with {"seconds": [n], "rows": [[...], ...]}: what each call took, and the hidden states of first tokens.
+Shorter sequences are padded, as these engines want it.
 """
 
 from __future__ import annotations
