@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +23,7 @@ from llm_decoder.serving.service import Service
 __all__ = ["EndpointApp", "Transport", "send_reply"]
 
 Answer: TypeAlias = Reply | RunningCall | EventStream
+AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
 
 # Tokenizing, rendering and compiling happen here. Few: two requests that compute do not finish sooner together.
 _N_WORKERS = 8
@@ -51,7 +52,7 @@ class Transport:
             self._wakeups = Wakeups(asyncio.get_running_loop())
         return self._wakeups
 
-    async def work(self, function: Callable[[], Answer], *, is_quick: bool) -> Answer:
+    async def work(self, function: Callable[[], AnyAnswer], *, is_quick: bool) -> AnyAnswer:
         """function(), on a worker thread. When nobody waits for it any more, what it has started is ended."""
         workers = self._quick_workers if is_quick else self._workers
         future = asyncio.get_running_loop().run_in_executor(workers, function)
@@ -86,7 +87,7 @@ class Transport:
         self._quick_workers.shutdown(wait=False, cancel_futures=True)
 
 
-def _cancel_what_came(future: asyncio.Future[Answer]) -> None:
+def _cancel_what_came(future: asyncio.Future[AnyAnswer]) -> None:
     if not future.cancelled() and future.exception() is None:
         answer = future.result()
         if not isinstance(answer, Reply):
@@ -175,7 +176,9 @@ class EndpointApp:
             await bell.wait()
             if client.done():
                 raise Disconnected
-        await send_reply(running.reply(), send)
+        slow = running.call.slow_reply
+        reply = await self._transport.work(running.reply, is_quick=False) if slow else running.reply()
+        await send_reply(reply, send)
 
 
 class _Stream:

@@ -273,6 +273,7 @@ class ServerOptions:
     max_prompts: Annotated[int | None, _flag("N", "Prompts a request [256].", part=_LIMITS)] = None
     max_inputs: Annotated[int | None, _flag("N", "Texts a request for vectors [2048].", part=_LIMITS)] = None
     max_n: Annotated[int | None, _flag("N", "Answers a prompt [128].", part=_LIMITS)] = None
+    max_beam_width: Annotated[int | None, _flag("N", "Beams of a search [64].", part=_LIMITS)] = None
     max_answer_tokens: Annotated[int | None, _flag("N", "Tokens a request may ask for [1048576].", part=_LIMITS)] = None
     max_body_bytes: Annotated[str | None, _flag("SIZE", "Of a request [8MiB].", part=_LIMITS)] = None
     max_header_bytes: Annotated[str | None, _flag("SIZE", "Of a request [64KiB].", part=_LIMITS)] = None
@@ -291,6 +292,7 @@ class ServerOptions:
         None
     )
     log_prompts: Annotated[bool | None, _flag(None, "Bodies of requests may stand in the log [no].", part=_LOG)] = None
+    debug_kv: Annotated[bool | None, _flag(None, "GET /debug/kv tells of each page [no].", part=_LOG)] = None
 
     def server_arguments(self) -> dict[str, Any]:
         """What was given, as fields of ServerSettings. Raises typer.BadParameter, and ConfigError for a bad file of

@@ -79,6 +79,7 @@ class RuntimeSettings:
     max_prompts: int | None = _integer(1, 2**20)
     max_inputs: int | None = _integer(1, 2**20)
     max_n: int | None = _integer(1, 2**20)
+    max_beam_width: int | None = _integer(1, 64)
     max_answer_tokens: int | None = _integer(1, 2**40)
     max_body_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1024, "high": 2**40})
     max_header_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1024, "high": 2**20})
@@ -89,6 +90,7 @@ class RuntimeSettings:
     log_format: str | None = _choice("text", "json")
     salt_by_key: bool | None = field(default=None, metadata={"kind": "switch"})
     log_prompts: bool | None = field(default=None, metadata={"kind": "switch"})
+    debug_kv: bool | None = field(default=None, metadata={"kind": "switch"})
 
     def engine_arguments(self) -> dict[str, Any]:
         """What is given of LLM's keyword arguments."""
@@ -112,13 +114,14 @@ class RuntimeSettings:
             *(
                 "max_inputs",
                 "max_n",
+                "max_beam_width",
                 "max_answer_tokens",
                 "max_body_bytes",
                 "max_header_bytes",
                 "read_timeout_s",
                 "ping_s",
             ),
-            *("drain_s", "resume_s", "salt_by_key", "log_format", "log_prompts"),
+            *("drain_s", "resume_s", "salt_by_key", "log_format", "log_prompts", "debug_kv"),
         )
 
     def _given(self, *names: str) -> dict[str, Any]:

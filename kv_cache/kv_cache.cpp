@@ -328,6 +328,20 @@ KvCacheStats KvCache::stats() const {
   return stats;
 }
 
+std::vector<KvPageState> KvCache::pages() const {
+  std::vector<KvPageState> states;
+  for (const PageGroup& group : impl_->groups) {
+    for (std::int32_t page = 0; page < group.pages.n_pages(); ++page) {
+      if (group.pages.is_free(page)) continue;
+      const std::int32_t n_holders = group.pages.n_holders(page);
+      states.push_back({group.number, page, n_holders, group.page_pins[static_cast<std::size_t>(page)],
+                        impl_->index.node_of(group.number, page) != kNone, group.ages.now_s - group.ages.since_s(page),
+                        n_holders > 0 ? 0.0 : group.ages.now_s - group.ages.idle_since_s(page)});
+    }
+  }
+  return states;
+}
+
 void KvCache::set_time(double now_s) {
   for (PageGroup& group : impl_->groups) group.ages.now_s = now_s;
 }

@@ -25,6 +25,9 @@ class PageAges {
     idle_times_.add(now_s - idle_since_s_[static_cast<std::size_t>(page)]);
   }
 
+  double since_s(std::int32_t page) const { return since_s_[static_cast<std::size_t>(page)]; }
+  double idle_since_s(std::int32_t page) const { return idle_since_s_[static_cast<std::size_t>(page)]; }
+
   void add_to(KvDurations* durations) const {
     durations->lifetimes.add(lifetimes_);
     durations->idle_times.add(idle_times_);

@@ -124,6 +124,28 @@ py::dict durations(const KvCache& cache) {
   return named;
 }
 
+// {field: array [n]}, a place a page.
+template <class T, class Field>
+py::array_t<T> column(const std::vector<KvPageState>& states, Field field) {
+  py::array_t<T> values(static_cast<py::ssize_t>(states.size()));
+  T* out = values.mutable_data();
+  for (const KvPageState& state : states) *out++ = state.*field;
+  return values;
+}
+
+py::dict pages(const KvCache& cache) {
+  const std::vector<KvPageState> states = cache.pages();
+  py::dict named;
+  named["group"] = column<std::int32_t>(states, &KvPageState::group);
+  named["page"] = column<std::int32_t>(states, &KvPageState::page);
+  named["n_holders"] = column<std::int32_t>(states, &KvPageState::n_holders);
+  named["n_pins"] = column<std::int32_t>(states, &KvPageState::n_pins);
+  named["is_indexed"] = column<bool>(states, &KvPageState::is_indexed);
+  named["taken_s"] = column<double>(states, &KvPageState::taken_s);
+  named["idle_s"] = column<double>(states, &KvPageState::idle_s);
+  return named;
+}
+
 }  // namespace
 
 void register_kv_cache(py::module_& m) {
@@ -172,6 +194,12 @@ void register_kv_cache(py::module_& m) {
            "Counts of pages of all groups by state (n_free + n_held + n_cached = n_pages; n_pinned; n_evictable of "
            "n_cached), of sequences, of looked-up and\nfound tokens, of pages evicted for others (n_evictions) and by "
            "clear_prefix_index (n_cleared), of copies, and pool_bytes.")
+      .def(
+          "pages", &pages,
+          "Of each page that is not free, arrays [n]: group, page (its id there), n_holders (page tables that have "
+          "it), "
+          "n_pins,\nis_indexed (found again by its tokens), and in seconds how long ago it was taken (taken_s) and its "
+          "last holder let\nit go (idle_s, 0 while it has one).")
       .def("set_time", &KvCache::set_time, py::arg("now_s"),
            "What time it is for the verbs that follow, in seconds of a clock that never goes back.")
       .def("durations", &durations,

@@ -13,7 +13,8 @@ from llm_decoder.serving.chat_prompt import chat_messages, template_options
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming, Reply
 from llm_decoder.serving.parse import parse_body
-from llm_decoder.serving.plan import check_amount, max_tokens_of, sampling_params
+from llm_decoder.serving.plan import check_amount, max_tokens_of
+from llm_decoder.serving.request_params import request_params
 from llm_decoder.serving.service import Service
 from llm_decoder.web.page_events import PageEvents
 from llm_decoder.web.page_stream import PageStream, PageStreams
@@ -157,9 +158,10 @@ def _private(value: dict[str, Any], headers: dict[str, str] | None = None) -> Re
 
 def start_stream(streams: PageStreams, service: Service, incoming: Incoming) -> EventStream:
     request, headers = parse_body(incoming, AnswerRequest)
-    max_tokens = max_tokens_of(request, None)
-    check_amount(service, 1, 1, max_tokens)
-    params = sampling_params(request, incoming.request_id, max_tokens=max_tokens)
+    params = request_params(service, request, incoming.request_id, max_tokens=max_tokens_of(request, None))
+    check_amount(service, 1, params)
+    if params.n > 1:
+        raise HttpError(400, f"[rerank.top_n] the page shows one answer, got {params.n}", param="rerank.top_n")
     messages = chat_messages(service, request.messages)
     options = template_options(request)
     before = _text_to_go_on_with(messages) if request.continue_final_message else ""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llm_decoder.serving.schemas_base import Name, SamplingFields, Schema
+from llm_decoder.serving.schemas_base import Name, One, SamplingFields, Schema
 from llm_decoder.serving.schemas_messages import Messages
 
 __all__ = ["AnswerRequest", "EmptyRequest", "LoginRequest", "RenderRequest"]
@@ -16,13 +16,15 @@ MAX_TEXT_CHARS = 1 << 18
 
 
 class AnswerRequest(SamplingFields):
-    """One answer, for eyes: no further ones, no log probabilities."""
+    """One answer, for eyes: no further ones, no log probabilities, no tree."""
 
     messages: Messages
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: Annotated[dict[Name, Any], Field(max_length=32)] | None = None
     n: Literal[1] | None = None
+    num_return_sequences: One = None
+    return_tree: Literal["none"] | None = None
     stream: Literal[True] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None

@@ -77,6 +77,14 @@ struct KvDurations {
   DurationCounts lifetimes, idle_times, reuse_gaps;
 };
 
+// What is known of one page that is not free. n_holders: page tables that have it. taken_s, idle_s: how long ago it was
+// taken, and its last holder let it go; idle_s is 0 while it has one.
+struct KvPageState {
+  std::int32_t group, page, n_holders, n_pins;
+  bool is_indexed;  // found again by its tokens
+  double taken_s, idle_s;
+};
+
 struct KvCacheStats {
   std::vector<KvGroupStats> groups;
   std::int64_t n_pages, n_free, n_held, n_cached, n_pinned;  // of all groups together
@@ -139,6 +147,8 @@ class KvCache {
   std::int64_t max_tokens(std::int32_t max_step) const;
   const KvCacheConfig& config() const;
   KvCacheStats stats() const;
+
+  std::vector<KvPageState> pages() const;  // those that are not free, group by group, by their ids
 
   // What time it is for the verbs that follow, in seconds of a clock that never goes back; without it no time passes.
   void set_time(double now_s);

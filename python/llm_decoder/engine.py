@@ -355,6 +355,10 @@ class Engine:
         stats = self._on_thread(lambda core: core.stats(), is_late=True)
         return stats | {"n_refused": self._worker.n_refused, "n_submitted": self._worker.n_waiting}
 
+    def pages(self, first: int = 0, n: int = 1024) -> dict[str, Any]:
+        """What is known of the KV cache's pages, see EngineCore.pages."""
+        return self._on_thread(lambda core: core.pages(first, n))
+
     def _on_thread(self, fn: Callable[[EngineCore], T], *, is_late: bool = False) -> T:
         future: Future[T] = Future()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -75,6 +76,7 @@ class EngineCore:
         self._n_finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
         self._n_prompt_tokens = self._n_generated_tokens = self._n_computed_tokens = self._n_steps = 0
         self._n_drafts = self._n_drafted_tokens = self._n_accepted_tokens = self._n_corrupted = 0
+        self._n_pruned = self._n_scored = 0
         self._histograms = EngineHistograms()
         self._drawn_s = 0.0  # when the step's tokens were drawn
         self._busy_s = 0.0
@@ -370,7 +372,7 @@ class EngineCore:
         if not request.first_token_s:
             self._note_first_token(request)
         beams.take_turn()
-        n_new = len(beams.live)
+        n_new = beams.n_new_tokens
         request.metrics.n_generated_tokens += n_new
         self._n_generated_tokens += n_new
         self._after_turn(request, beams)
@@ -416,6 +418,7 @@ class EngineCore:
         scorer = request.scorer
         assert scorer is not None
         self._scored.add(request)
+        asked_s = time.perf_counter()
 
         def score() -> list[float]:
             return [] if request.finished else scorer(texts)
@@ -424,6 +427,8 @@ class EngineCore:
             self._scored.discard(request)
             if isinstance(scores, BaseException):
                 raise scores
+            self._histograms.scoring.add(time.perf_counter() - asked_s)
+            self._n_scored += len(texts)
             do(*arguments, scores)
 
         def done(scores: Any) -> None:
@@ -644,6 +649,8 @@ class EngineCore:
         self._scored.discard(request)
         request.scorer = None  # it may hold the LLM, which nobody else may hold any more
         self._n_finished[reason] += 1
+        if request.group is not None:
+            self._n_pruned += request.group.n_pruned
         metrics = request.metrics
         metrics.n_prompt_tokens = len(request.prompt_token_ids)
         now_s = time.perf_counter()
@@ -704,6 +711,9 @@ class EngineCore:
             "n_generated_tokens": self._n_generated_tokens,
             "n_computed_tokens": self._n_computed_tokens,
             "n_corrupted": self._n_corrupted,
+            "n_searches": sum(request.group is not None for request in self.requests.values()),
+            "n_pruned": self._n_pruned,
+            "n_scored": self._n_scored,
             "n_drafts": self._n_drafts,
             "n_drafted_tokens": self._n_drafted_tokens,
             "n_accepted_tokens": self._n_accepted_tokens,
@@ -716,6 +726,28 @@ class EngineCore:
             "max_model_len": self.backend.max_model_len,
             "backend": self.backend.info(),
         }
+
+    def pages(self, first: int, n: int) -> dict[str, Any]:
+        """Of the pages that are not free, n from number `first` on: lists, as KvCache.pages has them, and `owners`, the
+        ids of the requests that hold each. n_listed: how many there are in all. No token, and nothing of a text."""
+        cache = self.backend.cache
+        found = cache.pages()
+        part = {name: values[first : first + n].tolist() for name, values in found.items()}
+        owners: dict[tuple[int, int], list[str]] = {key: [] for key in zip(part["group"], part["page"], strict=True)}
+        for request in self.requests.values():
+            for key in self._held_by(request, set(part["group"])):
+                if key in owners:
+                    owners[key].append(request.request_id)
+        return part | {"owners": list(owners.values()), "n_listed": len(found["page"])}
+
+    def _held_by(self, request: Request, groups: AbstractSet[int]) -> set[tuple[int, int]]:
+        tables = [
+            (group, self.backend.cache.page_table(sequence.seq_id, group))
+            for sequence in request.sequences
+            if sequence.seq_id >= 0
+            for group in groups
+        ]
+        return {(group, page) for group, table in tables for page in table.tolist()}
 
     def _page_ages(self) -> dict[str, dict[str, Any]]:
         ages = self.backend.cache.durations()

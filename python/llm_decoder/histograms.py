@@ -44,7 +44,8 @@ class EngineHistograms:
 
     inter_token: between two tokens of an answer; several that one step gave, where drafts were right, share the time
     equally. per_token: of a request after its first token, a token of one answer. prefill: from a place in a step to
-    the first token; decode: from there to the end; inference: both.
+    the first token; decode: from there to the end; inference: both. scoring: from when answers of a search are given to
+    their scorer to its scores.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class EngineHistograms:
         self.prefill = Histogram(_SECONDS)
         self.decode = Histogram(_SECONDS)
         self.inference = Histogram(_SECONDS)
+        self.scoring = Histogram(_SECONDS)
         self.prompt_tokens = Histogram(_TOKENS)
         self.generated_tokens = Histogram(_TOKENS)
 

@@ -222,6 +222,11 @@ class LLM:
         return self._engine.limits.vocab_size
 
     @property
+    def max_num_seqs(self) -> int:
+        """Sequences that are computed together: no search has more beams."""
+        return self._engine.limits.max_num_seqs
+
+    @property
     def sampling_defaults(self) -> dict[str, Any]:
         """What a request gets for the sampling fields that it leaves open."""
         resolved = resolve_params(SamplingParams(), *self._engine.options.sampling_defaults)
@@ -391,6 +396,11 @@ class LLM:
     def stats(self) -> dict[str, Any]:
         """What is running, waiting and held, and counts since the start (EngineCore.stats)."""
         return {"model": self.name} | self._engine.stats()
+
+    def pages(self, first: int = 0, n: int = 1024) -> dict[str, Any]:
+        """What is known of the KV cache's pages that are not free (EngineCore.pages): n of them, from number `first`
+        on."""
+        return self._engine.pages(first, n)
 
     def start_profile(self) -> None:
         """From here on every step notes where its time goes, which costs it one to three percent."""

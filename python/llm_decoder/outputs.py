@@ -112,13 +112,14 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class SearchStep:
-    """What one turn of a search did: a token more, or of method "steps" a step more. nodes: of its tree, new ones.
-    pruned: ids of nodes, new ones or not, that were let go. live: ids of the nodes where answers go on, the best first
-    within each group. n_finished: answers so far."""
+    """What one turn of a search did: a token more, or of method "steps" a step more. nodes: of its tree, new ones, as
+    they were then. pruned: ids of nodes, new ones or not, that were let go; reasons: why, one each. live: ids of the
+    nodes where answers go on, the best first within each group. n_finished: answers so far."""
 
     step: int
     nodes: tuple[TreeNode, ...]
     pruned: tuple[int, ...]
+    reasons: tuple[str, ...]
     live: tuple[int, ...]
     n_finished: int
 

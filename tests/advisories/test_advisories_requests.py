@@ -22,6 +22,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": MESSAGES},
     "/generate": {"prompt": "a"},
     "/stream": {"prompt": "a"},
+    "/stream_chat_beam": {"prompt": "a"},
     "/chat": {"messages": MESSAGES},
     "/generate_batch": {"prompts": ["a"]},
     "/page/stream": {"messages": MESSAGES},
@@ -70,12 +71,25 @@ def test_alternatives_that_would_fill_the_memory_are_refused(server: Running) ->
 
 
 def test_answers_are_not_multiplied_by_other_names(server: Running) -> None:
-    for name in ("best_of", "beam_width", "num_beams", "num_beam_groups", "num_return_sequences"):
-        for value in (2, 10**9, 10**400, -1):
-            assert refusal(server, "/v1/completions", **{name: value}) == name
-            assert refusal(server, "/page/stream", **{name: value}) == name
-    for name in ("use_beam_search", "early_stopping", "return_tree"):
-        assert refusal(server, "/v1/completions", **{name: True}) == name
+    names = ("best_of", "beam_width", "num_beams", "num_beam_groups", "num_return_sequences")
+    for path in ("/v1/completions", "/page/stream", "/stream_chat_beam"):
+        for name in names:
+            for value in (10**9, 10**400, 130, -1, True, "2"):
+                assert refusal(server, path, **{name: value}) == name
+        assert refusal(server, path, best_of=2) == "best_of"
+        assert refusal(server, path, rerank={"top_n": 10**9}) == "rerank.top_n"
+        assert refusal(server, path, return_tree=True) == "return_tree"
+    for name in ("width", "groups"):
+        assert refusal(server, "/generate", **{name: 10**9}) == name
+    for name, value in (("num_return_sequences", 2), ("return_tree", "full")):
+        assert refusal(server, "/page/stream", beam_width=2, **{name: value}) == name
+
+
+def test_beams_count_as_answers(server: Running) -> None:
+    many = {"prompt": ["a"] * 256, "max_tokens": 1000}
+    assert refusal(server, "/v1/completions", **many, beam_width=64) == "max_tokens"
+    assert refusal(server, "/generate_batch", prompts=["a"] * 256, width=64, max_tokens=1000) == "max_tokens"
+    assert server.serves_the_next()
 
 
 def test_a_prompt_far_beyond_the_context_is_refused_before_it_is_tokenized(server: Running) -> None:

@@ -90,12 +90,18 @@ class Exchange:
         return json.loads(self.body)
 
     def events(self) -> list[Any]:
-        """The data of the server-sent events; "[DONE]" as it is, comments left out."""
+        """The data of the server-sent events, a named one with its name as `event`; "[DONE]" as it is, comments left
+        out."""
         assert self.body.endswith(b"\n\n")
         lines = [block for block in self.body.decode().split("\n\n") if block and not block.startswith(":")]
-        assert all(line.startswith("data: ") for line in lines)
-        data = [line.removeprefix("data: ") for line in lines]
-        return [text if text == "[DONE]" else json.loads(text) for text in data]
+        return [_event(block) for block in lines]
+
+
+def _event(block: str) -> Any:
+    name, _, text = block.rpartition("data: ")
+    assert name == "" or name.startswith("event: ")
+    data = text if text == "[DONE]" else json.loads(text)
+    return data | {"event": name.removeprefix("event: ").strip()} if name else data
 
 
 async def ask(

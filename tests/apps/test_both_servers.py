@@ -41,12 +41,22 @@ GOOD_BODIES = {
     "/v1/completions": [
         {"prompt": "abc", "max_tokens": 3, "temperature": 0},
         {"prompt": ["a", "b"], "n": 2, "max_tokens": 1, "seed": 1},
+        {"prompt": ["a", "b"], "n": 2, "max_tokens": 3, "beam_width": 3, "return_tree": "full"},
+        {"prompt": "a", "beam_width": 65},
     ],
     "/generate": [
         {"prompt": "abc", "max_tokens": 3, "temperature": 0},
         {"prompt": "abc", "max_tokens": 3, "temperature": 0, "sn\u00f6w\r\nx-a: b": 1},
     ],
-    "/stream": [{"prompt": "abc", "max_tokens": 3, "temperature": 0}],
+    "/stream": [
+        {"prompt": "abc", "max_tokens": 3, "temperature": 0},
+        {"prompt": "abc", "max_tokens": 3, "beam_width": 3, "return_tree": "full"},
+    ],
+    "/stream_chat_beam": [
+        {"prompt": "abc", "max_tokens": 3, "width": 3, "n": 2},
+        {"prompt": "abc", "max_tokens": 3, "method": "sample", "seed": 1},
+        {"prompt": "abc", "max_tokens": 6, "method": "steps", "step_tokens": 2, "seed": 1},
+    ],
     "/generate_batch": [{"prompts": ["a", "b"], "max_tokens": 1, "temperature": 0}],
     "/v1/embeddings": [{"input": "abc"}],
     "/tokenize": [{"prompt": "abc", "return_token_strs": True}, {"content": "abc", "with_pieces": True}],

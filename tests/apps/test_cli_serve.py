@@ -61,6 +61,7 @@ def test_flags_reach_the_server(cli: Program, served: list[Service], tmp_path: P
         "--max-prompts": "8",
         "--max-inputs": "12",
         "--max-n": "9",
+        "--max-beam-width": "16",
         "--max-answer-tokens": "10",
         "--max-body-bytes": "2MiB",
         "--max-header-bytes": "8KiB",
@@ -72,6 +73,7 @@ def test_flags_reach_the_server(cli: Program, served: list[Service], tmp_path: P
     }
     arguments = [word for pair in flags.items() for word in pair]
     more = ["--allowed-hosts", "x.example", "--allowed-hosts", "y.example", "--api-key", "three", "--log-prompts"]
+    more.append("--debug-kv")
     ran = cli("serve", *arguments, *more)
     assert (ran.code, ran.err) == (0, "")
     assert served[0].settings == ServerSettings(
@@ -85,6 +87,7 @@ def test_flags_reach_the_server(cli: Program, served: list[Service], tmp_path: P
         max_prompts=8,
         max_inputs=12,
         max_n=9,
+        max_beam_width=16,
         max_answer_tokens=10,
         max_body_bytes=2 << 20,
         max_header_bytes=8 << 10,
@@ -94,6 +97,7 @@ def test_flags_reach_the_server(cli: Program, served: list[Service], tmp_path: P
         resume_s=4.0,
         log_format="json",
         log_prompts=True,
+        debug_kv=True,
     )
 
 

@@ -225,6 +225,32 @@ class CacheAgainstModel(RuleBasedStateMachine):
         assert self.cache.stats() == self.model.stats()
 
     @invariant()
+    def each_page_is_told_with_who_holds_it(self) -> None:
+        told = self.cache.pages()
+        for number, group in enumerate(self.model.groups):
+            page_of = {
+                entry: page
+                for seq_id, entries in group.tables.items()
+                for entry, page in zip(entries, self.table(seq_id, number), strict=True)
+                if entry is not None
+            }
+            held = {page: (group.n_holders(entry), isinstance(entry, tuple)) for entry, page in page_of.items()}
+            own = told["group"] == number
+            found = dict(
+                zip(
+                    told["page"][own].tolist(),
+                    zip(told["n_holders"][own].tolist(), told["is_indexed"][own].tolist(), strict=True),
+                    strict=True,
+                )
+            )
+            assert {page: state for page, state in found.items() if state[0]} == held
+            assert all(is_indexed for n_holders, is_indexed in found.values() if not n_holders)
+            assert len(found) == group.n_pages - group.n_free()
+            n_pinned = sum(self.model.is_pinned(group, entry) for entry in group.indexed)
+            assert (told["n_pins"][own] > 0).sum() == n_pinned
+        assert (told["idle_s"] <= told["taken_s"]).all()
+
+    @invariant()
     def tables_share_exactly_the_pages_that_the_model_shares(self) -> None:
         for number, group in enumerate(self.model.groups):
             page_of: dict[Entry, int] = {}

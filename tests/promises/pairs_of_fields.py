@@ -23,6 +23,7 @@ from llm_decoder.serving.routes import all_endpoints
 from llm_decoder.serving.schemas_base import SamplingFields
 from llm_decoder.serving.schemas_chat import ChatRequest
 from llm_decoder.serving.schemas_completions import CompletionRequest
+from llm_decoder.serving.schemas_own import GenerateRequest
 from llm_decoder.serving.service import Service
 from llm_decoder.tokenizer import load_tokenizer
 
@@ -101,15 +102,25 @@ SAMPLES: dict[str, Any] = {
     "cache_prompt": False,
     "timings_per_token": True,
     "use_beam_search": True,
-    "beam_width": 2,
-    "num_beams": 2,
-    "num_beam_groups": 2,
+    "beam_width": 3,
+    "num_beams": 3,
+    "num_beam_groups": 3,
     "num_return_sequences": 2,
     "diversity_penalty": 0.5,
     "length_penalty": 2.0,
     "early_stopping": True,
     "return_tree": "full",
     "rerank": {"model": "x"},
+    "width": 3,
+    "method": "sample",
+    "groups": 2,
+    "scorer": "likelihood",
+    "alpha": 0.25,
+    "normalise": "sigmoid",
+    "query": "Where?",
+    "separator": ".",
+    "step_tokens": 9,
+    "branches": 3,
     "best_of": 3,
     "truncate_prompt_tokens": 5,
     "prompt_embeds": "AAAA",
@@ -163,10 +174,16 @@ BESIDE: dict[str, tuple[str, ...]] = {
 }
 # Said of messages, on routes that take a text too.
 OF_MESSAGES = frozenset({"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"})
-# What asks for nothing beside the other: a message that goes on, or a text, has no beginning of an answer behind it;
-# nothing but a prompt has special tokens around it.
+# Names of one number of answers, beams and groups.
+N, BEAMS, GROUPS = ("n", "num_return_sequences"), ("beam_width", "num_beams", "width"), ("groups", "num_beam_groups")
+# What asks for nothing beside the other: the same by another name; that beams are wanted, beside their number; a
+# message that goes on, or a text, has no beginning of an answer behind it; nothing but a prompt has special
+# tokens around it.
 ONE_THING = frozenset(
     {("add_generation_prompt", other) for other in ("content", "continue_final_message", "prompt")}
+    | {pair for names in (N, BEAMS, GROUPS) for pair in itertools.combinations(names, 2)}
+    | {(name, "use_beam_search") for name in ("beam_width", "num_beams")}
+    | {("use_beam_search", "width")}
     | {tuple(sorted(("add_special_tokens", other))) for other in ("add_special", "content", "messages", *OF_MESSAGES)}
 )
 # Names of one thing: an error may have any of them.
@@ -259,7 +276,9 @@ class Walk:
     def _sample(self, endpoint: Endpoint, name: str) -> Any:
         if endpoint.request is ChatRequest and name in ("logprobs", "add_special_tokens"):
             return True
-        if endpoint.path == "/stream" and name == "stream":
+        if endpoint.path in ("/stream", "/stream_chat_beam") and name == "stream":
+            return False
+        if endpoint.path == "/stream_chat_beam" and name == "use_beam_search":
             return False
         return {**SAMPLES, **NEEDED}[name]
 
@@ -284,8 +303,10 @@ class Walk:
 
 def pairs_of(endpoint: Endpoint) -> Iterator[tuple[str, str]]:
     """Of fields that do something. Those that all routes share are read by one piece of code: pairs of them are asked
-    for on the first route."""
+    for on the first route. So it is with those that this project's own routes share."""
     shared = set() if endpoint.request is CompletionRequest else set(SamplingFields.model_fields)
+    if endpoint.path in ("/stream", "/stream_chat_beam", "/chat", "/generate_batch"):
+        shared |= set(GenerateRequest.model_fields)
     for pair in itertools.combinations(sorted(set(fields_of(endpoint)) - set(noops_of(endpoint))), 2):
         if not shared.issuperset(pair) and pair not in ONE_THING:
             yield pair

@@ -88,6 +88,19 @@ def test_the_steps_tell_the_whole_tree():
         np.testing.assert_allclose(path[-1].cum_logprob, answer.cumulative_logprob, atol=1e-5)
 
 
+def test_a_step_tells_nodes_as_they_were_and_why_others_went():
+    events = streamed(width=4, n=2, max_tokens=10)
+    tree = events[-1].output.tree
+    steps = [event.search for event in events if event.search is not None]
+    states = {node.id: node.state for step in steps for node in step.nodes}
+    gone = {}
+    for step in steps:
+        assert {states[node] for node in step.live} <= {"live"}
+        gone |= dict(zip(step.pruned, step.reasons, strict=True))
+    assert any(states[node] != "pruned" for node in gone)
+    assert {node.id: node.reason for node in tree if node.id in gone} == gone
+
+
 # -- the library's own door
 
 

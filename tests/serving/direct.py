@@ -67,7 +67,8 @@ class DirectServer:
     # -- for tests that need no client
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
-        """(status, JSON, headers); the JSON of a stream is the list of its events."""
+        """(status, JSON, headers); the JSON of a stream is the list of its events, a named one with its name as
+        `event`."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self._plain(Incoming("POST", path, "", {"content-type": "application/json"} | headers, body=raw))
 
@@ -80,7 +81,13 @@ class DirectServer:
             return reply.status, json.loads(reply.body), dict(reply.headers)
         lines = b"".join(parts).decode().split("\n\n")
         assert lines[-2:] == ["data: [DONE]", ""]
-        return reply.status, [json.loads(line.removeprefix("data: ")) for line in lines[:-2]], dict(reply.headers)
+        return reply.status, [_event(lines_of_one) for lines_of_one in lines[:-2]], dict(reply.headers)
+
+
+def _event(lines: str) -> Any:
+    name, _, data = lines.rpartition("data: ")
+    event = json.loads(data)
+    return event | {"event": name.removeprefix("event: ").strip()} if name else event
 
 
 def _parts(running: RunningCall) -> Iterator[bytes]:

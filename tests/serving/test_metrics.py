@@ -27,11 +27,15 @@ from llm_decoder.speculation import SpeculationOptions
 parser = pytest.importorskip("prometheus_client.parser")
 
 ROOT = Path(__file__).parents[2]
-GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info", "server_state"}
+GAUGES = {
+    *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info", "server_state"),
+    "beam_groups_live",
+}
 COUNTERS = {
     *("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "num_preemptions"),
     *("request_success", "corrupted_requests", "admission_rejections", "spec_decode_num_drafts"),
     *("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", "kv_cow_copies", "kv_evictions"),
+    *("beam_pruned", "rerank_pairs"),
 }
 OF_REQUESTS = {
     *("time_to_first_token_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds"),
@@ -40,7 +44,7 @@ OF_REQUESTS = {
 }
 HISTOGRAMS = {
     *OF_REQUESTS,
-    *("inter_token_latency_seconds", "iteration_tokens_total", "kv_block_lifetime_seconds"),
+    *("rerank_latency_seconds", "inter_token_latency_seconds", "iteration_tokens_total", "kv_block_lifetime_seconds"),
     *("kv_block_idle_before_evict_seconds", "kv_block_reuse_gap_seconds"),
 }
 
@@ -224,6 +228,17 @@ def test_answers_that_share_a_page_copy_it() -> None:
     server = server_of()
     complete(server, "not a whole page", n=4, temperature=1.0)
     assert value(server, "kv_cow_copies_total") == 3
+
+
+def test_searches_are_counted_with_what_they_let_go_and_what_scorers_read() -> None:
+    server = server_of()
+    asked = {"prompt": "once upon a time", "width": 4, "max_tokens": 8, "scorer": "likelihood"}
+    status, answer, _ = server.post("/generate", asked | {"return_tree": "summary"})
+    assert status == 200, answer
+    assert value(server, "beam_pruned_total") == answer["tree"]["n_pruned"] > 0
+    assert value(server, "rerank_pairs_total") == 4
+    assert value(server, "rerank_latency_seconds_count") == 1
+    assert value(server, "beam_groups_live") == 0
 
 
 def test_who_gives_way_is_counted() -> None:

@@ -198,6 +198,7 @@ class SearchGroup(Search):
             )
         for hypothesis in turn.displaced:
             self._prune(lane.answers.pop(hypothesis).node, "displaced")
+        self.n_pruned += len(turn.missed)
         for continuation, _ in turn.missed:
             node = lane.live[continuation.beam].node
             self.tree.add(node, continuation.token, continuation.logprob, float(continuation.score), "pruned", "end")
@@ -245,6 +246,11 @@ class SearchGroup(Search):
         sequence.seed = derive_seed(self.request.seed, slot)
         node = self.tree.add(parent.node, token, logprob, score, "live", "")
         return Beam(sequence, node, text, None, _with_entry(parent, token), parent.cumulative_logprob + logprob)
+
+    @property
+    def n_new_tokens(self) -> int:
+        """What beams were given in the last turn, those that ended with it too."""
+        return sum(self.tree.nodes[node].state != "pruned" for node in self.new_nodes)
 
     def _rivals(self) -> list[Rival]:
         """Where a scorer decides, any may be the best."""

@@ -48,6 +48,7 @@ class Search(ABC):
         self.tree = SearchTree()
         self.n_given_up = 0  # answers, for want of pages
         self.pruned: list[int] = []  # nodes, since the last turn was told
+        self.n_pruned = 0  # nodes, since it began
         self._n_nodes = 0  # of the tree, before the last turn
 
     @property
@@ -90,6 +91,7 @@ class Search(ABC):
     def _prune(self, node: int, reason: str) -> None:
         self.tree.prune(node, reason)
         self.pruned.append(node)
+        self.n_pruned += 1
 
     def n_decided(self, n_known: int) -> int:
         """How many tokens all answers have in common that may still be the best, of which n_known are known to be."""

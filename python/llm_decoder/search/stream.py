@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llm_decoder.detokenizer import Detokenizer, StopMatcher, TextDecoder
 from llm_decoder.outputs import CandidateScores, Completion, SearchStep, StreamEvent
 from llm_decoder.search.search import Search
@@ -37,8 +39,9 @@ class SearchStream:
         pruned, group.pruned = tuple(group.pruned), []
         event.search = SearchStep(
             step=self._n_steps,
-            nodes=tuple(group.tree.nodes[node] for node in group.new_nodes),
+            nodes=tuple(replace(group.tree.nodes[node]) for node in group.new_nodes),  # later turns change them
             pruned=pruned,
+            reasons=tuple(group.tree.nodes[node].reason for node in pruned),
             live=tuple(group.live_nodes),
             n_finished=len(group.answers()),
         )

@@ -54,7 +54,7 @@ class Call:
     rows: each RequestOutput has these rows instead of answers. priority: lower is sooner, see LLM.submit. param: the
     request's field that has the prompts. headers: of the answer. in_turns: a list that is longer than half of the queue
     has no more than that in it. keep: what of an output is held until all are over, None = all of it; it may raise
-    LLMDecoderError.
+    LLMDecoderError. slow_reply: the answer takes so long to make that no event loop may wait for it.
     """
 
     prompts: Sequence[Prompt]
@@ -69,6 +69,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     in_turns: bool = False
     keep: Callable[[RequestOutput], RequestOutput] | None = None
+    slow_reply: bool = False
 
     def __post_init__(self) -> None:
         if (self.whole is None) == (self.streamed is None):

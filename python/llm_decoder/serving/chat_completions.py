@@ -15,8 +15,10 @@ from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from llm_decoder.serving.message_reader import MessageReader
 from llm_decoder.serving.parse import parse_body
-from llm_decoder.serving.plan import check_amount, check_model, check_stream_options, max_tokens_of, sampling_params
+from llm_decoder.serving.plan import check_amount, check_model, check_stream_options, max_tokens_of
+from llm_decoder.serving.request_params import request_params
 from llm_decoder.serving.schemas_chat import ChatReply, ChatRequest
+from llm_decoder.serving.search_answer import SearchAnswer, scores_of
 from llm_decoder.serving.service import Service
 from llm_decoder.serving.sse import Chunk
 from llm_decoder.serving.usage import timings_of, usage_of, usage_so_far
@@ -33,8 +35,6 @@ def chat(service: Service, incoming: Incoming) -> Call:
     request, headers = parse_body(incoming, ChatRequest)
     check_model(service, request.model)
     max_tokens = max_tokens_of(request, None, max_completion_tokens=request.max_completion_tokens)
-    n = request.n or 1
-    check_amount(service, 1, n, max_tokens)
     check_stream_options(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise HttpError(400, "[top_logprobs] need logprobs: true beside it", param="top_logprobs")
@@ -45,13 +45,19 @@ def chat(service: Service, incoming: Incoming) -> Call:
     messages = chat_messages(service, request.messages)
     options = template_options(request, _template_fields(request))
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=logprobs)
+    params = request_params(service, request, incoming.request_id, max_tokens=max_tokens, logprobs=logprobs)
+    check_amount(service, 1, params)
+    answers = service.llm.chat_answers(messages, **options)
+    texts = TokenTexts(service.llm, bool(request.return_tokens_as_token_ids))
+    search = SearchAnswer.of(request, params, answers.text_decoder() or texts.tokenizer)
     answer = _Answer(
-        AnswerHead.make("chatcmpl-", "chat.completion", service, request.request_id),
-        request,
-        service.llm,
-        service.llm.chat_answers(messages, **options),
-        TokenTexts(service.llm, bool(request.return_tokens_as_token_ids)),
+        head=AnswerHead.make("chatcmpl-", "chat.completion", service, request.request_id),
+        request=request,
+        llm=service.llm,
+        answers=answers,
+        texts=texts,
+        n=params.n,
+        search=search,
     )
     return Call(
         prompts=[cast(Prompt, messages)],
@@ -59,6 +65,7 @@ def chat(service: Service, incoming: Incoming) -> Call:
         whole=None if request.stream else answer,
         streamed=answer if request.stream else None,
         priority=request.priority or 0,
+        slow_reply=search is not None and search.is_slow,
         # An API's client keeps its own history: what does not fit is told, not dropped.
         template_options=options | {"drop_turns": False},
         headers=headers,
@@ -85,16 +92,25 @@ def _template_fields(request: ChatRequest) -> dict[str, Any]:
 
 
 class _Answer:
-    """calls.WholeAnswer and StreamedAnswer."""
+    """calls.WholeAnswer and StreamedAnswer. n: answers."""
 
     def __init__(
-        self, head: AnswerHead, request: ChatRequest, llm: LLM, answers: ChatAnswers, texts: TokenTexts
+        self,
+        head: AnswerHead,
+        request: ChatRequest,
+        llm: LLM,
+        answers: ChatAnswers,
+        texts: TokenTexts,
+        n: int,
+        search: SearchAnswer | None,
     ) -> None:
         self._head = head
         self._request = request
         self._llm = llm
         self._answers = answers
         self._texts = texts
+        self._n = n
+        self._search = search
         options = request.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats and self._usage_at_end)
@@ -112,7 +128,7 @@ class _Answer:
             body["prompt_logprobs"] = prompt_logprobs(self._texts, output.prompt_logprobs)
         if self._request.return_token_ids:
             body["prompt_token_ids"] = output.prompt_token_ids
-        return body | {"usage": self._usage(outputs)} | self._timings(outputs)
+        return body | {"usage": self._usage(outputs)} | self._tree(outputs) | self._timings(outputs)
 
     def _choice(self, completion: Completion) -> dict[str, Any]:
         reader = self._reader(completion.index)
@@ -125,6 +141,8 @@ class _Answer:
             "finish_reason": reader.finish_reason(completion.finish_reason),
             "stop_reason": completion.stop_reason,
         }
+        if self._search is not None:
+            choice |= scores_of(completion)
         if self._request.logprobs:
             choice["logprobs"] = chat_logprobs(self._texts, completion.logprobs or [], self._request.top_logprobs or 0)
         if self._request.return_token_ids:
@@ -138,7 +156,11 @@ class _Answer:
         return self._readers[index]
 
     def _usage(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        return usage_of(outputs, sum(reader.n_reasoning_tokens(self._llm) for reader in self._readers.values()))
+        n_reasoning = sum(reader.n_reasoning_tokens(self._llm) for reader in self._readers.values())
+        return usage_of(outputs, n_reasoning, is_search=self._search is not None)
+
+    def _tree(self, outputs: Sequence[RequestOutput], *, is_streamed: bool = False) -> dict[str, Any]:
+        return {} if self._search is None else self._search.tree(outputs[0], is_streamed=is_streamed)
 
     def _timings(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         return {"timings": timings_of(outputs)} if self._request.timings_per_token else {}
@@ -146,9 +168,17 @@ class _Answer:
     # -- streamed
 
     def begin(self) -> list[Chunk]:
-        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(self._request.n or 1)]
+        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(self._n)]
 
     def chunks(self, prompt_index: int, event: StreamEvent) -> list[Chunk]:
+        if self._search is None:
+            return self._deltas(event)
+        chunks = self._search.named_events(prompt_index, event)
+        for told in self._search.told(prompt_index, event):
+            chunks += self._deltas(*told)
+        return chunks
+
+    def _deltas(self, event: StreamEvent, scores: Mapping[str, Any] | None = None) -> list[Chunk]:
         request = self._request
         reader = self._reader(event.index)
         deltas = reader.push(event.text)
@@ -157,7 +187,7 @@ class _Answer:
             deltas += reader.finish()
         self._n_prompt = len(event.prompt_token_ids)
         self._n_generated += len(event.token_ids)
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {**(scores or {})}
         if request.logprobs and event.logprobs:
             more["logprobs"] = chat_logprobs(self._texts, event.logprobs, request.top_logprobs or 0)
         if request.return_token_ids:
@@ -172,10 +202,9 @@ class _Answer:
         return [self._chunk(event.index, delta, more if i == last else {}) for i, delta in enumerate(deltas)]
 
     def end(self, outputs: Sequence[RequestOutput]) -> list[Chunk]:
-        if not self._usage_at_end and not self._request.timings_per_token:
-            return []
-        usage = {"usage": self._usage(outputs)} if self._usage_at_end else {}
-        return [Chunk(self._head.body([], "chat.completion.chunk") | usage | self._timings(outputs))]
+        more = {"usage": self._usage(outputs)} if self._usage_at_end else {}
+        more |= self._tree(outputs, is_streamed=True) | self._timings(outputs)
+        return [Chunk(self._head.body([], "chat.completion.chunk") | more)] if more else []
 
     def _chunk(self, index: int, delta: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> Chunk:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **(more or {})}

@@ -13,15 +13,10 @@ from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Endpoint, Incoming
 from llm_decoder.serving.logprobs import LogprobColumns, TokenTexts, prompt_logprobs
 from llm_decoder.serving.parse import parse_body
-from llm_decoder.serving.plan import (
-    check_amount,
-    check_model,
-    check_stream_options,
-    max_tokens_of,
-    sampling_params,
-    token_prompts,
-)
+from llm_decoder.serving.plan import check_amount, check_model, check_stream_options, max_tokens_of, token_prompts
+from llm_decoder.serving.request_params import request_params
 from llm_decoder.serving.schemas_completions import CompletionReply, CompletionRequest
+from llm_decoder.serving.search_answer import SearchAnswer, scores_of
 from llm_decoder.serving.service import Service
 from llm_decoder.serving.sse import Chunk
 from llm_decoder.serving.usage import timings_of, usage_of, usage_so_far
@@ -38,8 +33,6 @@ def complete(service: Service, incoming: Incoming) -> Call:
     llm = service.llm
     prompts = as_prompts(request.prompt)
     max_tokens = max_tokens_of(request, _DEFAULT_MAX_TOKENS)
-    n = request.n or 1
-    check_amount(service, len(prompts), n, max_tokens)
     check_stream_options(request)
     scores_prompt = bool(request.echo) and request.logprobs is not None
     if request.stream and (scores_prompt or request.prompt_logprobs is not None):
@@ -50,12 +43,19 @@ def complete(service: Service, incoming: Incoming) -> Call:
     more: dict[str, Any] = {}
     if scores_prompt:
         more["prompt_logprobs"] = max(request.logprobs or 0, request.prompt_logprobs or 0)
-    params = sampling_params(request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs, **more)
+    params = request_params(
+        service, request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs, **more
+    )
+    check_amount(service, len(prompts), params)
+    texts = TokenTexts(llm, bool(request.return_tokens_as_token_ids))
+    search = SearchAnswer.of(request, params, texts.tokenizer, n_prompts=len(prompts))
     answer = _Answer(
         head=AnswerHead.make("cmpl-", "text_completion", service, request.request_id),
         request=request,
         prompts=prompts if request.echo else [],
-        texts=TokenTexts(llm, bool(request.return_tokens_as_token_ids)),
+        texts=texts,
+        n=params.n,
+        search=search,
     )
     return Call(
         prompts=token_prompts(service, prompts, request.add_special_tokens),
@@ -63,21 +63,29 @@ def complete(service: Service, incoming: Incoming) -> Call:
         whole=None if request.stream else answer,
         streamed=answer if request.stream else None,
         priority=request.priority or 0,
+        slow_reply=search is not None and search.is_slow,
         headers=headers,
     )
 
 
 class _Answer:
-    """calls.WholeAnswer and StreamedAnswer. prompts: those that are wanted back."""
+    """calls.WholeAnswer and StreamedAnswer. prompts: those that are wanted back. n: answers a prompt."""
 
     def __init__(
-        self, head: AnswerHead, request: CompletionRequest, prompts: Sequence[Prompt], texts: TokenTexts
+        self,
+        head: AnswerHead,
+        request: CompletionRequest,
+        prompts: Sequence[Prompt],
+        texts: TokenTexts,
+        n: int,
+        search: SearchAnswer | None,
     ) -> None:
         self._head = head
         self._request = request
         self._prompts = prompts
         self._texts = texts
-        self._n = request.n or 1
+        self._n = n
+        self._search = search
         options = request.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats and self._usage_at_end)
@@ -96,8 +104,18 @@ class _Answer:
             for i, output in enumerate(outputs)
             for completion in sorted(output.outputs, key=lambda completion: completion.index)
         ]
-        body = self._head.body(choices) | {"usage": usage_of(outputs)}
+        body = self._head.body(choices) | {"usage": self._usage(outputs)} | self._trees(outputs)
         return body | ({"timings": timings_of(outputs)} if self._request.timings_per_token else {})
+
+    def _usage(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        return usage_of(outputs, is_search=self._search is not None)
+
+    def _trees(self, outputs: Sequence[RequestOutput], *, is_streamed: bool = False) -> dict[str, Any]:
+        """Of several prompts a list."""
+        if self._search is None:
+            return {}
+        trees = [self._search.tree(output, is_streamed=is_streamed) for output in outputs]
+        return {"tree": [tree["tree"] for tree in trees]} if len(trees) > 1 and trees[0] else trees[0]
 
     def _choice(self, prompt_index: int, output: RequestOutput, completion: Completion) -> dict[str, Any]:
         request = self._request
@@ -108,6 +126,8 @@ class _Answer:
             "finish_reason": completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
+        if self._search is not None:
+            choice |= scores_of(completion)
         if request.logprobs is not None:
             columns = LogprobColumns(self._texts, request.logprobs)
             entries = [*(output.prompt_logprobs or [])] if self._prompts else []
@@ -124,14 +144,20 @@ class _Answer:
         chunks = []
         for i in range(len(self._prompts)):
             echo = self._echo(i)
-            chunks += [self._chunk(_delta(i * self._n + k, echo)) for k in range(self._n) if echo]
+            chunks += [self._chunk(_gain(i * self._n + k, echo)) for k in range(self._n) if echo]
         return chunks
 
     def chunks(self, prompt_index: int, event: StreamEvent) -> list[Chunk]:
+        if self._search is None:
+            return [self._delta(prompt_index, event)]
+        chunks = self._search.named_events(prompt_index, event)
+        return chunks + [self._delta(prompt_index, *told) for told in self._search.told(prompt_index, event)]
+
+    def _delta(self, prompt_index: int, event: StreamEvent, scores: dict[str, Any] | None = None) -> Chunk:
         request = self._request
         index = prompt_index * self._n + event.index
         is_first = index not in self._n_generated
-        choice = _delta(index, event.text)
+        choice = _gain(index, event.text)
         choice["finish_reason"] = event.finish_reason
         if event.finish_reason is not None:
             choice["stop_reason"] = event.stop_reason
@@ -144,14 +170,14 @@ class _Answer:
             choice["prompt_token_ids"] = event.prompt_token_ids if is_first else None
         self._n_generated[index] = self._n_generated.get(index, 0) + len(event.token_ids)
         self._n_prompt[prompt_index] = len(event.prompt_token_ids)
-        return [self._chunk(choice)]
+        return self._chunk(choice | (scores or {}))
 
     def end(self, outputs: Sequence[RequestOutput]) -> list[Chunk]:
-        if not self._usage_at_end and not self._request.timings_per_token:
-            return []
-        usage = {"usage": usage_of(outputs)} if self._usage_at_end else {}
-        timings = {"timings": timings_of(outputs)} if self._request.timings_per_token else {}
-        return [Chunk(self._head.body([]) | usage | timings)]
+        more = {"usage": self._usage(outputs)} if self._usage_at_end else {}
+        more |= self._trees(outputs, is_streamed=True)
+        if self._request.timings_per_token:
+            more["timings"] = timings_of(outputs)
+        return [Chunk(self._head.body([]) | more)] if more else []
 
     def _chunk(self, choice: dict[str, Any]) -> Chunk:
         body = self._head.body([choice])
@@ -162,7 +188,7 @@ class _Answer:
         return Chunk(body)
 
 
-def _delta(index: int, text: str) -> dict[str, Any]:
+def _gain(index: int, text: str) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
 
 

@@ -86,7 +86,7 @@ def as_http_error(error: BaseException) -> HttpError:
         return HttpError(400, text, param=error.param, code=error.code)
     if isinstance(error, InvalidRequestError):
         return HttpError(400, str(error), param=error.param, code=error.code)
-    if isinstance(error, RequestFailedError) and error.param is not None:
+    if isinstance(error, RequestFailedError) and error.param is not None and _is_ours(error):
         return HttpError(400, str(error), param=error.param, code="cannot_be_answered")
     if isinstance(error, QueueFullError):
         return HttpError(429, str(error), code="queue_full", retry_after_s=1)
@@ -95,3 +95,8 @@ def as_http_error(error: BaseException) -> HttpError:
     if isinstance(error, NotEnoughMemoryError):
         return HttpError(400, str(error), code="not_enough_memory")
     return HttpError(500, "[server] the request failed on our side; the server's log has the reason", code="failed")
+
+
+def _is_ours(error: RequestFailedError) -> bool:
+    """Not what a scorer has raised: that stands in the error's text."""
+    return error.__cause__ is None or isinstance(error.__cause__, LLMDecoderError)

@@ -32,6 +32,11 @@ class TokenTexts:
         self._names: dict[int, str] = {}
         self._are_shown: dict[int, bool] = {}
 
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's; None when it has none."""
+        return self._tokenizer
+
     def bytes_of(self, token: int) -> bytes:
         return self.name(token).encode() if self._tokenizer is None else self._tokenizer.token_bytes(token)
 

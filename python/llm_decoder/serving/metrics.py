@@ -30,6 +30,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
         "Answers that wait for pages, and requests on their way to the engine.",
         lambda stats: stats["n_waiting"] + stats["n_submitted"],
     ),
+    ("beam_groups_live", "Searches that run or wait.", lambda stats: stats["n_searches"]),
     (
         "kv_cache_usage_perc",
         "The part of the KV cache's pages that is neither free nor could be at once; 1 is all of it.",
@@ -48,6 +49,12 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
         "Requests that ended because the model gave numbers that are not finite.",
         lambda stats: stats["n_corrupted"],
     ),
+    (
+        "beam_pruned",
+        "Nodes of search trees that were let go, of searches that are over.",
+        lambda stats: stats["n_pruned"],
+    ),
+    ("rerank_pairs", "Answers of searches that a scorer has read.", lambda stats: stats["n_scored"]),
     ("admission_rejections", "Requests refused because too many were inside.", lambda stats: stats["n_refused"]),
     ("spec_decode_num_drafts", "Times that tokens were guessed ahead.", lambda stats: stats["n_drafts"]),
     ("spec_decode_num_draft_tokens", "Tokens guessed ahead.", lambda stats: stats["n_drafted_tokens"]),
@@ -69,6 +76,7 @@ _HISTOGRAMS = (
     ("request_inference_time_seconds", "inference", "From a request's place in a step to its end."),
     ("request_prompt_tokens", "prompt_tokens", "Tokens of a request's prompt."),
     ("request_generation_tokens", "generated_tokens", "Tokens generated for a request, over all its answers."),
+    ("rerank_latency_seconds", "scoring", "Of a search: from when a scorer is given its answers to their scores."),
     ("iteration_tokens_total", "step_tokens", "Tokens computed in a step."),
     (
         "kv_block_lifetime_seconds",

@@ -8,6 +8,7 @@ from typing import Any
 from llm_decoder.errors import ModelNotFoundError
 from llm_decoder.prompts import MAX_TOKEN_CHARS, Prompt
 from llm_decoder.sampling import SamplingParams
+from llm_decoder.search.params import SearchParams
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.schemas_base import SamplingFields
 from llm_decoder.serving.service import Service
@@ -17,14 +18,14 @@ __all__ = [
     "check_length",
     "check_model",
     "max_tokens_of",
-    "sampling_params",
+    "one_of",
+    "sampling_values",
     "structured_outputs_of",
     "token_prompts",
 ]
 
 # Fields that are SamplingParams' own.
 _SAME = (
-    "n",
     "min_tokens",
     "temperature",
     "top_k",
@@ -75,10 +76,8 @@ def max_tokens_of(request: SamplingFields, default: int | None, **more_names: in
     return None if given[1] < 0 else int(given[1])
 
 
-def sampling_params(
-    request: SamplingFields, request_id: str, *, max_tokens: int | None, logprobs: int | None = None, **more: Any
-) -> SamplingParams:
-    """Raises InvalidRequestError for what SamplingParams refuses, HttpError for fields that contradict each other."""
+def sampling_values(request: SamplingFields, request_id: str) -> dict[str, Any]:
+    """What is given of SamplingParams' fields. Raises HttpError for fields that contradict each other."""
     values = {name: getattr(request, name) for name in _SAME if getattr(request, name) is not None}
     penalty = one_of(repetition_penalty=request.repetition_penalty, repeat_penalty=request.repeat_penalty)
     if penalty is not None:
@@ -88,7 +87,7 @@ def sampling_params(
     structured = structured_outputs_of(request)
     if structured is not None:
         values["structured_outputs"] = structured
-    return SamplingParams(**{**values, "max_tokens": max_tokens, "logprobs": logprobs, **more})
+    return values
 
 
 def structured_outputs_of(request: SamplingFields) -> Mapping[str, Any] | None:
@@ -165,19 +164,27 @@ def check_stream_options(request: SamplingFields) -> None:
         raise HttpError(400, "[stream_options] need stream: true beside it", param="stream_options")
 
 
-def check_amount(service: Service, n_prompts: int, n: int, max_tokens: int | None, param: str = "prompt") -> None:
-    """Raises HttpError 400 for more prompts, answers or tokens than a request may ask for. param: the field that has
-    the prompts."""
+def _n_side_by_side(params: SamplingParams) -> int:
+    if not isinstance(params, SearchParams):
+        return params.n
+    return params.width * (params.branches if params.method == "steps" else 1)
+
+
+def check_amount(service: Service, n_prompts: int, params: SamplingParams, param: str = "prompt") -> None:
+    """Raises HttpError 400 for more prompts, answers or tokens than a request may ask for; the beams of a search count
+    as answers. param: the field that has the prompts."""
     settings = service.settings
     check_length(param, n_prompts, min(settings.max_prompts, settings.max_requests))
-    if n > settings.max_n:
-        raise HttpError(400, f"[n] need at most {settings.max_n} answers, got {n}", param="n")
+    if params.n > settings.max_n:
+        raise HttpError(400, f"[n] need at most {settings.max_n} answers, got {params.n}", param="n")
+    n = _n_side_by_side(params)
+    max_tokens = params.max_tokens
     max_model_len = service.llm.max_model_len
     n_tokens = n_prompts * n * (max_model_len if max_tokens is None else min(max_tokens, max_model_len))
     if n_tokens > max(settings.max_answer_tokens, max_model_len):
         raise HttpError(
             400,
-            f"[max_tokens] need at most {settings.max_answer_tokens} over all answers, got {n_prompts} prompts x n = "
-            f"{n} x {n_tokens // (n_prompts * n)} tokens; ask for less at once",
+            f"[max_tokens] need at most {settings.max_answer_tokens} over all answers, got {n_prompts} prompts x {n} "
+            f"answers x {n_tokens // (n_prompts * n)} tokens; ask for less at once",
             param="max_tokens",
         )

@@ -17,12 +17,14 @@ from llm_decoder.sampling import (
     MAX_STOP_STRINGS,
     REAL_LIMITS,
 )
+from llm_decoder.search.params import MAX_QUERY_CHARS, MAX_WIDTH
 from llm_decoder.sequence import MAX_PRIORITY
 
 __all__ = [
     "NOT_IN_THIS_VERSION",
     "WHOLE",
     "Off",
+    "One",
     "Priority",
     "PromptField",
     "Reply",
@@ -32,6 +34,7 @@ __all__ = [
     "StreamOptions",
     "TokenId",
     "TokenIds",
+    "Width",
 ]
 
 MAX_LIST_TOKEN_IDS = 65536
@@ -39,18 +42,7 @@ MAX_PROMPT_ITEMS = 1 << 21
 MAX_NAME = 256
 
 # Fields that other engines honour and this version does not: their schema has only the value that asks for nothing.
-_NO_BEAMS = "beam search is not in this version; leave it out, or ask for n answers"
 NOT_IN_THIS_VERSION: Mapping[str, str] = {
-    "use_beam_search": _NO_BEAMS,
-    "beam_width": _NO_BEAMS,
-    "num_beams": _NO_BEAMS,
-    "num_beam_groups": _NO_BEAMS,
-    "diversity_penalty": _NO_BEAMS,
-    "num_return_sequences": _NO_BEAMS,
-    "length_penalty": _NO_BEAMS,
-    "early_stopping": _NO_BEAMS,
-    "return_tree": _NO_BEAMS,
-    "rerank": "reranking is not in this version; leave it out",
     "best_of": "choosing the best of more answers is not in this version; ask for n answers",
     "suffix": "text after the answer is not in this version; leave it out",
     "truncate_prompt_tokens": "prompts are never cut here; shorten the prompt",
@@ -100,7 +92,6 @@ def _number(value: Any) -> Any:
 # What asks for nothing, of JSON's own kind: in Python 0 is False.
 Off = Annotated[Literal[False] | None, BeforeValidator(_switch)]
 One = Annotated[Literal[1] | None, BeforeValidator(_number)]
-Zero = Annotated[Literal[0] | None, BeforeValidator(_number)]
 
 # Behind a field's limits, which are of the integer.
 WHOLE = BeforeValidator(_whole)
@@ -108,6 +99,7 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_INT), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_LIST_TOKEN_IDS, fail_fast=True)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), WHOLE]
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH), WHOLE]
 Choices = Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
@@ -219,9 +211,21 @@ class ResponseFormat(Schema):
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
 
+class RerankFields(Schema):
+    """How a reranker has a say in which answers of a search are the best. query: "last_user", or a text."""
+
+    model: str | None = Field(default=None, max_length=1024)
+    top_n: Annotated[int, Field(ge=1, le=MAX_WIDTH), WHOLE] | None = Field(default=None, description="n")
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)] | None = None
+    normalise: Literal["none", "sigmoid", "zscore"] | None = None
+
+
 class SamplingFields(Schema):
     """What every request for text has: the fields of SamplingParams, the same by other engines' names, what is not in
-    this version, and what changes nothing."""
+    this version, and what changes nothing. is_search: it is one, whether beams are asked for or not."""
+
+    is_search: ClassVar[bool] = False
 
     model: str | None = Field(default=None, max_length=1024)
     n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = None
@@ -267,6 +271,18 @@ class SamplingFields(Schema):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
+    # A search: vLLM's, SGLang's and Hugging Face's names (request_params.py).
+    use_beam_search: bool | None = Field(default=None, description="a search of n beams, unless their number is given")
+    beam_width: Width | None = None
+    num_beams: Width | None = Field(default=None, description="beam_width")
+    num_return_sequences: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = Field(default=None, description="n")
+    num_beam_groups: Width | None = None
+    diversity_penalty: Annotated[float, Field(ge=0, le=100)] | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    return_tree: Literal["none", "summary", "full"] | None = None
+    rerank: RerankFields | None = None
+
     # The same by other names.
     n_predict: Annotated[int, Field(ge=-2, le=MAX_INT), WHOLE] | None = Field(default=None, description="max_tokens")
     repeat_penalty: float | None = _real("repetition_penalty")
@@ -280,16 +296,6 @@ class SamplingFields(Schema):
     timings_per_token: bool | None = Field(default=None, description="`timings` beside `usage`")
 
     # Not in this version.
-    use_beam_search: Off = None
-    beam_width: One = None
-    num_beams: One = None
-    num_beam_groups: One = None
-    num_return_sequences: One = None
-    diversity_penalty: Zero = None
-    length_penalty: One = None
-    early_stopping: Off = None
-    return_tree: Literal["none"] | None = None
-    rerank: None = None
     best_of: One = None
     truncate_prompt_tokens: None = None
     prompt_embeds: None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from llm_decoder.sampling import MAX_LOGPROBS
 from llm_decoder.serving.schemas_base import WHOLE, PromptField, Reply, SamplingFields
@@ -13,6 +13,14 @@ __all__ = ["CompletionReply", "CompletionRequest"]
 
 
 class CompletionRequest(SamplingFields):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "Once upon a time", "max_tokens": 20},
+                {"prompt": "Once upon a time", "max_tokens": 20, "beam_width": 4, "n": 2, "return_tree": "summary"},
+            ]
+        }
+    )
     prompt: PromptField
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None

@@ -15,6 +15,7 @@ _AT_LEAST_ONE = (
     "max_prompts",
     "max_inputs",
     "max_n",
+    "max_beam_width",
     "max_answer_tokens",
     "max_body_bytes",
     "max_header_bytes",
@@ -28,11 +29,12 @@ class ServerSettings:
     called beside its own address ("*" = any); against DNS rebinding. max_body_bytes, max_header_bytes: of a request.
     read_timeout_s: from the first byte of a request to its last, and for a client that does not read what it is sent.
     max_requests: open engine requests before 429. max_prompts: in a list. max_inputs: texts to make vectors of in a
-    list. max_n: answers a prompt. max_answer_tokens: a request may ask for, over all its answers. ping_s: silence in a
-    stream before a comment is sent. drain_s: how long a server that ends lets answers go on. resume_s: how long a
-    page's stream goes on when its reader is gone. salt_by_key: who comes with another key, or in another session of the
-    page, finds no prefixes cached for others: how soon an answer begins tells nothing of theirs. log_prompts: bodies of
-    requests may stand in the log. log_format: "text" or "json". Raises ConfigError.
+    list. max_n: answers a prompt. max_beam_width: beams of a search. max_answer_tokens: a request may ask for, over all
+    its answers and beams. ping_s: silence in a stream before a comment is sent. drain_s: how long a server that ends
+    lets answers go on. resume_s: how long a page's stream goes on when its reader is gone. salt_by_key: who comes with
+    another key, or in another session of the page, finds no prefixes cached for others: how soon an answer begins tells
+    nothing of theirs. log_prompts: bodies of requests may stand in the log. debug_kv: GET /debug/kv tells of each page
+    of the KV cache. log_format: "text" or "json". Raises ConfigError.
     """
 
     host: str = "127.0.0.1"
@@ -48,12 +50,14 @@ class ServerSettings:
     max_prompts: int = 256
     max_inputs: int = 2048
     max_n: int = 128
+    max_beam_width: int = 64
     max_answer_tokens: int = 1 << 20
     ping_s: float = 15.0
     drain_s: float = 30.0
     resume_s: float = 15.0
     salt_by_key: bool = False
     log_prompts: bool = False
+    debug_kv: bool = False
     log_format: str = "text"
 
     def __post_init__(self) -> None:

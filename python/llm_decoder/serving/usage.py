@@ -10,15 +10,21 @@ from llm_decoder.outputs import RequestOutput
 __all__ = ["timings_of", "usage_of", "usage_so_far"]
 
 
-def usage_of(outputs: Sequence[RequestOutput], reasoning_tokens: int | None = None) -> dict[str, Any]:
-    """The whole request's. reasoning_tokens: None = an endpoint that knows no reasoning."""
+def usage_of(
+    outputs: Sequence[RequestOutput], reasoning_tokens: int | None = None, *, is_search: bool = False
+) -> dict[str, Any]:
+    """The whole request's. reasoning_tokens: None = an endpoint that knows no reasoning. A search's completion_tokens
+    are those of the answers that it gives, and beam_tokens those of all its beams."""
     n_prompt = sum(len(output.prompt_token_ids) for output in outputs)
     n_cached = sum(output.metrics.n_cached_tokens for output in outputs)
     n_generated = sum(output.metrics.n_generated_tokens for output in outputs)
     usage = usage_so_far(n_prompt, n_generated) | {"prompt_tokens_details": {"cached_tokens": n_cached}}
-    if reasoning_tokens is not None:
-        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
-    return usage
+    details = {} if reasoning_tokens is None else {"reasoning_tokens": reasoning_tokens}
+    if is_search:
+        n_told = sum(len(completion.token_ids) for output in outputs for completion in output.outputs)
+        usage |= usage_so_far(n_prompt, n_told)
+        details["beam_tokens"] = n_generated
+    return usage | ({"completion_tokens_details": details} if details else {})
 
 
 def usage_so_far(n_prompt: int, n_generated: int) -> dict[str, Any]:
