@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from llm_decoder.llm import LLM
     from llm_decoder.outputs import (
+        CandidateScores,
         Completion,
         RequestMetrics,
         RequestOutput,
@@ -54,6 +55,7 @@ __all__ = [
     "AnswerMessage",
     "AsyncLLM",
     "BackendError",
+    "CandidateScores",
     "Completion",
     "ConfigError",
     "ContextLengthExceededError",
@@ -91,6 +93,7 @@ __all__ = [
 _HOMES = {
     "AnswerMessage": "answers",
     "AsyncLLM": "async_llm",
+    "CandidateScores": "outputs",
     "Completion": "outputs",
     "DeviceInfo": "backends",
     "INT8Decoder": "decoders",
