@@ -45,18 +45,20 @@ N_TRIES = 3
 @dataclass(frozen=True)
 class Column:
     """What is measured. value: "prefill" (prompt tokens/s), "first_token" (s), "decode" (tokens/s of all sequences),
-    "start" (s from process start to the first token)."""
+    "search" (s from a prompt to the best of n_beams answers, 1 = greedy), "start" (s from process start to the first
+    token)."""
 
     value: str
     n_prompt: int
     n_generate: int = 1
     n_sequences: int = 1
     n_shared: int = 0
+    n_beams: int = 0
     on_request: bool = False  # measured only for participants that name it under `also`
 
     @property
     def lower_is_better(self) -> bool:
-        return self.value in ("first_token", "start")
+        return self.value in ("first_token", "search", "start")
 
     def request(self, seed: int) -> dict[str, Any]:
         """Decode columns come with the same prompts each time, so that their prefill is paid once."""
@@ -66,6 +68,7 @@ class Column:
             "n_generate": self.n_generate,
             "n_sequences": self.n_sequences,
             "n_shared": self.n_shared,
+            "n_beams": self.n_beams,
             "seed": self.n_prompt * 1000 + self.n_sequences + self.n_shared if reuse else seed,
             "reuse": reuse,
         }
@@ -73,6 +76,8 @@ class Column:
     def pick(self, answer: dict[str, Any]) -> float:
         if self.value == "decode":
             return answer["decode_tokens_s"]
+        if self.value == "search":
+            return answer["search_s"]
         return answer["first_token_s"] if self.lower_is_better else self.n_prompt / answer["first_token_s"]
 
 
@@ -90,6 +95,11 @@ COLUMNS = {
     "shared2048x8": Column("decode", 2080, n_generate=32, n_sequences=8, n_shared=2048),
     "separate2048x8": Column("decode", 2080, n_generate=32, n_sequences=8, on_request=True),
     "start": Column("start", 16),
+    **{
+        f"search{n_prompt}x{n_beams}": Column("search", n_prompt, n_generate=64, n_beams=n_beams, on_request=True)
+        for n_prompt in (128, 2048)
+        for n_beams in (1, 4, 8, 16)
+    },
 }
 
 

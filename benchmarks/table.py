@@ -25,9 +25,14 @@ LABELS = {
     "shared2048x8": "8 sequences, common prefix of 2048",
     "separate2048x8": "8 sequences of 2048, nothing common",
     "start": "process start to first token, s",
+    **{
+        f"search{n_prompt}x{n_beams}": f"{'greedy' if n_beams == 1 else f'{n_beams} beams'}, {n_prompt} + 64 tokens, s"
+        for n_prompt in (128, 2048)
+        for n_beams in (1, 4, 8, 16)
+    },
 }
 SLOWEST_SHOWN = 1 / 20  # of the best peer's speed: who is slower would squeeze all others together
-LOWER_IS_BETTER = ("first_token", "start")
+LOWER_IS_BETTER = ("first_token", "search", "start")
 
 
 def main() -> None:
@@ -150,7 +155,7 @@ def share_of_limit(report: dict[str, Any], column: str, name: str) -> str:
     The greater of the two shares is told.
     """
     facts, shape, result = report["columns"][column], report["shape"], report["results"][column][name]
-    if facts["value"] == "start":
+    if facts["value"] in ("search", "start"):
         return "-"
     bits = report["participants"][name]
     n_weights, n_bits, rows_s = (

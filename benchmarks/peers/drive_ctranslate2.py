@@ -43,6 +43,17 @@ class CTranslate2:
         )
         return arrivals
 
+    def search(self, prompt: list[int], n_beams: int, n_generate: int) -> int:
+        (result,) = self._generator.generate_batch(
+            [[self._tokens[i] for i in prompt]],
+            max_length=n_generate,
+            min_length=n_generate,
+            beam_size=n_beams,
+            include_prompt_in_result=False,
+            end_token=[],
+        )
+        return len(result.sequences_ids[0])
+
 
 def common_length(sequences: list[list[str]]) -> int:
     """How many tokens all have in common at their beginning."""

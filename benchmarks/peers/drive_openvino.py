@@ -48,6 +48,19 @@ class OpenVino:
                     times += [now] * sum(len(output.generated_ids) for output in handle.read().values())
         return arrivals
 
+    def search(self, prompt: list[int], n_beams: int, n_generate: int) -> int:
+        config = genai.GenerationConfig()
+        config.max_new_tokens = config.min_new_tokens = n_generate
+        config.ignore_eos = True
+        config.do_sample = False
+        if n_beams > 1:
+            config.num_beams = n_beams
+            config.num_return_sequences = 1
+            config.length_penalty = 0.0
+        ids = ov.Tensor(np.array([prompt], dtype=np.int64))
+        (result,) = self._pipeline.generate([ids], [config])
+        return len(result.m_generation_ids[0])
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -9,7 +9,7 @@ import time
 from worker import Arrivals, serve
 
 import llm_decoder
-from llm_decoder import LLM, SamplingParams
+from llm_decoder import LLM, SamplingParams, SearchParams
 
 
 class Ours:
@@ -47,6 +47,16 @@ class Ours:
         if failures:
             raise failures[0]
         return arrivals
+
+    def search(self, prompt: list[int], n_beams: int, n_generate: int) -> int:
+        if n_beams == 1:
+            (output,) = self._llm.generate(
+                prompt, SamplingParams(max_tokens=n_generate, temperature=0.0, ignore_eos=True)
+            )
+        else:
+            params = SearchParams(width=n_beams, max_tokens=n_generate, length_penalty=0.0, ignore_eos=True)
+            (output,) = self._llm.search(prompt, params)
+        return len(output.outputs[0].token_ids)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,21 @@ class Transformers:
         self._held = (prompts, cache) if reuse else None
         return [list(moments) for _ in prompts]
 
+    @torch.inference_mode()
+    def search(self, prompt: list[int], n_beams: int, n_generate: int) -> int:
+        ids = torch.tensor([prompt])
+        answer = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=n_generate,
+            min_new_tokens=n_generate,
+            num_beams=n_beams,
+            length_penalty=0.0,
+            do_sample=False,
+            pad_token_id=1,
+        )
+        return answer.shape[1] - len(prompt)
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -65,6 +65,7 @@ def test_decode_columns_repeat_their_prompts_and_prefills_never_do() -> None:
     assert decode.request(1)["reuse"]
     assert prefill.request(1) != prefill.request(2)
     assert not prefill.request(1)["reuse"]
+    assert COLUMNS["search2048x8"].request(1) != COLUMNS["search2048x8"].request(2)
 
 
 def test_a_column_picks_its_own_figure() -> None:
@@ -72,6 +73,7 @@ def test_a_column_picks_its_own_figure() -> None:
     assert COLUMNS["prefill512"].pick(answer) == 1024
     assert COLUMNS["ttft128"].pick(answer) == 0.5
     assert COLUMNS["batch8"].pick(answer) == 40.0
+    assert COLUMNS["search2048x8"].pick({"search_s": 3.0}) == 3.0
 
 
 def test_a_peers_file_names_the_shape_once() -> None:

@@ -57,6 +57,19 @@ def test_a_request_that_fails_tells_why_and_the_next_is_answered(tmp_path: Path)
         assert one.ask(ONE.request(1))["first_token_s"] == 0.5
 
 
+def test_a_search_is_timed_as_a_whole_and_fails_when_its_answer_is_short(tmp_path: Path) -> None:
+    column = COLUMNS["search128x4"]
+    with worker(tmp_path) as one:
+        assert column.pick(one.ask(column.request(1))) >= 0.0
+        with pytest.raises(WorkerFailedError, match="ValueError: 13 tokens"):
+            one.ask(Column("search", 13, n_generate=4, n_beams=2).request(1))
+    with (
+        worker(tmp_path, "short") as one,
+        pytest.raises(WorkerFailedError, match="an answer of 64 tokens, got 63"),
+    ):
+        one.ask(column.request(1))
+
+
 def test_an_answer_of_the_wrong_length_is_a_failure(tmp_path: Path) -> None:
     with worker(tmp_path, "short") as one, pytest.raises(WorkerFailedError, match=r"asked for 4 .* got \[3\]"):
         one.ask(ONE.request(1))
