@@ -109,7 +109,11 @@ def measured(folder, groups, others, reranker):
     }
     for task, own in tasks.items():
         if own:
-            ways = {name: score(folder, own) for name, score in [reranker, *others]} | rivals_of(own)
+            ways = {name: score(folder, own) for name, score in [reranker, *others]}
+            ways["both, alpha 0.5"] = [
+                0.5 * np.asarray(s) + 0.5 * np.asarray(g.logprobs) for s, g in zip(ways[reranker[0]], own, strict=True)
+            ]
+            ways |= rivals_of(own)
             result[task] = table(own, ways, reranker[0])
             for source in dict.fromkeys(g.source for g in own):
                 kept = [i for i, g in enumerate(own) if g.source == source]
