@@ -10,11 +10,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from groups import read_groups
+from groups import STORIES, read_groups
 from lexical import Bm25, overlap
 from measures import interval, quality
 
-STORIES = ("continuation", "answer")
 MEASURES = ("first", "mrr", "ndcg@10")
 
 

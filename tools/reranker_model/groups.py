@@ -11,6 +11,8 @@ import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+STORIES = ("continuation", "answer")  # the sources of the first task; all others are of the second
+
 
 @dataclass(frozen=True)
 class Group:

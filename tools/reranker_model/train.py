@@ -11,19 +11,21 @@ import storyteller  # noqa: F401
 import torch
 import torch.nn.functional as F
 from embeddings import token_vectors
-from groups import read_groups
-from network import logits, make_model
+from groups import STORIES, read_groups
+from network import logits, make_config, make_model
 from optimizer import Muon
 from rows import batches, collate, encode
 from schedule import progress, rate
 from text import stable_number
 from tokenizers import Tokenizer
+from transformers import BertForSequenceClassification
 
 LOG_STEPS = 50
 SAVE_STEPS = 500
 _DEVELOPMENT_PERCENT = 2  # documents of the training split that choices are made on
 # In the first part of the time only short groups are read: many comparisons a token, until the network compares at all.
 _EARLY, _SHORT = 0.12, 56  # fraction of the time, tokens of a group's longest row
+_STORIES = 0.6  # part of the batches after that which are of stories
 # Part of a source's groups that is read where that is not all: long passages cost more than they teach.
 _PARTS = {"boolq": 0.6, "fairytaleqa": 0.25, "turns": 0.7, "tldr": 0.6, "disfl": 0.6, "continuation": 0.8}
 
@@ -81,6 +83,13 @@ def endless(groups, size, rng):
         yield from batches(groups, size, rng)
 
 
+def mixed(stories, questions, size, rng):
+    """Yields batches of the groups `stories` and of the groups `questions`, in the shares of the two tasks."""
+    streams = [endless(stories, size, rng), endless(questions, size, rng)]
+    while True:
+        yield next(streams[int(rng.random() >= _STORIES)])
+
+
 def is_read(group):
     """True for the groups that are trained on."""
     number = stable_number("part" + group.query + group.texts[0]) % 1000
@@ -94,17 +103,21 @@ def save(model, path):
     partial.replace(path)
 
 
-def train(model, groups, named, deadline, peak, size, out):
-    """Trains `model` on the encoded `groups` until `deadline` (seconds since the epoch); `out` holds its weights."""
+def train(model, tasks, named, deadline, peak, size, out, early):
+    """Trains `model` on the encoded groups of both `tasks` until `deadline` (seconds since the epoch).
+
+    `out` holds its weights; `early` says whether it begins with short groups.
+    """
     moved = optimizers(model, peak)
     start, tokens, seen, running = time.time(), 0, 0, 0.0
     rng = np.random.default_rng(1)
-    early, late = endless([g for g in groups if g.longest <= _SHORT], size, rng), endless(groups, size, rng)
+    short = endless([g for g in tasks[0] + tasks[1] if g.longest <= _SHORT], size, rng)
+    both = mixed(*tasks, size, rng)
     for step in count():
         done = progress(start, deadline)
         if done >= 1:
             break
-        batch = next(early if done < _EARLY else late)
+        batch = next(short if early and done < _EARLY else both)
         loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -125,7 +138,7 @@ def train(model, groups, named, deadline, peak, size, out):
             report(model, named)
     save(model, out)
     report(model, named)
-    print(f"{step} steps, {seen} groups of {len(groups)}, {tokens} tokens", flush=True)
+    print(f"{step} steps, {seen} groups of {len(tasks[0]) + len(tasks[1])}, {tokens} tokens", flush=True)
 
 
 def report(model, named):
@@ -153,6 +166,7 @@ def main():
     parser.add_argument("--groups", required=True, nargs="+", help="JSON Lines files of groups")
     parser.add_argument("--tokenizer", required=True, help="folder written by vocabulary.py")
     parser.add_argument("--out", required=True, help="file for the weights (torch)")
+    parser.add_argument("--from", dest="start", help="weights of an earlier run, where another round begins")
     parser.add_argument("--until", required=True, help="when the training ends, ISO 8601 with time zone")
     parser.add_argument("--peak", type=float, default=0.004, help="highest learning rate")
     parser.add_argument("--tokens", type=int, default=4096, help="padded tokens of a batch")
@@ -162,11 +176,17 @@ def main():
     tokenizer = Tokenizer.from_file(str(Path(args.tokenizer) / "tokenizer.json"))
     groups = [g for path in args.groups for g in read_groups(path, "train")]
     named = {n: encode(own, tokenizer) for n, own in by_source(filter(is_development, groups), 150).items()}
-    encoded = encode([g for g in groups if is_read(g)], tokenizer)
-    vectors = token_vectors([g.ids[g.gold] for g in encoded], tokenizer.get_vocab_size(), 256)
-    model = make_model(vectors)
-    print(f"{len(encoded)} groups, {sum(p.numel() for p in model.parameters())} parameters", flush=True)
-    train(model, encoded, named, datetime.fromisoformat(args.until).timestamp(), args.peak, args.tokens, args.out)
+    read = [[g for g in groups if is_read(g) and (g.source in STORIES) == stories] for stories in (True, False)]
+    tasks = [encode(own, tokenizer) for own in read]
+    if args.start:
+        model = BertForSequenceClassification(make_config())
+        model.load_state_dict(torch.load(args.start, weights_only=True))
+    else:
+        rows = [g.ids[g.gold] for own in tasks for g in own]
+        model = make_model(token_vectors(rows, tokenizer.get_vocab_size(), make_config().hidden_size))
+    print(f"{len(tasks[0])} groups of stories, {len(tasks[1])} of questions", flush=True)
+    deadline = datetime.fromisoformat(args.until).timestamp()
+    train(model, tasks, named, deadline, args.peak, args.tokens, args.out, early=not args.start)
 
 
 if __name__ == "__main__":
