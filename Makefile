@@ -102,7 +102,7 @@ asan: $(STAMPS)/dev
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  LLM_DECODER_GRID=few PYTHONPATH=$(SAN_BUILD)/python \
 	  $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/ops tests/engine/test_kv_cache_properties.py \
-	  tests/engine/test_int8_decoder.py $(PYTEST_ARGS)
+	  tests/engine/test_int8_decoder.py tests/encoders/test_encoder_core.py $(PYTEST_ARGS)
 
 arm: $(STAMPS)/tools
 	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool >/dev/null || { \

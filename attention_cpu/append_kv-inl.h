@@ -24,9 +24,12 @@ inline void scatter_key(const PagedKvView& kv, std::int32_t slot, const float* k
   for (std::int32_t i = 0; i < kv.head_dim_padded; i += kLanes) {
     alignas(kLanes) std::int8_t q[kLanes];
     store_bytes(q, quantize_at(key, kv.head_dim, i, inverse_scale));
-    for (std::int32_t j = 0; j < kLanes; ++j) {
-      const std::int64_t quad = static_cast<std::int64_t>((i + j) / kDotWidth) * kv.page_size + slot;
-      tile[quad * kDotWidth + j % kDotWidth] = static_cast<std::uint8_t>(q[j] + 128);
+    for (std::int32_t j = 0; j < kLanes; j += kDotWidth) {
+      std::uint32_t quad;
+      __builtin_memcpy(&quad, q + j, sizeof(quad));
+      quad ^= 0x80808080u;  // of each byte, + 128
+      const std::int64_t place = static_cast<std::int64_t>((i + j) / kDotWidth) * kv.page_size + slot;
+      __builtin_memcpy(tile + place * kDotWidth, &quad, sizeof(quad));
     }
   }
 }

@@ -14,6 +14,7 @@ namespace {
 #include "floats-inl.h"
 #include "softmax_lut-inl.h"
 #include "rows-inl.h"
+#include "activate-inl.h"
 #include "append_kv-inl.h"
 #include "attention_rows-inl.h"
 #include "attention_span-inl.h"

@@ -96,6 +96,34 @@ void rms_norm(const float* x, std::int64_t x_stride, const float* weight, float 
   }
 }
 
+// out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias (Ba, Kiros and Hinton 2016), the variance that of what
+// the mean leaves. out may be x.
+void layer_norm(const float* x, std::int64_t x_stride, const float* weight, const float* bias, float eps,
+                std::int32_t n_rows, std::int32_t n_cols, float* out, std::int64_t out_stride) {
+  const F32 zero = splat(0.0f);
+  const float n = static_cast<float>(n_cols);
+  for (std::int64_t row = 0; row < n_rows; ++row) {
+    const float* in_row = x + row * x_stride;
+    float* out_row = out + row * out_stride;
+    F32 sums[kAccumulators] = {zero, zero, zero, zero}, squares[kAccumulators] = {zero, zero, zero, zero};
+    for (std::int32_t i = 0, part = 0; i < n_cols; i += kLanes, part = (part + 1) % kAccumulators) {
+      sums[part] = add(sums[part], load_at(in_row, n_cols, i, 0.0f));
+    }
+    const float mean = reduce_add(sum_of(sums)) / n;
+    const F32 center = splat(mean);
+    for (std::int32_t i = 0, part = 0; i < n_cols; i += kLanes, part = (part + 1) % kAccumulators) {
+      const F32 value = sub(load_at(in_row, n_cols, i, mean), center);
+      squares[part] = fma(value, value, squares[part]);
+    }
+    const F32 factor = splat(1.0f / sqrt(reduce_add(sum_of(squares)) / n + eps));
+    for (std::int32_t i = 0; i < n_cols; i += kLanes) {
+      const F32 normed = mul(sub(load_at(in_row, n_cols, i, 0.0f), center), factor);
+      const F32 shift = bias == nullptr ? zero : load_at(bias, n_cols, i, 0.0f);
+      store_at(out_row, n_cols, i, fma(normed, load_at(weight, n_cols, i, 0.0f), shift));
+    }
+  }
+}
+
 // x / (1 + exp(-x)), with exp of -|x| alone so that nothing overflows.
 inline F32 silu(F32 x) {
   const F32 one = splat(1.0f);

@@ -50,6 +50,10 @@ class ModelOptions:
 
     model: Annotated[str | None, _flag("MODEL", "Folder or hub id [the story model].", "--model", "-m")] = None
     tokenizer: Annotated[str | None, _flag("DIR", "A folder to take the tokenizer from [the model's].")] = None
+    reranker: Annotated[str | None, _flag("DIR", "Cross-encoder that scores answers [the embedded one].")] = None
+    embedder: Annotated[
+        str | None, _flag("DIR", "Sentence encoder that makes vectors of texts [the model's hidden states].")
+    ] = None
     chat_template: Annotated[
         str | None, _flag("FILE", "Jinja chat template: a file, or a text with a { [the model's].")
     ] = None

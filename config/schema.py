@@ -148,6 +148,8 @@ class PathSettings:
     model: str | None = _text()
     weights: str | None = _text()
     tokenizer: str | None = _text()
+    reranker: str | None = _text()
+    embedder: str | None = _text()
     cache: str | None = _text()
 
 

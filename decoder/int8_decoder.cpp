@@ -68,14 +68,7 @@ INT8Decoder::INT8Decoder(const ModelConfig& config, int n_threads, const char* i
 void INT8Decoder::set_weight(const std::string& name, const WeightView& view) {
   constexpr char kPlace[] = "INT8Decoder.set_weight";
   check_arg(!is_final_, kPlace, "weights cannot change after finalize, got ", name);
-  check_arg(view.n > 0 && view.n <= std::numeric_limits<std::int32_t>::max(), kPlace, name,
-            " has a wrong size: ", view.n);
-  if (view.layout != WeightView::Layout::vector) {
-    check_arg(view.k > 0 && view.k <= std::numeric_limits<std::int32_t>::max(), kPlace, name,
-              " has a wrong size: ", view.k);
-    check_arg(reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0, kPlace, name,
-              " must be aligned to 64 bytes; pack_w8, pack_w4, pack_f32 and pack_bf16 return such arrays");
-  }
+  check_weight(kPlace, name, view);
   named_weights_[name] = view;
 }
 
@@ -169,17 +162,9 @@ void INT8Decoder::for_items(std::size_t n_items, bool is_parallel, const Fn& fn)
 void INT8Decoder::embed() {
   n_rows_ = static_cast<std::int32_t>(plan_.tokens.size());
   const std::int64_t half = static_cast<std::int64_t>(config_.rope_inv_freq.size());
-  const Matrix& table = weights_.embedding;
   for_rows(all_rows(), config_.hidden_size, [&](std::int32_t row, int) {
     const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
-    float* out = workspace_.residual + row * workspace_.residual_stride;
-    if (table.layout == WeightView::Layout::w8) {
-      kernels_.embed_w8(static_cast<const std::uint8_t*>(table.data), table.scales, token.id, config_.hidden_size, out);
-    } else if (table.layout == WeightView::Layout::bf16) {
-      kernels_.embed_bf16(static_cast<const Bf16*>(table.data), token.id, config_.hidden_size, out);
-    } else {
-      kernels_.embed_f32(static_cast<const float*>(table.data), token.id, config_.hidden_size, out);
-    }
+    embed_row(kernels_, weights_.embedding, token.id, workspace_.residual + row * workspace_.residual_stride);
     fill_rope_row(config_, token.position, workspace_.rope_cos + row * half, workspace_.rope_sin + row * half);
   });
 }

@@ -112,6 +112,16 @@ std::size_t product_scratch_bytes(const CpuKernels& kernels, const Matrix& w) {
   return w.layout == WeightView::Layout::w4 ? kernels.gemm_w4_scratch_bytes(w.k) : 0;
 }
 
+void embed_row(const CpuKernels& kernels, const Matrix& table, std::int32_t index, float* out) {
+  if (table.layout == WeightView::Layout::w8) {
+    kernels.embed_w8(static_cast<const std::uint8_t*>(table.data), table.scales, index, table.k, out);
+  } else if (table.layout == WeightView::Layout::bf16) {
+    kernels.embed_bf16(static_cast<const Bf16*>(table.data), index, table.k, out);
+  } else {
+    kernels.embed_f32(static_cast<const float*>(table.data), index, table.k, out);
+  }
+}
+
 void multiply(const CpuKernels& kernels, ThreadPool& pool, const Matrix& w, const Operand& in, std::int32_t m,
               const Output& out, const ProductScratch& scratch) {
   const Split split = split_product(w, m, pool.n_threads());

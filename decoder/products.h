@@ -7,7 +7,7 @@
 #include "llm_decoder/cpu_kernels.h"
 #include "llm_decoder/decoder.h"
 #include "llm_decoder/parallel.h"
-#include "weights.h"
+#include "weight_resolver.h"
 
 namespace llm_decoder {
 
@@ -38,6 +38,9 @@ struct ProductScratch {
 
 // What a product with `w` takes of it.
 std::size_t product_scratch_bytes(const CpuKernels& kernels, const Matrix& w);
+
+// Row `index` of a table that is f32, bf16 or w8. out: [table.k].
+void embed_row(const CpuKernels& kernels, const Matrix& table, std::int32_t index, float* out);
 
 // out (+)= in . w^T + bias for m rows.
 void multiply(const CpuKernels& kernels, ThreadPool& pool, const Matrix& w, const Operand& in, std::int32_t m,

@@ -25,8 +25,6 @@ void rms_norm_op(const NormCall& call, const CpuKernels& kernels, ThreadPool& po
 // (v - mean(v)) / sqrt(variance(v) + eps) * weight + bias
 void layer_norm_op(const NormCall& call, const CpuKernels& kernels, ThreadPool& pool);
 
-enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu, identity };
-
 struct GatedCall {
   OpRows x;              // [n_rows, 2 n_cols], gate first, or [n_rows, n_cols]
   bool is_gated = true;  // activation(gate) * up, else activation(x)

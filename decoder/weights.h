@@ -2,22 +2,13 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <vector>
 
-#include "llm_decoder/decoder.h"
 #include "llm_decoder/model_config.h"
+#include "weight_resolver.h"
 
 namespace llm_decoder {
-
-struct Matrix {
-  WeightView::Layout layout = WeightView::Layout::f32;
-  std::int32_t n = 0, k = 0;      // out = in . [n, k]^T
-  const void* data = nullptr;     // packed
-  const float* scales = nullptr;  // [n] for w8 and w4
-  const float* bias = nullptr;    // [n] or null
-};
 
 struct LayerWeights {
   const float* ln1 = nullptr;     // [hidden]
@@ -37,8 +28,6 @@ struct DecoderWeights {
   const float* final_norm = nullptr;
   std::vector<LayerWeights> layers;
 };
-
-using NamedWeights = std::map<std::string, WeightView>;
 
 // Throws std::invalid_argument naming the weight that is missing, unknown, of a wrong shape or of a layout that does
 // not go with the others.

@@ -12,13 +12,12 @@ constexpr std::int32_t kFirstLogitsRows = 8;
 
 std::int64_t float_stride(std::int64_t n) { return round_up(n, kFloatsPerLine); }
 
-// Rows a multiple of 1 KiB apart share few cache sets; one line more spreads them.
-std::int64_t q_stride(std::int64_t k) {
+}  // namespace
+
+std::int64_t quantized_stride(std::int64_t k) {
   const std::int64_t stride = round_up(k_padded(k), static_cast<std::int64_t>(kAlign));
   return stride % 1024 == 0 ? stride + static_cast<std::int64_t>(kAlign) : stride;
 }
-
-}  // namespace
 
 AlignedBuffer::AlignedBuffer(std::size_t n_bytes)
     : n_bytes_(std::max(kAlign, static_cast<std::size_t>(round_up(static_cast<std::int64_t>(n_bytes), kAlign)))) {
@@ -50,7 +49,7 @@ Workspace::Workspace(const ModelConfig& config, bool is_quantized, std::size_t p
   rope_cos = allocate<float>(max_tokens * half);
   rope_sin = allocate<float>(max_tokens * half);
   if (is_quantized) {
-    q_stride_ = q_stride(max_k);
+    q_stride_ = quantized_stride(max_k);
     q_ = allocate<std::int8_t>(max_tokens * q_stride_);
     q_scale_ = allocate<float>(max_tokens);
     q_sum_ = allocate<std::int32_t>(max_tokens);

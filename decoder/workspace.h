@@ -35,6 +35,10 @@ class AlignedBuffer {
   std::size_t n_bytes_ = 0;
 };
 
+// Bytes between quantised rows of k values: whole lines, and one more where rows a multiple of 1 KiB apart would share
+// few cache sets.
+std::int64_t quantized_stride(std::int64_t k);
+
 class Workspace {
  public:
   Workspace() = default;

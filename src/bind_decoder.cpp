@@ -3,14 +3,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <atomic>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "array_view.h"
 #include "int8_decoder.h"
+#include "model_binding.h"
 #include "sampling_arrays.h"
 
 namespace py = pybind11;
@@ -18,36 +17,8 @@ namespace py = pybind11;
 namespace llm_decoder {
 namespace {
 
-// Takes fields out of the dict by name, all of them, and says which is wrong.
-class ConfigReader {
- public:
-  explicit ConfigReader(const py::dict& config) : config_(config) {}
-
-  template <class T>
-  void read(const char* name, T* value) {
-    check_arg(config_.contains(name), "INT8Decoder", "config must have ", name);
-    try {
-      *value = config_[name].cast<T>();
-    } catch (const py::cast_error&) {
-      check_arg(false, "INT8Decoder", "config ", name, " has a wrong value: ", std::string(py::repr(config_[name])));
-    }
-    ++n_read_;
-    names_ += std::string(n_read_ > 1 ? ", " : "") + name;
-  }
-
-  void check_all_read() const {
-    check_arg(config_.size() == n_read_, "INT8Decoder", "config must have exactly ", names_, ", got ",
-              std::string(py::str(py::list(config_.attr("keys")()))));
-  }
-
- private:
-  const py::dict& config_;
-  std::size_t n_read_ = 0;
-  std::string names_;
-};
-
 ModelConfig read_config(const py::dict& config) {
-  ConfigReader reader(config);
+  ConfigReader reader("INT8Decoder", config);
   ModelConfig read;
   reader.read("n_layers", &read.n_layers);
   reader.read("hidden_size", &read.hidden_size);
@@ -75,15 +46,12 @@ class PyDecoder {
 
   void set_weight(const std::string& name, const std::string& layout, const Shape& shape, const py::array& data,
                   const std::optional<py::array>& scales) {
-    const Use use(*this, "INT8Decoder.set_weight");
-    decoder_.set_weight(name, read_weight(name, layout, shape, data, scales));
-    std::vector<py::array>& kept = borrowed_[name];
-    kept = {data};
-    if (scales) kept.push_back(*scales);
+    const OneCaller::Use use(caller_, "INT8Decoder.set_weight");
+    decoder_.set_weight(name, borrowed_.read("INT8Decoder.set_weight", name, layout, shape, data, scales));
   }
 
   void finalize(std::int32_t max_tokens_per_step) {
-    const Use use(*this, "INT8Decoder.finalize");
+    const OneCaller::Use use(caller_, "INT8Decoder.finalize");
     py::gil_scoped_release release;
     decoder_.finalize(max_tokens_per_step);
   }
@@ -91,7 +59,7 @@ class PyDecoder {
   std::int32_t step(const KvCache& cache, const py::array& tokens, const py::array& seq_ids, const py::array& counts,
                     const py::array& want) {
     constexpr char kPlace[] = "INT8Decoder.step";
-    const Use use(*this, kPlace);
+    const OneCaller::Use use(caller_, kPlace);
     StepBatch batch;
     batch.tokens = read_array<std::int32_t>(tokens, kPlace, "tokens");
     batch.seq_ids = read_array<std::int64_t>(seq_ids, kPlace, "seq_ids");
@@ -102,18 +70,18 @@ class PyDecoder {
   }
 
   py::array_t<float> logits() {
-    const Use use(*this, "INT8Decoder.logits");
+    const OneCaller::Use use(caller_, "INT8Decoder.logits");
     const LogitsView logits = decoder_.logits();
     return copy_to_array(logits.data, {logits.n_rows, logits.vocab_size});
   }
 
   py::array_t<float> hidden() {
-    const Use use(*this, "INT8Decoder.hidden");
+    const OneCaller::Use use(caller_, "INT8Decoder.hidden");
     return copy_to_array(decoder_.hidden(), {decoder_.logits().n_rows, decoder_.config().hidden_size});
   }
 
   py::tuple sample(const py::array& rows, const py::dict& params, std::int32_t n_top) {
-    const Use use(*this, "INT8Decoder.sample");
+    const OneCaller::Use use(caller_, "INT8Decoder.sample");
     const SamplingParams read = read_sampling_params(rows, params);
     const SampleArrays arrays(rows.size(), n_top);
     {
@@ -124,7 +92,7 @@ class PyDecoder {
   }
 
   py::tuple continuations(const py::array& rows, const py::dict& params, std::int32_t n, std::int32_t n_top) {
-    const Use use(*this, "INT8Decoder.continuations");
+    const OneCaller::Use use(caller_, "INT8Decoder.continuations");
     const SamplingParams read = read_sampling_params(rows, params);
     const ContinuationArrays arrays(rows.size(), n, n_top);
     {
@@ -135,7 +103,7 @@ class PyDecoder {
   }
 
   py::tuple log_probs(const py::array& targets, std::int32_t n_top) {
-    const Use use(*this, "INT8Decoder.log_probs");
+    const OneCaller::Use use(caller_, "INT8Decoder.log_probs");
     const Span<const std::int32_t> ids = read_array<std::int32_t>(targets, "INT8Decoder.log_probs", "targets");
     const SampleArrays arrays(targets.size(), n_top);
     {
@@ -146,12 +114,12 @@ class PyDecoder {
   }
 
   void start_profile() {
-    const Use use(*this, "INT8Decoder.start_profile");
+    const OneCaller::Use use(caller_, "INT8Decoder.start_profile");
     decoder_.start_profile();
   }
 
   py::tuple stop_profile() {
-    const Use use(*this, "INT8Decoder.stop_profile");
+    const OneCaller::Use use(caller_, "INT8Decoder.stop_profile");
     const std::vector<StepRecord> steps = decoder_.stop_profile();
     const auto n_steps = static_cast<py::ssize_t>(steps.size());
     py::array_t<std::int32_t> n_tokens(n_steps), n_sequences(n_steps);
@@ -170,61 +138,9 @@ class PyDecoder {
   std::size_t workspace_bytes() const { return decoder_.workspace_bytes(); }
 
  private:
-  class Use {
-   public:
-    Use(PyDecoder& decoder, const char* place) : in_use_(decoder.in_use_) {
-      check_state(!in_use_.exchange(true), place,
-                  "needs to be the only call, but another thread is inside this decoder");
-    }
-    ~Use() { in_use_ = false; }
-    Use(const Use&) = delete;
-    Use& operator=(const Use&) = delete;
-
-   private:
-    std::atomic<bool>& in_use_;
-  };
-
-  static WeightView read_weight(const std::string& name, const std::string& layout, const Shape& shape,
-                                const py::array& data, const std::optional<py::array>& scales) {
-    constexpr char kPlace[] = "INT8Decoder.set_weight";
-    const bool is_vector = layout == "vector", is_bf16 = layout == "bf16";
-    const bool is_w8 = layout == "w8", is_w4 = layout == "w4";
-    check_arg(is_vector || is_bf16 || is_w8 || is_w4 || layout == "f32", kPlace, "layout of ", name,
-              " must be 'vector', 'f32', 'bf16', 'w8' or 'w4', got '", layout, "'");
-    check_arg(shape.size() == (is_vector ? 1u : 2u), kPlace, "shape of ", name, " must have ", is_vector ? 1 : 2,
-              " sizes, got ", shape_text(shape));
-    for (const py::ssize_t size : shape) {
-      check_arg(size > 0 && size <= kLargestSize, kPlace, "shape of ", name, " is impossible: ", shape_text(shape));
-    }
-    check_arg(scales.has_value() == (is_w8 || is_w4), kPlace,
-              scales ? "only w8 and w4 have scales, got some for " : "w8 and w4 need scales, got none for ", name);
-    WeightView view;
-    view.n = shape[0];
-    view.k = is_vector ? 0 : shape[1];
-    const std::string of = name + " data";
-    if (is_w8 || is_w4) {
-      view.layout = is_w8 ? WeightView::Layout::w8 : WeightView::Layout::w4;
-      const std::int64_t n_bytes = is_w8 ? packed_w8_bytes(view.n, view.k) : packed_w4_bytes(view.n, view.k);
-      view.data = read_array<std::uint8_t>(data, kPlace, of.c_str(), {n_bytes}).data;
-      view.scales = read_array<float>(*scales, kPlace, (name + " scales").c_str(), {view.n}).data;
-      return view;
-    }
-    if (is_bf16) {
-      view.layout = WeightView::Layout::bf16;
-      view.data = read_array<std::uint16_t>(data, kPlace, of.c_str(), {packed_bf16_bytes(view.n, view.k) / 2}).data;
-      return view;
-    }
-    view.layout = is_vector ? WeightView::Layout::vector : WeightView::Layout::f32;
-    view.data =
-        read_array<float>(data, kPlace, of.c_str(), {is_vector ? view.n : packed_f32_bytes(view.n, view.k) / 4}).data;
-    return view;
-  }
-
-  static constexpr py::ssize_t kLargestSize = 1 << 30;
-
-  std::map<std::string, std::vector<py::array>> borrowed_;
+  BorrowedWeights borrowed_;
   INT8Decoder decoder_;
-  std::atomic<bool> in_use_{false};
+  OneCaller caller_;
 };
 
 }  // namespace

@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -64,6 +66,47 @@ FloatArray silu_mul(const std::string& isa, Array gate_up) {
             size_of(gate_up, 1));
   FloatArray out({n_rows, n_cols});
   select_cpu_kernels(isa.c_str()).silu_mul(data, 2 * n_cols, n_rows, n_cols, out.mutable_data(), n_cols);
+  return out;
+}
+
+// Columns from n_cols on are written by nobody: out has them too, as they were.
+FloatArray layer_norm(const std::string& isa, Array x, Array weight, const std::optional<py::array>& bias, float eps) {
+  constexpr char kPlace[] = "kernels.layer_norm";
+  const float* data = read_array<float>(x, kPlace, "x", {kAny, kAny}).data;
+  const std::int32_t n_rows = size_of(x, 0), n_cols = size_of(weight, 0);
+  check_arg(n_cols <= size_of(x, 1), kPlace, "weight must have at most the columns of x, got ", n_cols);
+  const float* weights = read_array<float>(weight, kPlace, "weight", {n_cols}).data;
+  const float* biases = bias ? read_array<float>(*bias, kPlace, "bias", {n_cols}).data : nullptr;
+  const std::int64_t stride = size_of(x, 1);
+  FloatArray out = copy_to_array(data, shape_of(x));
+  select_cpu_kernels(isa.c_str())
+      .layer_norm(data, stride, weights, biases, eps, n_rows, n_cols, out.mutable_data(), stride);
+  return out;
+}
+
+void layer_norm_in_place(const std::string& isa, py::array& x, Array weight, float eps) {
+  float* data = write_array<float>(x, "kernels.layer_norm_in_place", "x", {kAny, kAny}).data;
+  const std::int32_t n_rows = size_of(x, 0), n_cols = size_of(x, 1);
+  const float* weights = read_array<float>(weight, "kernels.layer_norm_in_place", "weight", {n_cols}).data;
+  select_cpu_kernels(isa.c_str()).layer_norm(data, n_cols, weights, nullptr, eps, n_rows, n_cols, data, n_cols);
+}
+
+// x: [n_rows, n_cols], or [n_rows, 2 * n_cols] where is_gated. out: [n_rows, n_cols + 1], the last column as `fill`.
+FloatArray activate(const std::string& isa, const std::string& activation, bool is_gated, Array x, float fill) {
+  constexpr char kPlace[] = "kernels.activate";
+  static const std::map<std::string, Activation> kNames = {{"silu", Activation::silu},
+                                                           {"gelu", Activation::gelu},
+                                                           {"gelu_tanh", Activation::gelu_tanh},
+                                                           {"relu", Activation::relu},
+                                                           {"identity", Activation::identity}};
+  const auto found = kNames.find(activation);
+  check_arg(found != kNames.end(), kPlace, "no such activation: ", activation);
+  const float* data = read_array<float>(x, kPlace, "x", {kAny, kAny}).data;
+  const std::int32_t n_rows = size_of(x, 0), n_in = size_of(x, 1), n_cols = is_gated ? n_in / 2 : n_in;
+  FloatArray out({n_rows, n_cols + 1});
+  std::fill_n(out.mutable_data(), out.size(), fill);
+  select_cpu_kernels(isa.c_str())
+      .activate(found->second, is_gated, data, n_in, n_rows, n_cols, out.mutable_data(), n_cols + 1);
   return out;
 }
 
@@ -251,6 +294,9 @@ void register_row_kernels(py::module_& kernels) {
   kernels.def("rms_norm", &rms_norm, arg("isa"), arg("x"), arg("weight"), arg("eps"));
   kernels.def("rms_norm_in_place", &rms_norm_in_place, arg("isa"), arg("x"), arg("weight"), arg("eps"));
   kernels.def("silu_mul", &silu_mul, arg("isa"), arg("gate_up"));
+  kernels.def("layer_norm", &layer_norm, arg("isa"), arg("x"), arg("weight"), arg("bias").none(true), arg("eps"));
+  kernels.def("layer_norm_in_place", &layer_norm_in_place, arg("isa"), arg("x"), arg("weight"), arg("eps"));
+  kernels.def("activate", &activate, arg("isa"), arg("activation"), arg("is_gated"), arg("x"), arg("fill"));
   kernels.def("rope", &rope, "in place", arg("isa"), arg("x"), arg("cos"), arg("sin"));
   kernels.def("log_sum_exp", &log_sum_exp, "(log(sum(exp(x))), max, is_finite)", arg("isa"), arg("x"));
   kernels.def("index_of_max", &index_of_max, arg("isa"), arg("x"), arg("max"));

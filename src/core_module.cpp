@@ -7,6 +7,7 @@ void register_kv_cache(pybind11::module_& m);
 void register_kernels(pybind11::module_& m);
 void register_sampling(pybind11::module_& m);
 void register_decoder(pybind11::module_& m);
+void register_encoder(pybind11::module_& m);
 void register_machine_limits(pybind11::module_& m);
 void register_prompt_lookup(pybind11::module_& m);
 void register_dlpack(pybind11::module_& m);
@@ -19,11 +20,12 @@ void register_product_ops(pybind11::module_& m);
 }  // namespace llm_decoder
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "The CPU core of llm_decoder: paged KV cache, kernels, sampling, INT8Decoder.";
+  m.doc() = "The CPU core of llm_decoder: paged KV cache, kernels, sampling, INT8Decoder, Encoder.";
   llm_decoder::register_kv_cache(m);
   llm_decoder::register_kernels(m);
   llm_decoder::register_sampling(m);
   llm_decoder::register_decoder(m);
+  llm_decoder::register_encoder(m);
   llm_decoder::register_machine_limits(m);
   llm_decoder::register_prompt_lookup(m);
   llm_decoder::register_dlpack(m);

@@ -21,6 +21,8 @@ from llm_decoder.grammars import GrammarCompiler
 from llm_decoder.outputs import StreamEvent
 from llm_decoder.sampling import SamplingParams, resolve_params
 from llm_decoder.search.params import SearchParams
+from llm_decoder.search.scorers import RequestScorer
+from llm_decoder.search.scoring import Aside, at_once
 from llm_decoder.sequence import Limits, Vocabulary, build_request
 from llm_decoder.speculation import Speculation, SpeculationOptions
 from llm_decoder.structured import as_structured_outputs
@@ -218,10 +220,11 @@ class Desk:
         max_num_seqs: int = 64,
         tokenizer: Vocabulary | None = None,
         start_speculation: Callable[[], Speculation | None] = lambda: SpeculationOptions().start(),
+        aside: Aside = at_once,
     ) -> None:
         self.backend = backend or FakeBackend()
         self.tokenizer = tokenizer or ByteTokenizer()
-        self.core = EngineCore(self.backend, self.tokenizer, max_num_seqs, start_speculation)
+        self.core = EngineCore(self.backend, self.tokenizer, max_num_seqs, start_speculation, aside)
         self.grammars = GrammarCompiler(ByteTokenizer(), self.backend.vocab_size, frozenset({256}))
         self.sent: dict[str, list[Any]] = {}
 
@@ -239,6 +242,10 @@ class Desk:
         backend = self.backend
         resolved = resolve_params(SearchParams(**params) if "width" in params else SamplingParams(**params))
         asked = resolved.structured_outputs
+        scorer = None
+        if isinstance(resolved, SearchParams) and resolved.is_scored:
+            assert callable(resolved.scorer), "names are the LLM's"
+            scorer = RequestScorer("of a test", resolved.query or "prompt", resolved.scorer)
         request = build_request(
             list(prompt.encode() if isinstance(prompt, str) else prompt),
             resolved,
@@ -252,6 +259,7 @@ class Desk:
             rows=rows,
             priority=priority,
             grammar=None if asked is None else self.grammars.compile(as_structured_outputs(asked)),
+            scorer=scorer,
         )
         self.sent[request_id] = items
         self.core.add(request)

@@ -134,6 +134,10 @@ struct AttentionItem {
   std::int32_t span_begin = 0, span_end = 0;
 };
 
+// Of a feed-forward layer, on one number: x / (1 + exp(-x)); x (1 + erf(x / sqrt(2))) / 2;
+// x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2; max(x, 0); x.
+enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu, identity };
+
 struct CpuKernels {
   const char* name;  // "generic", "avx2", "avx512vnni"
 
@@ -153,6 +157,12 @@ struct CpuKernels {
   // gate_up: [n_rows, 2 * n_cols], gate first. out[r, c] = silu(gate[r, c]) * up[r, c].
   void (*silu_mul)(const float* gate_up, std::int64_t stride, std::int32_t n_rows, std::int32_t n_cols, float* out,
                    std::int64_t out_stride);
+  // out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, which may be null.
+  void (*layer_norm)(const float* x, std::int64_t x_stride, const float* weight, const float* bias, float eps,
+                     std::int32_t n_rows, std::int32_t n_cols, float* out, std::int64_t out_stride);
+  // x: [n_rows, n_cols], or where is_gated [n_rows, 2 * n_cols] and out[r, c] = activation(x[r, c]) * x[r, n_cols + c].
+  void (*activate)(Activation activation, bool is_gated, const float* x, std::int64_t x_stride, std::int32_t n_rows,
+                   std::int32_t n_cols, float* out, std::int64_t out_stride);
   // Rotates the first 2 * half channels of each head in place, halves apart (x[i], x[i + half]), as Llama checkpoints
   // in the HF layout want it. x: one token's [n_heads, head_dim]; cos, sin: [half] of that token's position.
   void (*rope)(float* x, std::int32_t n_heads, std::int32_t head_dim, std::int32_t half, const float* cos,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from llm_decoder.async_llm import AsyncLLM
     from llm_decoder.backends import DeviceInfo, devices
     from llm_decoder.decoders import INT8Decoder
+    from llm_decoder.encoders.cross_encoder import CrossEncoder, RankedDocument
+    from llm_decoder.encoders.sentence_encoder import SentenceEncoder
     from llm_decoder.errors import (
         BackendError,
         ConfigError,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     )
     from llm_decoder.llm import LLM
     from llm_decoder.outputs import (
+        CandidateScores,
         Completion,
         RequestMetrics,
         RequestOutput,
@@ -54,9 +57,11 @@ __all__ = [
     "AnswerMessage",
     "AsyncLLM",
     "BackendError",
+    "CandidateScores",
     "Completion",
     "ConfigError",
     "ContextLengthExceededError",
+    "CrossEncoder",
     "DeviceInfo",
     "EngineClosedError",
     "INT8Decoder",
@@ -69,6 +74,7 @@ __all__ = [
     "NotEnoughMemoryError",
     "Part",
     "QueueFullError",
+    "RankedDocument",
     "RequestFailedError",
     "RequestMetrics",
     "RequestOutput",
@@ -76,6 +82,7 @@ __all__ = [
     "SearchParams",
     "SearchStep",
     "SearchTree",
+    "SentenceEncoder",
     "ServerError",
     "StreamEvent",
     "StructuredOutputs",
@@ -91,17 +98,21 @@ __all__ = [
 _HOMES = {
     "AnswerMessage": "answers",
     "AsyncLLM": "async_llm",
+    "CandidateScores": "outputs",
     "Completion": "outputs",
+    "CrossEncoder": "encoders.cross_encoder",
     "DeviceInfo": "backends",
     "INT8Decoder": "decoders",
     "LLM": "llm",
     "Part": "answers",
+    "RankedDocument": "encoders.cross_encoder",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling",
     "SearchParams": "search.params",
     "SearchStep": "outputs",
     "SearchTree": "search.tree",
+    "SentenceEncoder": "encoders.sentence_encoder",
     "StreamEvent": "outputs",
     "StructuredOutputs": "structured",
     "TokenLogprob": "outputs",

@@ -18,6 +18,7 @@ from llm_decoder.llm import LLM, Params, params_for
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages
 from llm_decoder.sampling import SamplingParams
+from llm_decoder.search.params import SearchParams, checked_search
 
 if TYPE_CHECKING:
     from llm_decoder.tokenizer import Tokenizer
@@ -87,6 +88,18 @@ class AsyncLLM:
             for subscription in subscriptions:
                 subscription.handle.cancel()
             raise
+
+    async def search(
+        self, prompts: str | Sequence[Any], params: SearchParams | None = None, *, priority: int = 0
+    ) -> list[RequestOutput]:
+        """As LLM.search."""
+        return await self.generate(prompts, checked_search(params), priority=priority)
+
+    def stream_search(
+        self, prompt: Prompt, params: SearchParams | None = None, *, priority: int = 0, **template_options: Any
+    ) -> AsyncIterator[StreamEvent]:
+        """As LLM.stream_search."""
+        return self.stream(prompt, checked_search(params), priority=priority, **template_options)
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, **template_options: Any

@@ -45,6 +45,7 @@ from llm_decoder._core import (
     sample_op,
     unpack_w8,
 )
+from llm_decoder._core import Encoder as CoreEncoder
 from llm_decoder._core import INT8Decoder as CoreDecoder
 from llm_decoder.cpu_topology import cpu_name, last_cache_bytes, usable_cores
 from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
@@ -52,6 +53,7 @@ from llm_decoder.fit import auto_kv_dtype, available_memory_bytes
 from llm_decoder.kv_pool import KvPool, divide_pool
 
 if TYPE_CHECKING:
+    from llm_decoder.encoders.config import EncoderConfig
     from llm_decoder.model_config import ModelConfig
     from llm_decoder.packed_tensor import PackedTensor
 
@@ -61,6 +63,7 @@ __all__ = [
     "CoreDecoder",
     "CpuBackend",
     "DeviceInfo",
+    "EncoderBackend",
     "KvCache",
     "MachineLimits",
     "Model",
@@ -482,3 +485,54 @@ def _kv_dtype(model: Model, options: BackendOptions) -> str:
     if options.kv_cache_dtype == "auto":
         return auto_kv_dtype(model.weights["layer_0/attn_qkv"].layout)
     return options.kv_cache_dtype
+
+
+class EncoderBackend:
+    """The core's encoder on the CPU: weights in, ragged batches of tokens, hidden states out. For one thread at a time.
+
+    n_threads: how many compute; None = as many as choose_threads says. isa: a name of devices()[0].isas, or "auto".
+    Raises ConfigError for either, BackendError for a configuration that the core refuses.
+    """
+
+    def __init__(self, config: EncoderConfig, n_threads: int | None = None, isa: str = "auto") -> None:
+        n_threads = choose_threads(n_threads)
+        try:
+            self._encoder = CoreEncoder(config.to_core(), n_threads, isa)
+        except ValueError as error:
+            raise BackendError(f"[encoder] the core refuses the configuration: {error}") from error
+
+    def set_weight(self, name: str, weight: PackedTensor | Floats) -> None:
+        """A weight of encoders.config.weight_shapes, packed, or as float32 [n] or [n_out, n_in]. All matrices are
+        quantised or none; tables of positions and types may be either.
+
+        Raises ValueError naming the weight whose layout, shape or dtype is wrong.
+        """
+        if isinstance(weight, np.ndarray):
+            is_matrix = weight.ndim == 2
+            data = pack_f32(weight) if is_matrix else weight
+            self._encoder.set_weight(name, "f32" if is_matrix else "vector", weight.shape, data)
+            return
+        self._encoder.set_weight(name, weight.layout, weight.shape, weight.data, weight.scales)
+
+    def finalize(self, max_tokens: int) -> None:
+        """Sizes the scratch for batches of so many tokens. Raises ValueError naming the weight at fault."""
+        self._encoder.finalize(max_tokens)
+
+    def encode(self, token_ids: Ints, counts: Ints, type_ids: Ints | None = None, pooling: str = "none") -> Floats:
+        """Hidden states float32 [n_tokens, hidden_size]; with pooling "first" those of each sequence's first token,
+        with "mean" the mean of each sequence's, [n_seqs, hidden_size].
+
+        token_ids int32 [n_tokens], sequences one behind the other; counts int32 [n_seqs], tokens of each; type_ids
+        int32 [n_tokens], None = all 0. No row depends on the other sequences, nor on n_threads. Raises ValueError for a
+        batch that does not fit.
+        """
+        return self._encoder.encode(token_ids, counts, type_ids, pooling)
+
+    def info(self) -> dict[str, Any]:
+        """What was chosen: device, isa, threads, sizes in tokens."""
+        return {
+            "device": "cpu",
+            "isa": self._encoder.isa,
+            "threads": self._encoder.threads,
+            "max_tokens": self._encoder.max_tokens,
+        }

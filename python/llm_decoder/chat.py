@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from llm_decoder.errors import ContextLengthExceededError, InvalidRequestError
 
-__all__ = ["ChatTokenizer", "FittedChat", "Message", "fit_chat"]
+__all__ = ["ChatTokenizer", "FittedChat", "Message", "fit_chat", "last_user_text"]
 
 Message = Mapping[str, Any]
 MAX_MESSAGES = 16384
@@ -79,6 +79,15 @@ def fit_chat(
             param="messages",
         )
     return FittedChat(token_ids, sum(len(turn) for turn in turns[:n_dropped]))
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """What the user said last; empty when that was nothing."""
+    content = next((message.get("content") for message in reversed(messages) if message["role"] == "user"), None)
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else ()
+    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))
 
 
 def _split(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:

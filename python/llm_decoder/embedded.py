@@ -1,4 +1,4 @@
-"""Where the model that ships inside the package lies."""
+"""Where the models that ship inside the package lie."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 from llm_decoder.errors import ModelNotFoundError
 
-__all__ = ["EMBEDDED_NAME", "embedded_model", "is_embedded"]
+__all__ = ["EMBEDDED_NAME", "embedded_model", "embedded_reranker", "is_embedded"]
 
 EMBEDDED_NAME = "storyteller"
+_RERANKER_NAME = "reranker"
 
 
 def is_embedded(model: str | Path | None) -> bool:
@@ -18,7 +19,19 @@ def is_embedded(model: str | Path | None) -> bool:
 
 def embedded_model() -> Path:
     """The folder of the embedded model. Raises ModelNotFoundError when this installation was made without it."""
-    folder = Path(__file__).parent / "embedded" / EMBEDDED_NAME
+    return _embedded(EMBEDDED_NAME, "model")
+
+
+def embedded_reranker() -> Path:
+    """The folder of the embedded cross-encoder. Raises ModelNotFoundError when this installation was made without
+    it."""
+    return _embedded(_RERANKER_NAME, "reranker")
+
+
+def _embedded(name: str, what: str) -> Path:
+    folder = Path(__file__).parent / "embedded" / name
     if not (folder / "config.json").exists():
-        raise ModelNotFoundError(f"[{folder}] need the embedded model, got none; reinstall llm_decoder or name a model")
+        raise ModelNotFoundError(
+            f"[{folder}] need the embedded {what}, got none; reinstall llm_decoder or name a {what}"
+        )
     return folder

@@ -25,6 +25,8 @@ from llm_decoder.errors import EngineClosedError, QueueFullError
 from llm_decoder.grammars import Grammar
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams, derive_seed, resolve_params
+from llm_decoder.search.scorers import RequestScorer
+from llm_decoder.search.scoring import ScoringThread
 from llm_decoder.sequence import Limits, Request, Rows, Sink, Vocabulary, build_request
 from llm_decoder.speculation import SpeculationOptions
 
@@ -72,6 +74,7 @@ class _Worker:
     lock: threading.RLock = field(default_factory=threading.RLock)
     thread: threading.Thread | None = None
     core: EngineCore | None = None
+    scoring: ScoringThread = field(default_factory=ScoringThread)
     refusal: EngineClosedError | None = None  # why nothing more is taken
     closing: bool = False
     is_over: bool = False  # nobody reads the inbox any more
@@ -126,15 +129,32 @@ class _Worker:
         is_idle = True
         while True:
             while is_idle or not self.inbox.empty():
-                command = self.inbox.get()
+                command = self._next_command()
                 if command is not None:
                     command.run(core)
                 is_idle = False
             if self.closing and (not core.requests or time.monotonic() >= self.drain_until_s):
                 return
             is_idle = not core.step()
-            if is_idle and core.requests:
+            if is_idle and len(core.requests) > core.n_scored:
                 raise RuntimeError(f"{len(core.requests)} requests are open and none can run")
+
+    def _next_command(self) -> _Command | None:
+        """Waits for one; while it drains, no longer than it may."""
+        wait_s = min(max(0.0, self.drain_until_s - time.monotonic()), 60.0) if self.closing else None
+        try:
+            return self.inbox.get(timeout=wait_s)
+        except queue.Empty:
+            return None
+
+    def aside(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Runs job() on the scoring thread, then done(what it returned, or raised) on the engine's own."""
+
+        def tell(result: Any) -> None:
+            with contextlib.suppress(EngineClosedError):  # every request has been told then
+                self.put(_Command(lambda core: done(result), lambda error: None), is_late=True)
+
+        self.scoring.submit(job, tell)
 
     def _end(self, core: EngineCore, end: EngineClosedError) -> None:
         with self.lock:
@@ -142,6 +162,7 @@ class _Worker:
                 self.refusal = end
             self.is_over = True
         core.abandon(lambda: _copy(end))
+        self.scoring.close()
         with contextlib.suppress(queue.Empty):
             while True:
                 command = self.inbox.get_nowait()
@@ -229,7 +250,9 @@ class Engine:
         worker.thread = threading.Thread(
             target=worker.main,
             args=(
-                lambda: EngineCore(create_backend(), tokenizer, options.max_num_seqs, options.speculation.start),
+                lambda: EngineCore(
+                    create_backend(), tokenizer, options.max_num_seqs, options.speculation.start, worker.aside
+                ),
                 ready,
             ),
             name="llm_decoder-engine",
@@ -259,12 +282,16 @@ class Engine:
         priority: int = 0,
         grammar: Grammar | None = None,
         text_decoder: TextDecoder | None = None,
+        scorer: RequestScorer | None = None,
         sink: Sink | None = None,
+        is_inner: bool = False,
     ) -> RequestHandle:
         """Checks a request and puts it in line. With a `sink`, events go there (called on the engine thread, must not
         block) and not to the handle. rows: collect these for every prompt token instead of generating. priority: from
         -100 to 100; it waits as if it had come so many seconds later. grammar: what `params.structured_outputs` is,
         compiled; every answer follows it. text_decoder: makes the text of the answers, None = the tokenizer does.
+        scorer: of a search, reads its answers on the scoring thread. is_inner: a request that runs asks it, so that it
+        is taken where others find the queue full, and while the engine drains.
 
         Raises InvalidRequestError, ContextLengthExceededError, NotEnoughMemoryError, QueueFullError, EngineClosedError.
         """
@@ -286,6 +313,7 @@ class Engine:
             priority=priority,
             grammar=grammar,
             text_decoder=text_decoder,
+            scorer=scorer,
         )
         worker = self._worker
 
@@ -294,7 +322,7 @@ class Engine:
                 worker.n_waiting -= 1
                 core.add(request)
 
-        worker.put(_Command(take, request.sink), self._take_room)
+        worker.put(_Command(take, request.sink), lambda: self._take_room(is_inner), is_late=is_inner)
         return RequestHandle(self._worker, request, items)
 
     def _seed(self, params: SamplingParams, number: int) -> int:
@@ -304,10 +332,10 @@ class Engine:
             return secrets.randbits(64)
         return derive_seed(self.options.seed % (1 << 64), number + 1)
 
-    def _take_room(self) -> None:
+    def _take_room(self, is_inner: bool) -> None:
         worker, limit = self._worker, self.options.max_requests
         n_open = worker.n_waiting + (len(worker.core.requests) if worker.core is not None else 0)
-        if limit is not None and n_open >= limit:
+        if limit is not None and n_open >= limit and not is_inner:
             worker.n_refused += 1
             raise QueueFullError(f"[engine] {n_open} requests wait or run, as many as it takes; try again later")
         worker.n_waiting += 1

@@ -15,11 +15,13 @@ from llm_decoder.batch import SamplingBatch, StepBatch
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.errors import RequestFailedError
 from llm_decoder.histograms import EngineHistograms
-from llm_decoder.outputs import FinishReason, RequestOutput, StreamEvent, TokenLogprob
+from llm_decoder.outputs import Completion, FinishReason, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.pace import Pace
 from llm_decoder.scheduler import Scheduler, SchedulerLimits
 from llm_decoder.search.params import SearchParams
-from llm_decoder.search.searches import begin_search, completions_of, make_offers
+from llm_decoder.search.ranking import by_final_score, scores_of
+from llm_decoder.search.scoring import Aside, at_once
+from llm_decoder.search.searches import begin_search, candidates_of, make_offers
 from llm_decoder.sequence import Request, Sequence
 from llm_decoder.speculation import Speculation, StepCost
 
@@ -47,7 +49,9 @@ class EngineCore:
         tokenizer: TextDecoder,
         max_num_seqs: int = 64,
         start_speculation: Callable[[], Speculation | None] = lambda: None,
+        aside: Aside = at_once,
     ) -> None:
+        """aside: runs scorers, so that no step waits for one."""
         limits = SchedulerLimits(
             max_tokens_per_step=backend.max_tokens_per_step,
             max_num_seqs=min(max_num_seqs, backend.max_tokens_per_step),
@@ -60,6 +64,8 @@ class EngineCore:
         self.requests: dict[str, Request] = {}
         self._tokenizer = tokenizer
         self._start_speculation = start_speculation
+        self._aside = aside
+        self._scored: set[Request] = set()  # requests whose answers are being scored
         self._batch = StepBatch(backend.max_tokens_per_step)
         self._sampling = SamplingBatch()
         self._beam_sampling = SamplingBatch()
@@ -99,6 +105,11 @@ class EngineCore:
         for request in requests:
             request.finished = True
             _send(request, make_error())
+
+    @property
+    def n_scored(self) -> int:
+        """Open requests that no step is needed for: a scorer has their answers."""
+        return len(self._scored)
 
     # -- a step
 
@@ -207,7 +218,7 @@ class EngineCore:
 
     def _add_others(self, request: Request) -> None:
         """Sequences for the answers that have none yet."""
-        for index in range(len(request.sequences), request.params.n):
+        for index in range(len(request.sequences), request.n_sequences):
             request.sequences.append(self._sequence(request, index))
 
     # -- rows and tokens of a step
@@ -359,13 +370,50 @@ class EngineCore:
             self.scheduler.remove(sequence)
         assert request.group is not None
         request.metrics.n_dropped_beams = request.group.n_given_up
-        request.completions = completions_of(request, request.text_decoder or self._tokenizer, reason)
+        self._rank(request, reason)
+
+    # -- answers that are compared
+
+    def _rank(self, request: Request, reason: FinishReason) -> None:
+        """All answers of a search are whole, and no page is held for them. A scorer reads them now, where there is one;
+        not those of a search that was cancelled."""
+        candidates = candidates_of(request, request.text_decoder or self._tokenizer, reason)
+        scorer = request.scorer
+        if scorer is None or reason == "abort":
+            self._tell_best(request, candidates, reason)
+            return
+        request.completions = candidates
+        request.answered_s = time.perf_counter()
+        self._scored.add(request)
+        texts = [candidate.text for candidate in candidates]
+
+        def score() -> list[float]:
+            return [] if request.finished else scorer(texts)
+
+        def take(scores: Any) -> None:
+            if not request.finished:
+                self._attempt(request, self._take_scores, request, candidates, scores, reason)
+
+        self._aside(score, take)
+
+    def _take_scores(self, request: Request, candidates: list[Completion], scores: Any, reason: FinishReason) -> None:
+        if isinstance(scores, BaseException):
+            raise scores
+        params = request.params
+        assert isinstance(params, SearchParams)
+        self._tell_best(request, by_final_score(candidates, scores, params), reason, is_scored=True)
+
+    def _tell_best(
+        self, request: Request, candidates: list[Completion], reason: FinishReason, *, is_scored: bool = False
+    ) -> None:
+        """candidates: of a search that is over, the best first."""
+        request.completions = candidates[: request.params.n]
         self._finish_request(request, reason)
         output = request.output()
         if request.search_stream is None:
             _send(request, output)
             return
-        events = request.search_stream.last(request.completions)
+        events = request.search_stream.last(request.completions, scores_of(candidates) if is_scored else None)
         events[-1].output = output
         for event in events:
             _send(request, event)
@@ -479,14 +527,14 @@ class EngineCore:
             self._finish(sequence, "stop")
             return
         is_over = False
-        if request.stream or sequence.stop_matcher is not None:
+        if request.tells_deltas or sequence.stop_matcher is not None:
             sequence.n_decoded += 1
             is_over = self._add_text(sequence, sequence.detokenizer.push((token,)))
         if is_over or (sequence.follower is not None and sequence.follower.is_complete):
             self._finish(sequence, "stop")
         elif sequence.n_generated >= request.max_new:
             self._finish(sequence, "length")
-        elif request.stream and sequence.unsent_text:
+        elif request.tells_deltas and sequence.unsent_text:
             _send(request, self._event(sequence))
 
     def _add_text(self, sequence: Sequence, text: str) -> bool:
@@ -503,12 +551,14 @@ class EngineCore:
         return stop is not None
 
     def _finish_all(self, request: Request, reason: FinishReason) -> None:
-        if request.group is not None:
+        if request.completions is not None:
+            self._tell_best(request, request.completions, reason)
+        elif request.group is not None:
             self._finish_search(request, reason)
-            return
-        for sequence in request.sequences:
-            if sequence.finish_reason is None:
-                self._finish(sequence, reason)
+        else:
+            for sequence in request.sequences:
+                if sequence.finish_reason is None:
+                    self._finish(sequence, reason)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         request = sequence.request
@@ -516,6 +566,10 @@ class EngineCore:
         # The last bytes of an answer may complete a stop string too.
         sequence.finish_reason = "stop" if self._finish_text(sequence, reason) else reason
         is_last = all(other.finish_reason is not None for other in request.sequences)
+        if isinstance(request.params, SearchParams):
+            if is_last:
+                self._rank(request, reason)
+            return
         event = self._event(sequence) if request.stream else None
         output = request.output() if is_last else None
         if event is not None:
@@ -547,14 +601,16 @@ class EngineCore:
     def _finish_request(self, request: Request, reason: FinishReason) -> None:
         request.finished = True
         self.requests.pop(request.request_id, None)
+        self._scored.discard(request)
         self._n_finished[reason] += 1
         metrics = request.metrics
         metrics.n_prompt_tokens = len(request.prompt_token_ids)
         now_s = time.perf_counter()
         metrics.total_s = now_s - request.submitted_s
         n_later = metrics.n_generated_tokens - request.n_side_by_side
-        if n_later > 0 and now_s > request.first_token_s:
-            metrics.tokens_per_s = n_later / (now_s - request.first_token_s)
+        answered_s = request.answered_s or now_s
+        if n_later > 0 and answered_s > request.first_token_s:
+            metrics.tokens_per_s = n_later / (answered_s - request.first_token_s)
         self._histograms.add_request(request, now_s)
 
     def _event(self, sequence: Sequence) -> StreamEvent:

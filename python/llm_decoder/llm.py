@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from llm_decoder.answers import AnswerParser, ChatStyle, find_style
 from llm_decoder.backends import BackendOptions, StepTimes, create_backend
-from llm_decoder.chat import Message
+from llm_decoder.chat import Message, last_user_text
 from llm_decoder.chat_answers import ChatAnswers, StreamParts
+from llm_decoder.companions import Companions
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.engine import Engine, EngineOptions, RequestHandle
 from llm_decoder.errors import ConfigError, InvalidRequestError
@@ -23,14 +24,16 @@ from llm_decoder.grammars import Grammar, GrammarCompiler
 from llm_decoder.no_tokenizer import NoTokenizer
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts, checked_messages, is_chat, tokenize_prompt
-from llm_decoder.sampling import BUILT_IN_DEFAULTS, SamplingParams, checked_params, refuse_field, resolve_params
-from llm_decoder.search.best_of import ranked, samples_of
+from llm_decoder.sampling import BUILT_IN_DEFAULTS, SamplingParams, checked_params, resolve_params
+from llm_decoder.search.likelihood import likelihoods
 from llm_decoder.search.params import SearchParams, checked_search
+from llm_decoder.search.scorers import RequestScorer, Reranker
 from llm_decoder.sequence import Rows, Sink
 from llm_decoder.speculation import SpeculationOptions
 from llm_decoder.structured import as_structured_outputs
 
 if TYPE_CHECKING:
+    from llm_decoder.encoders.sentence_encoder import SentenceEncoder
     from llm_decoder.model_config import ModelConfig
     from llm_decoder.tokenizer import Tokenizer
 
@@ -66,6 +69,9 @@ class LLM:
     from. chat_template, system: a template's text and a system message in place of the model's own. config_dir: a
     settings folder that describes a `weights/` folder without a config of its own. deterministic: answers never depend
     on what else is computed; the CPU keeps that in every precision, asked or not.
+    reranker: what scores answers for scorer="reranker": the folder of a cross-encoder, a CrossEncoder, or an object
+    with its `score`; None = the one in the package, opened when it is first asked for. embedder: the folder of a
+    sentence encoder, or a SentenceEncoder, for `embed`; None = the model's own hidden states.
     progress: called as progress(n_done_bytes, n_all_bytes, what) while a model is fetched and quantised.
 
     Raises ModelLoadError, ConfigError, BackendError (errors.py). Also a context manager: leaving it closes it.
@@ -98,6 +104,8 @@ class LLM:
         system: str | None = None,
         config_dir: str | Path | None = None,
         deterministic: bool = False,
+        reranker: Reranker | str | Path | None = None,
+        embedder: SentenceEncoder | str | Path | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         from llm_decoder.loading import load_model
@@ -123,6 +131,7 @@ class LLM:
             seed=seed,
             sampling_defaults=(_checked_defaults(sampling_defaults),),
         )
+        companions = Companions(reranker, embedder, threads=threads, isa=isa)
         loaded = load_model(
             model,
             quantization=quantization,
@@ -147,7 +156,7 @@ class LLM:
                 ),
             ),
         )
-        self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop)
+        self._set_up(engine, loaded.tokenizer, loaded.name, loaded.config, loaded.stop, companions)
 
     def _set_up(
         self,
@@ -156,12 +165,14 @@ class LLM:
         name: str,
         config: ModelConfig | None,
         chat_stop: tuple[str, ...],
+        companions: Companions,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._name = name
         self._config = config
         self._chat_stop = chat_stop
+        self._companions = companions
         self._grammars: GrammarCompiler | None = None
         if not isinstance(tokenizer, NoTokenizer):
             self._grammars = GrammarCompiler(tokenizer, engine.limits.vocab_size, engine.options.eos_token_ids)
@@ -174,10 +185,13 @@ class LLM:
         name: str,
         config: ModelConfig | None = None,
         chat_stop: tuple[str, ...] = (),
+        reranker: Reranker | str | Path | None = None,
+        embedder: SentenceEncoder | str | Path | None = None,
     ) -> Self:
-        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat."""
+        """An LLM over an engine that is already there. chat_stop: texts that end an answer in a chat. reranker,
+        embedder: as in LLM()."""
         llm = cls.__new__(cls)
-        llm._set_up(engine, tokenizer, name, config, chat_stop)
+        llm._set_up(engine, tokenizer, name, config, chat_stop, Companions(reranker, embedder))
         return llm
 
     @property
@@ -212,6 +226,17 @@ class LLM:
         """What a request gets for the sampling fields that it leaves open."""
         resolved = resolve_params(SamplingParams(), *self._engine.options.sampling_defaults)
         return {name: getattr(resolved, name) for name in BUILT_IN_DEFAULTS}
+
+    @property
+    def reranker(self) -> Reranker:
+        """What scores answers for scorer="reranker". Raises InvalidRequestError where the LLM was made without one and
+        the package has none."""
+        return self._companions.reranker()
+
+    @property
+    def embedder(self) -> SentenceEncoder | None:
+        """What makes vectors of texts; None = the model itself."""
+        return self._companions.embedder
 
     @property
     def is_closed(self) -> bool:
@@ -299,27 +324,24 @@ class LLM:
     ) -> list[RequestOutput]:
         """The best answers to one prompt or to several, in their order; always a list.
 
-        Each output has the n best of the `width` answers that were followed, the best first, with their beam_score;
-        with method "beam" also the `tree` of what was looked at. The rest and errors: as for `generate`.
+        Each output has the n best of the `width` answers that were followed, the best first, with their beam_score,
+        and where a scorer was asked with their rerank_score and final_score; with method "beam" also the `tree` of what
+        was looked at. RequestFailedError, which names the scorer, when that raises or gives something else than a
+        finite number for each answer. The rest and errors: as for `generate`.
         """
         params = checked_search(params)
         all_prompts = as_prompts(prompts)
-        if params.method == "beam":
-            return self._results(all_prompts, [params] * len(all_prompts), priority, progress)
-        outputs = self._results(all_prompts, [samples_of(params)] * len(all_prompts), priority, progress)
-        return [ranked(output, params) for output in outputs]
+        return self._results(all_prompts, [params] * len(all_prompts), priority, progress)
 
-    def stream_search(self, prompt: Prompt, params: SearchParams | None = None, **template_options: Any) -> TextStream:
+    def stream_search(
+        self, prompt: Prompt, params: SearchParams | None = None, *, priority: int = 0, **template_options: Any
+    ) -> TextStream:
         """A search as it goes: an event a token, whose `text` is what all answers have in common that may still be the
-        best, so that it is never taken back, and whose `search` tells what became of the beams. The last events have
-        the rest of the best answer, the other answers whole, and `output`.
-
-        Raises InvalidRequestError for a method that is not "beam".
+        best, so that it is never taken back, and whose `search` tells what became of the beams; of samples nothing is
+        told before all are whole. Then, where a scorer is asked, an event with `rerank`. The last events have the rest
+        of the best answer, the other answers whole, and `output`.
         """
-        params = checked_search(params)
-        if params.method != "beam":
-            raise refuse_field("method", '"beam" where a search is streamed', params.method)
-        return self.stream(prompt, params, **template_options)
+        return self.stream(prompt, checked_search(params), priority=priority, **template_options)
 
     def chat(
         self,
@@ -359,7 +381,10 @@ class LLM:
         return np.array([entry.logprob for entry in entries if entry is not None], np.float32)
 
     def embed(self, texts: str | Sequence[Any]) -> npt.NDArray[np.float32]:
-        """float32 [n_texts, hidden_size]: the mean over the tokens of the hidden states after the final norm."""
+        """float32 [n_texts, hidden_size]: the vectors of the embedder; without one the mean over the tokens of the
+        model's hidden states after the final norm. An embedder takes no token ids. Raises InvalidRequestError."""
+        if self.embedder is not None:
+            return self.embedder.embed(texts)
         handles = [self.submit(text, SCORE_PARAMS, rows="hidden") for text in as_prompts(texts)]
         return np.stack([handle.rows().mean(axis=0, dtype=np.float64).astype(np.float32) for handle in handles])
 
@@ -413,6 +438,9 @@ class LLM:
         if self._chat_stop and is_chat(prompt):
             params = replace(params, stop=(*(params.stop or ()), *self._chat_stop))
         grammar = self._grammar(params, chat)
+        scorer: RequestScorer | None = None
+        if isinstance(params, SearchParams) and params.is_scored:
+            scorer = self._scorer(prompt, tokenized.token_ids, params, priority, template_options)
         return self._engine.submit(
             tokenized.token_ids,
             params,
@@ -423,6 +451,7 @@ class LLM:
             priority=priority,
             grammar=grammar,
             text_decoder=text_decoder,
+            scorer=scorer,
             sink=sink,
         )
 
@@ -440,6 +469,47 @@ class LLM:
             return self._grammars.compile(as_structured_outputs(asked))
         except InvalidRequestError as error:
             raise error if chat is None else chat.explained(error) from None
+
+    def _scorer(
+        self,
+        prompt: Prompt,
+        token_ids: Sequence[int],
+        params: SearchParams,
+        priority: int,
+        template_options: Mapping[str, Any],
+    ) -> RequestScorer:
+        """What scores the answers of a search. token_ids: the prompt's own."""
+        query = params.query
+        if query is None and is_chat(prompt):
+            query = last_user_text(cast(Sequence[Message], prompt))
+        elif query is None:
+            query = prompt if isinstance(prompt, str) else self.tokenizer.decode(token_ids)
+        if not query:
+            raise InvalidRequestError(
+                "[query] needs a text for the scorer, got a prompt without one; give query", param="query"
+            )
+        if callable(params.scorer):
+            return RequestScorer(getattr(params.scorer, "__name__", type(params.scorer).__name__), query, params.scorer)
+        if params.scorer == "reranker":
+            return RequestScorer("reranker", query, self.reranker.score)
+
+        def score(query: str, answers: list[str]) -> list[float]:
+            if is_chat(prompt):
+                options = {name: value for name, value in template_options.items() if name != "continue_final_message"}
+                prefix = self.tokenizer.apply_chat_template([{"role": "user", "content": query}], **options)
+            elif isinstance(prompt, str) or params.query is not None:
+                prefix = self.tokenizer.encode(query)
+            else:
+                prefix = list(token_ids)
+            asked = replace(SCORE_PARAMS, cache_salt=params.cache_salt)
+            return likelihoods(
+                lambda ids: self._engine.submit(ids, asked, priority=priority, is_inner=True),
+                prefix,
+                [self.tokenizer.encode(answer, add_special_tokens=False) for answer in answers],
+                self.vocab_size,
+            )
+
+        return RequestScorer("likelihood", query, score)
 
     def _rows(self, token_ids: Sequence[int], kind: Rows) -> npt.NDArray[np.float32]:
         return self.submit(token_ids, SCORE_PARAMS, rows=kind).rows()

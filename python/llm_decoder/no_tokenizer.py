@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_decoder.errors import InvalidRequestError, ModelNotFoundError
 from llm_decoder.sampling import SamplingParams
+from llm_decoder.search.params import SearchParams
 
 __all__ = ["TOKENIZER_FILES", "NoTokenizer", "has_tokenizer"]
 
@@ -41,6 +42,13 @@ class NoTokenizer:
         for name in _INSTEAD:
             if getattr(params, name):
                 raise self._refusal(name)
+        if isinstance(params, SearchParams) and params.is_scored:
+            raise InvalidRequestError(
+                f'[scorer] needs answers with a text, and {self._reason}; give scorer="logprob", or name a folder with '
+                "a tokenizer: LLM(..., tokenizer=FOLDER)",
+                param="scorer",
+                code="no_tokenizer",
+            )
 
     def _refusal(self, param: str) -> InvalidRequestError:
         instead = _INSTEAD.get(param, "token ids")

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from llm_decoder.answers import AnswerMessage, Part
     from llm_decoder.search.tree import SearchTree, TreeNode
 
-__all__ = ["Completion", "FinishReason", "RequestMetrics", "RequestOutput", "SearchStep", "StreamEvent", "TokenLogprob"]
+__all__ = [
+    "CandidateScores",
+    "Completion",
+    "FinishReason",
+    "RequestMetrics",
+    "RequestOutput",
+    "SearchStep",
+    "StreamEvent",
+    "TokenLogprob",
+]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -37,7 +46,9 @@ class Completion:
     (cancelled). stop_reason: the stop string or stop token id that ended it, None for the model's own end tokens.
     message: in a chat, the answer taken apart into content, reasoning and calls of tools.
     Of a search: beam_score is what answers were compared by, the sum of log probabilities over a power of the length;
-    tree_leaf the node of the output's `tree` where this one ends.
+    tree_leaf the node of the output's `tree` where this one ends; beam_rank its place by beam_score, 0 = the best.
+    Where a scorer was asked (SearchParams.scorer): rerank_score is what it gave, final_score what answers are ordered
+    by.
     """
 
     index: int
@@ -50,6 +61,9 @@ class Completion:
     message: AnswerMessage | None = None
     beam_score: float | None = None
     tree_leaf: int | None = None
+    beam_rank: int | None = None
+    rerank_score: float | None = None
+    final_score: float | None = None
 
 
 @dataclass(slots=True)
@@ -108,13 +122,27 @@ class SearchStep:
     n_finished: int
 
 
+@dataclass(frozen=True, slots=True)
+class CandidateScores:
+    """The scores of one of the answers that a search has followed, see Completion. index: its place by final_score; an
+    answer is given of the first n only."""
+
+    index: int
+    tree_leaf: int | None
+    beam_rank: int
+    beam_score: float
+    rerank_score: float
+    final_score: float
+
+
 @dataclass(slots=True)
 class StreamEvent:
     """What one answer gained since its last event. text is complete UTF-8; the texts of an index, joined, are the
     text of its Completion. parts: in a chat, what the answer gained as content, reasoning or calls of tools; marks
     between these are in no part. The last event of an answer has finish_reason and stop_reason; the last of the request
     has `output` as well. search: of a search, what its last turn did; text is then what every answer begins with that
-    may still be the best. prompt_token_ids: the request's own list, not to be changed."""
+    may still be the best. rerank: the scores of all answers of a search, the best first, once a scorer has given them;
+    the events after it have the answers. prompt_token_ids: the request's own list, not to be changed."""
 
     index: int
     text: str
@@ -127,3 +155,4 @@ class StreamEvent:
     prompt_token_ids: Sequence[int] = ()
     parts: Sequence[Part] | None = None
     search: SearchStep | None = None
+    rerank: tuple[CandidateScores, ...] | None = None

@@ -18,7 +18,7 @@ from llm_decoder.model_config import ModelConfig, weight_shapes
 from llm_decoder.models import parse_config, tensor_names
 from llm_decoder.safetensors_file import SafetensorsFile
 
-__all__ = ["SafetensorsCheckpoint"]
+__all__ = ["SafetensorsCheckpoint", "open_weight_files"]
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -124,6 +124,14 @@ class SafetensorsCheckpoint:
             )
             for begin in range(0, a.shape[0], _COMPARED_ROWS)
         )
+
+
+def open_weight_files(folder: Path) -> dict[str, SafetensorsFile]:
+    """Every tensor's name in a HF folder -> the file that holds it.
+
+    Raises ModelNotFoundError, UnsupportedModelError (pickles alone) or MalformedFileError.
+    """
+    return _merge([SafetensorsFile(path) for path in _weight_files(folder)])
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from llm_decoder.speculation import Speculation
 
 if TYPE_CHECKING:
     from llm_decoder.search.group import SearchGroup
+    from llm_decoder.search.scorers import RequestScorer
     from llm_decoder.search.stream import SearchStream
 
 __all__ = ["MAX_PRIORITY", "Limits", "Request", "Rows", "Sequence", "Sink", "Vocabulary", "build_request"]
@@ -86,15 +87,17 @@ class Request:
     grammar: Grammar | None = None  # that every answer follows
     group: SearchGroup | None = None  # of beams, which are its sequences; None: it has answers that nobody compares
     search_stream: SearchStream | None = None
+    scorer: RequestScorer | None = None  # of the answers of a search, once they are whole
     # What has happened so far.
     sequences: list[Sequence] = field(default_factory=list)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     submitted_s: float = field(default_factory=time.perf_counter)
     admitted_s: float = 0.0  # when it first got pages; 0: not yet
     first_token_s: float = 0.0
+    answered_s: float = 0.0  # when its last token was drawn, where a scorer came after that; 0: not yet
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    completions: list[Completion] | None = None  # of a search that is over
+    completions: list[Completion] | None = None  # of a search that is over, or is being scored: all answers
     collected: npt.NDArray[np.float32] | None = None  # [n_tokens, vocab_size or hidden_size], filled chunk by chunk
 
     @property
@@ -105,6 +108,17 @@ class Request:
     @property
     def salt(self) -> bytes:
         return (self.params.cache_salt or "").encode("utf-8", "surrogatepass")
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences that go on from its prompt, where nobody compares them."""
+        params = self.params
+        return params.width if isinstance(params, SearchParams) and params.method == "sample" else params.n
+
+    @property
+    def tells_deltas(self) -> bool:
+        """Whether each sequence tells what it gains as it gains it: those of a search do not, as they may lose."""
+        return self.stream and self.search_stream is None
 
     @property
     def n_side_by_side(self) -> int:
@@ -312,18 +326,14 @@ def build_request(
     priority: int = 0,
     grammar: Grammar | None = None,
     text_decoder: TextDecoder | None = None,
+    scorer: RequestScorer | None = None,
 ) -> Request:
     """The request; `params` must be resolved. Raises InvalidRequestError for an empty prompt, an id that is no token of
     the model, params that leave no token to draw, ContextLengthExceededError for what cannot fit, NotEnoughMemoryError
     when there is no memory for the rows or log probabilities that it wants.
     """
     vocab_size = limits.vocab_size
-    if isinstance(params, SearchParams) and params.method != "beam":
-        raise InvalidRequestError(
-            f'[SearchParams] method must be "beam" in a single request, got "{params.method}"; LLM.search takes both',
-            param="method",
-        )
-    if isinstance(params, SearchParams) and params.width > limits.max_num_seqs:
+    if isinstance(params, SearchParams) and params.method == "beam" and params.width > limits.max_num_seqs:
         raise InvalidRequestError(
             f"[SearchParams] width must be at most max_num_seqs = {limits.max_num_seqs}, got {params.width}; search "
             "narrower, or raise max_num_seqs",
@@ -358,6 +368,7 @@ def build_request(
         dropped_messages=dropped_messages,
         priority=_checked_priority(priority),
         text_decoder=text_decoder,
+        scorer=scorer,
         eos_token_ids=own_ends,
         stop_ids=own_ends.union(stop_token_ids),
         end_ids=np.array(sorted(end_ids), np.int32),

@@ -17,7 +17,7 @@ from llm_decoder.errors import InvalidRequestError, MalformedFileError, ModelNot
 from llm_decoder.json_file import read_bounded, read_json_object
 from llm_decoder.no_tokenizer import TOKENIZER_FILES
 
-__all__ = ["Tokenizer", "load_tokenizer"]
+__all__ = ["MAX_TEXT_CHARS", "MAX_TOKENIZER_BYTES", "Tokenizer", "guarded", "load_tokenizer"]
 
 MAX_TOKENIZER_BYTES = 512 * 2**20
 MAX_TEXT_CHARS = 1 << 26  # before tokenising; far above any context
@@ -89,7 +89,7 @@ class Tokenizer:
             raise InvalidRequestError("[prompt] need valid Unicode, got a lone surrogate", param="prompt") from None
         with self._lock:
             self._tokenizer.encode_special_tokens = not allow_special_tokens
-            ids: list[int] = _guarded(
+            ids: list[int] = guarded(
                 lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, "encode"
             )
         return ids
@@ -97,7 +97,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids. Ids that the tokenizer does not know give nothing; broken UTF-8 gives U+FFFD."""
         known = [int(id_) for id_ in ids if 0 <= id_ < self._size or id_ in self._added]
-        text: str = _guarded(lambda: self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens), "decode")
+        text: str = guarded(lambda: self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens), "decode")
         return text
 
     def apply_chat_template(
@@ -215,7 +215,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if path.exists():
         data = read_bounded(path, MAX_TOKENIZER_BYTES)
-        tokenizer = _guarded(lambda: RustTokenizer.from_buffer(data), str(path))
+        tokenizer = guarded(lambda: RustTokenizer.from_buffer(data), str(path))
     else:
         tokenizer = _through_transformers(folder)
     return Tokenizer(tokenizer, special_tokens=tokens, chat_template=read_chat_template(folder, settings, tokens))
@@ -298,7 +298,7 @@ def _has_sign(text: str) -> bool:
     return re.search(r"[^\w\s]", text) is not None
 
 
-def _guarded(call: Callable[[], _Result], place: str) -> _Result:
+def guarded(call: Callable[[], _Result], place: str) -> _Result:
     """What the Rust library raises, panics included, as one of our errors."""
     try:
         return call()

@@ -94,7 +94,15 @@ def test_flags_go_over_the_files_for_what_belongs_to_a_chat_and_where_things_lie
 ) -> None:
     template = tmp_path / "mine.jinja"
     template.write_text("{{ messages }}", encoding="utf-8")
-    flags = {"tokenizer": "t", "cache_dir": "c", "system": "Be brief.", "max_requests": 3, "deterministic": True}
+    flags = {
+        "tokenizer": "t",
+        "reranker": "r",
+        "embedder": "e",
+        "cache_dir": "c",
+        "system": "Be brief.",
+        "max_requests": 3,
+        "deterministic": True,
+    }
     open_llm(ModelOptions(config=folder, chat_template=str(template), **flags))  # type: ignore[arg-type]
     assert flags | {"chat_template": "{{ messages }}"} == {
         name: value for name, value in engine_arguments[0].items() if name in (*flags, "chat_template")

@@ -22,6 +22,10 @@ def _rope(isa: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
 CALLS: dict[str, Callable[[str, NDArray[np.float32]], Any]] = {
     "rms_norm": lambda isa, x: kernels.rms_norm(isa, x, x[0].copy(), 1e-6),
     "silu_mul": kernels.silu_mul,
+    "layer_norm": lambda isa, x: kernels.layer_norm(isa, x, x[0].copy(), x[1].copy(), 1e-6),
+    "gelu": lambda isa, x: kernels.activate(isa, "gelu", True, x, 0.0),
+    "gelu_tanh": lambda isa, x: kernels.activate(isa, "gelu_tanh", False, x, 0.0),
+    "relu": lambda isa, x: kernels.activate(isa, "relu", False, x, 0.0),
     "quantize_rows": kernels.quantize_rows,
     "rope": _rope,
     "log_sum_exp": lambda isa, x: kernels.log_sum_exp(isa, x.ravel()),

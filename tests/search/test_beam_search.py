@@ -256,6 +256,25 @@ def test_a_search_that_is_cancelled_when_some_groups_are_over_tells_how_far_it_c
     assert reasons == {"stop", "abort"}
 
 
+@pytest.mark.parametrize("n_before", range(3))
+def test_a_turn_that_finds_no_memory_for_a_fork_ends_the_search_alone_and_lets_go_of_every_page(n_before):
+    desk = Desk(backend())
+    search, other = desk.add(PROMPT, width=4, max_tokens=9), desk.add("another", max_tokens=4, ignore_eos=True)
+    forks = itertools.count()
+    fork = desk.backend.cache.fork
+
+    def failing(seq_id):
+        if next(forks) >= n_before:
+            raise MemoryError
+        return fork(seq_id)
+
+    desk.backend.cache.fork = failing
+    desk.run()
+    assert "memory" in str(desk.last(search))
+    assert len(desk.last(other).outputs[0].token_ids) == 4
+    desk.assert_nothing_is_held()
+
+
 def test_a_search_for_no_token_has_no_text():
     (answer,) = Desk(backend()).ask(PROMPT, width=4, n=4, max_tokens=0).outputs
     assert (answer.token_ids, answer.text, answer.finish_reason) == ([], "", "length")

@@ -123,6 +123,10 @@ def test_a_streamed_search_is_the_search(llm):
     assert "".join(event.text for event in events) == llm.search("one", params)[0].outputs[0].text
 
 
+async def an_async_scorer(prompt, candidates):
+    return [0.0] * len(candidates)
+
+
 @pytest.mark.parametrize(
     ("params", "name"),
     [
@@ -139,6 +143,16 @@ def test_a_streamed_search_is_the_search(llm):
         ({"diversity_penalty": -1}, "diversity_penalty"),
         ({"method": "depth-first"}, "method"),
         ({"temperature": -1}, "temperature"),
+        ({"scorer": "taste"}, "scorer"),
+        ({"scorer": None}, "scorer"),
+        ({"scorer": an_async_scorer}, "scorer"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"normalise": "softmax"}, "normalise"),
+        ({"query": ""}, "query"),
+        ({"query": 3}, "query"),
+        ({"query": "\ud800"}, "query"),
+        ({"query": "x" * ((1 << 20) + 1)}, "query"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_by_name(params, name):
@@ -150,13 +164,33 @@ def test_what_cannot_be_searched_is_refused_by_name(params, name):
 def test_params_of_the_wrong_kind_are_refused(llm):
     with pytest.raises(InvalidRequestError, match="SearchParams"):
         llm.search("one", SamplingParams())
-    with pytest.raises(InvalidRequestError, match="beam"):
-        llm.stream_search("one", SearchParams(method="sample"))
+    with pytest.raises(InvalidRequestError, match="SearchParams"):
+        llm.stream_search("one", SamplingParams())
 
 
-def test_best_of_n_is_no_request_of_its_own(llm):
-    with pytest.raises(InvalidRequestError, match=r"LLM\.search"):
-        llm.generate("one", SearchParams(method="sample"))
+def test_best_of_n_is_a_request_like_others(llm):
+    params = SearchParams(method="sample", width=6, n=2, max_tokens=5, seed=1)
+    (searched,), (generated,) = llm.search("one", params), llm.generate("one", params)
+    assert [a.token_ids for a in generated.outputs] == [a.token_ids for a in searched.outputs]
+    assert [a.beam_rank for a in generated.outputs] == [0, 1]
+    with llm.stream_search("one", params) as stream:
+        events = list(stream)
+    assert [event.text for event in events] == [answer.text for answer in searched.outputs]
+    assert all(event.finish_reason for event in events)
+    assert events[-1].output.outputs == searched.outputs
+
+
+def test_a_best_of_n_that_is_cancelled_tells_how_far_its_samples_came():
+    desk = Desk(FakeBackend())
+    request_id = desk.add(PROMPT, method="sample", width=5, n=3, max_tokens=50, ignore_eos=True, stream=True)
+    for _ in range(4):
+        desk.core.step()
+    assert not desk.sent[request_id]
+    desk.core.cancel(request_id)
+    desk.assert_nothing_is_held()
+    answers = desk.last(request_id).outputs
+    assert [(len(answer.token_ids), answer.finish_reason) for answer in answers] == [(4, "abort")] * 3
+    assert [answer.beam_score for answer in answers] == sorted((a.beam_score for a in answers), reverse=True)
 
 
 def test_a_width_that_no_step_has_places_for_is_refused():

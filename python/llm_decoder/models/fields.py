@@ -108,6 +108,10 @@ class Fields:
             raise UnsupportedModelError(f"[{self.place}: {name}] this build runs {choices}, got {_short(value)}")
         return value
 
+    def ignore(self, *names: str) -> None:
+        """These fields never change what this model computes."""
+        self._read.update(names)
+
     def finish(self) -> None:
         """Raises UnsupportedModelError for a field that was not read and may change logits.
 

@@ -218,14 +218,21 @@ class SearchGroup:
             self.tree.add(node, continuation.token, continuation.logprob, float(continuation.score), "pruned", "end")
 
     def _grow(self, grown: list[tuple[_Lane, list[_Child]]]) -> None:
-        """The first child of a sequence goes on with it, the others fork it before that; who has none lets go."""
+        """The first child of a sequence goes on with it, the others fork it before that; who has none lets go.
+
+        The request knows each fork at once: should the next one find no memory, it lets go of all that were made.
+        """
         before = self.sequences
         self._prune_childless([parent.node for _, children in grown for parent, _, _ in children])
         used: set[Sequence] = set()
         sequences: list[Sequence] = []
         for _, children in grown:
             for parent, _, _ in children:
-                sequences.append(self._fork(parent.sequence) if parent.sequence in used else parent.sequence)
+                sequence = parent.sequence
+                if sequence in used:
+                    sequence = self._fork(sequence)
+                    self.request.sequences.append(sequence)
+                sequences.append(sequence)
                 used.add(parent.sequence)
         for sequence in before:
             if sequence not in used:
@@ -264,12 +271,15 @@ class SearchGroup:
         return range(self._n_nodes, len(self.tree))
 
     def n_decided(self, n_known: int) -> int:
-        """How many tokens all answers have in common that may still be the best, of which n_known are known to be."""
+        """How many tokens all answers have in common that may still be the best, of which n_known are known to be.
+        Where a scorer decides, any may."""
         answers = self.answers()
-        rivals = [np.array(answers[0].tokens, np.int32)] if answers else []
+        any_may = self._may_rise or self.request.scorer is not None
+        best = answers if self.request.scorer is not None else answers[:1]
+        rivals = [np.array(answer.tokens, np.int32) for answer in best]
         for lane in self._lanes:
             for number, beam in enumerate(lane.live):
-                if not answers or self._may_rise or lane.beams.best_possible(number) > answers[0].score:
+                if not answers or any_may or lane.beams.best_possible(number) > answers[0].score:
                     rivals.append(beam.sequence.generated_tokens)
         n_least = min(len(tokens) for tokens in rivals)
         first = rivals[0][n_known:n_least]

@@ -1,4 +1,4 @@
-"""What an engine does for the searches among its requests: begins them, makes offers of rows, tells the answers."""
+"""What an engine does for the searches among its requests: begins them, makes offers of rows, gathers the answers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from llm_decoder.outputs import Completion, FinishReason, TokenLogprob
 from llm_decoder.search.beam_text import BeamText, text_of
 from llm_decoder.search.group import Answer, Offer, SearchGroup
 from llm_decoder.search.params import SearchParams
+from llm_decoder.search.ranking import by_beam_score, with_beam_scores
 from llm_decoder.search.stream import SearchStream
 from llm_decoder.sequence import Request, Sequence
 
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
     from llm_decoder.backends import Backend
     from llm_decoder.scheduler import Scheduler
 
-__all__ = ["begin_search", "completions_of", "make_offers"]
+__all__ = ["begin_search", "candidates_of", "make_offers"]
 
 
 def begin_search(request: Request, root: Sequence, tokenizer: TextDecoder, scheduler: Scheduler) -> None:
-    """Gives the request its group, with one beam at the prompt."""
+    """Gives the request its group, with one beam at the prompt. Samples have none: nobody compares them before they
+    are whole."""
     params = cast(SearchParams, request.params)
-    root.speculation = None
-    text = BeamText(request, tokenizer)
-    request.group = SearchGroup(request, params, root, text, fork=scheduler.fork, release=scheduler.remove)
+    if params.method == "beam":
+        root.speculation = None
+        text = BeamText(request, tokenizer)
+        request.group = SearchGroup(request, params, root, text, fork=scheduler.fork, release=scheduler.remove)
     if request.stream:
         request.search_stream = SearchStream(request, tokenizer)
 
@@ -61,18 +64,22 @@ def _entries(tokens: npt.NDArray[np.int32], logprobs: Any, ranks: Any, top_ids: 
     ]
 
 
-def completions_of(request: Request, tokenizer: TextDecoder, reason: FinishReason) -> list[Completion]:
-    """The best n answers. A search that was ended by `reason` before it had so many has those of its live beams too."""
-    group = cast(SearchGroup, request.group)
+def candidates_of(request: Request, tokenizer: TextDecoder, reason: FinishReason) -> list[Completion]:
+    """All whole answers, the best first. A search that was ended by `reason` before it had n of them has those of its
+    live beams too."""
+    group = request.group
+    if group is None:
+        params = cast(SearchParams, request.params)
+        return by_beam_score(with_beam_scores([sequence.completion() for sequence in request.sequences], params))
     answers = group.answers()
     if len(answers) < request.params.n:
         answers += group.unfinished(reason)
-    return [_completion(request, i, answer, tokenizer) for i, answer in enumerate(answers[: request.params.n])]
+    return by_beam_score([_completion(request, answer, tokenizer) for answer in answers])
 
 
-def _completion(request: Request, index: int, answer: Answer, tokenizer: TextDecoder) -> Completion:
+def _completion(request: Request, answer: Answer, tokenizer: TextDecoder) -> Completion:
     return Completion(
-        index=index,
+        index=0,
         text=text_of(request, tokenizer, answer.tokens, answer.reason),
         token_ids=answer.tokens,
         cumulative_logprob=answer.cumulative_logprob,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_decoder.detokenizer import Detokenizer, StopMatcher, TextDecoder
-from llm_decoder.outputs import Completion, SearchStep, StreamEvent
+from llm_decoder.outputs import CandidateScores, Completion, SearchStep, StreamEvent
 from llm_decoder.search.group import SearchGroup
 from llm_decoder.sequence import Request
 
@@ -54,9 +54,13 @@ class SearchStream:
             text, _ = self._matcher.push(text)
         return text
 
-    def last(self, completions: list[Completion]) -> list[StreamEvent]:
-        """The rest of the best answer, and the others whole."""
+    def last(
+        self, completions: list[Completion], rerank: tuple[CandidateScores, ...] | None = None
+    ) -> list[StreamEvent]:
+        """The scores where there are any, the rest of the best answer, and the others whole."""
         events: list[StreamEvent] = []
+        if rerank is not None:
+            events.append(StreamEvent(0, "", [], prompt_token_ids=self._request.prompt_token_ids, rerank=rerank))
         for completion in completions:
             n_chars, n_tokens = (self._n_chars, self._n_tokens) if completion.index == 0 else (0, 0)
             events.append(

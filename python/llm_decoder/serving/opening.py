@@ -25,6 +25,8 @@ def engine_arguments(settings: Settings, given: Mapping[str, Any]) -> dict[str, 
     named = {
         "model": settings.paths.model or (settings.paths.weights and Path(settings.paths.weights)),
         "tokenizer": settings.paths.tokenizer,
+        "reranker": settings.paths.reranker,
+        "embedder": settings.paths.embedder,
         "cache_dir": settings.paths.cache,
         "chat_template": settings.chat.template,
         "system": settings.chat.system,
