@@ -20,12 +20,13 @@ from text import stable_number
 from tokenizers import Tokenizer
 from transformers import BertForSequenceClassification
 
-LOG_STEPS = 50
-SAVE_STEPS = 500
+LOG_STEPS = 25
+SAVE_STEPS = 200
 _DEVELOPMENT_PERCENT = 2  # documents of the training split that choices are made on
 # In the first part of the time only short groups are read: many comparisons a token, until the network compares at all.
 _EARLY, _SHORT = 0.12, 56  # fraction of the time, tokens of a group's longest row
-_STORIES = 0.6  # part of the batches after that which are of stories
+_ALONE = 0.2  # weight of the loss of candidates by themselves
+_STORIES = 0.6  # part of a step's tokens after that which are of stories
 # Part of a source's groups that is read where that is not all: long passages cost more than they teach.
 _PARTS = {"boolq": 0.6, "fairytaleqa": 0.25, "turns": 0.7, "tldr": 0.6, "disfl": 0.6, "continuation": 0.8}
 
@@ -42,10 +43,17 @@ def scores(model, groups):
 
 
 def loss_of(model, groups):
-    """Returns the mean cross-entropy of the right candidate, in nats."""
-    losses = [
-        F.cross_entropy(s[None], torch.tensor([g.gold])) for s, g in zip(scores(model, groups), groups, strict=True)
-    ]
+    """Returns the mean cross-entropy of the right candidate in its group, in nats, and a little of that of each alone.
+
+    The order in a group fixes scores only up to a number for each query. The second part asks whether a candidate is
+    right by itself, so that its score means the same whatever stands beside it.
+    """
+    losses = []
+    for own, group in zip(scores(model, groups), groups, strict=True):
+        right = torch.zeros_like(own)
+        right[group.gold] = 1
+        alone = F.binary_cross_entropy_with_logits(own, right)
+        losses.append(F.cross_entropy(own[None], torch.tensor([group.gold])) + _ALONE * alone)
     return torch.stack(losses).mean()
 
 
@@ -83,13 +91,6 @@ def endless(groups, size, rng):
         yield from batches(groups, size, rng)
 
 
-def mixed(stories, questions, size, rng):
-    """Yields batches of the groups `stories` and of the groups `questions`, in the shares of the two tasks."""
-    streams = [endless(stories, size, rng), endless(questions, size, rng)]
-    while True:
-        yield next(streams[int(rng.random() >= _STORIES)])
-
-
 def is_read(group):
     """True for the groups that are trained on."""
     number = stable_number("part" + group.query + group.texts[0]) % 1000
@@ -111,24 +112,26 @@ def train(model, tasks, named, deadline, peak, size, out, early):
     moved = optimizers(model, peak)
     start, tokens, seen, running = time.time(), 0, 0, 0.0
     rng = np.random.default_rng(1)
-    short = endless([g for g in tasks[0] + tasks[1] if g.longest <= _SHORT], size, rng)
-    both = mixed(*tasks, size, rng)
+    short = [endless([g for g in tasks[0] + tasks[1] if g.longest <= _SHORT], size, rng)]
+    sizes = (size * _STORIES, size * (1 - _STORIES))
+    both = [endless(own, part, rng) for own, part in zip(tasks, sizes, strict=True)]
     for step in count():
         done = progress(start, deadline)
         if done >= 1:
             break
-        batch = next(short if early and done < _EARLY else both)
-        loss = loss_of(model, batch)
-        loss.backward()
+        drawn = [next(stream) for stream in (short if early and done < _EARLY else both)]
+        losses = [loss_of(model, batch) for batch in drawn]
+        sum(losses).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, top in moved:
             for group in optimizer.param_groups:
                 group["lr"] = rate(top, done, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        tokens += sum(len(ids) for g in batch for ids in g.ids)
-        seen += len(batch)
-        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        tokens += sum(len(ids) for batch in drawn for g in batch for ids in g.ids)
+        seen += sum(map(len, drawn))
+        loss = sum(losses).item() / len(losses)
+        running = loss if step == 0 else 0.98 * running + 0.02 * loss
         if step % LOG_STEPS == 0:
             print(
                 f"{time.time() - start:6.0f} s step {step} groups {seen} tokens {tokens} loss {running:.4f}", flush=True
@@ -169,7 +172,7 @@ def main():
     parser.add_argument("--from", dest="start", help="weights of an earlier run, where another round begins")
     parser.add_argument("--until", required=True, help="when the training ends, ISO 8601 with time zone")
     parser.add_argument("--peak", type=float, default=0.004, help="highest learning rate")
-    parser.add_argument("--tokens", type=int, default=4096, help="padded tokens of a batch")
+    parser.add_argument("--tokens", type=int, default=10240, help="padded tokens of a step")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
