@@ -72,7 +72,7 @@ def table(groups, ways, reranker):
     """Returns {way: {measure: mean, "gain": {measure: [mean, low, high]}}}: the gain of the reranker over that way."""
     golds = [g.gold for g in groups]
     found = {n: np.array([quality(s, at) for s, at in zip(all_, golds, strict=True)]) for n, all_ in ways.items()}
-    documents = [g.source + g.document for g in groups]
+    documents = [g.document for g in groups]
     rows = {}
     for name, values in found.items():
         rows[name] = dict(zip(MEASURES, values.mean(0).round(4).tolist(), strict=True))
