@@ -6,7 +6,6 @@ title, an entity): no document is in both. `texts` are the candidates, `gold` is
 """
 
 import json
-import lzma
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,9 +49,3 @@ def read_groups(path, split=None):
     with Path(path).open(encoding="utf-8") as lines:
         groups = [Group(**json.loads(line)) for line in lines]
     return [g for g in groups if split in (None, g.split)]
-
-
-def read_jsonl(path):
-    """Returns the records of the xz-compressed JSON Lines file `path`."""
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]

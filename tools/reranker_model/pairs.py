@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import storyteller  # noqa: F401
-from groups import read_jsonl, shuffled, write_groups
+from data import read_jsonl
+from groups import shuffled, write_groups
 from lexical import Bm25
 from text import stable_number
 
