@@ -81,10 +81,11 @@ def test_the_wheel_carries_no_machine_of_tests(wheel: Path) -> None:
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if "_cuda_host" in name]
 
 
-def test_the_wheel_carries_core_settings_and_embedded_model(wheel: Path) -> None:
+def test_the_wheel_carries_core_settings_and_embedded_models(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert any(re.fullmatch(r"llm_decoder/_core.*\.so", name) for name in names)
     assert "llm_decoder/embedded/storyteller/model.safetensors" in names
+    assert "llm_decoder/embedded/reranker/model.safetensors" in names
     assert "llm_decoder/config/runtime_config.yaml" in names
     assert "llm_decoder/py.typed" in names
 
