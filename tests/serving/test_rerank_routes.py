@@ -14,6 +14,7 @@ from encoder_factory import make_encoder, random_texts
 from fakes import ByteTokenizer, FakeBackend, make_engine
 
 from llm_decoder import LLM, CrossEncoder, companions
+from llm_decoder.embedded import embedded_reranker
 from llm_decoder.errors import ModelNotFoundError
 from llm_decoder.serving.settings import ServerSettings
 
@@ -180,6 +181,16 @@ def test_a_server_without_a_reranker_says_how_to_get_one(serve: Serve, monkeypat
         assert (status, answer["error"]["code"]) == (400, "unsupported")
         assert "--reranker" in answer["error"]["message"]
     assert [card["id"] for card in server.get("/v1/models")[1]["data"]] == ["fake"]
+
+
+def test_the_embedded_reranker_answers_where_none_is_named(serve: Serve) -> None:
+    try:
+        name = embedded_reranker().name
+    except ModelNotFoundError:
+        pytest.skip("this checkout has no embedded reranker")
+    documents = ["Lily found a key.", "Water boils at 100 degrees."]
+    status, answer, _ = serve().post("/v1/rerank", {"query": "When does water boil?", "documents": documents})
+    assert (status, answer["model"], answer["results"][0]["index"]) == (200, name, 1)
 
 
 def test_a_reranker_that_breaks_tells_nothing_of_itself(serve: Serve) -> None:
