@@ -271,7 +271,7 @@ class ServerOptions:
         list[str] | None, _flag("NAME", "Names of this server; * = any [its own]. Repeatable.", part=_ACCESS)
     ] = None
     max_prompts: Annotated[int | None, _flag("N", "Prompts a request [256].", part=_LIMITS)] = None
-    max_inputs: Annotated[int | None, _flag("N", "Texts a request for vectors [2048].", part=_LIMITS)] = None
+    max_inputs: Annotated[int | None, _flag("N", "Texts a request for vectors or scores [2048].", part=_LIMITS)] = None
     max_n: Annotated[int | None, _flag("N", "Answers a prompt [128].", part=_LIMITS)] = None
     max_beam_width: Annotated[int | None, _flag("N", "Beams of a search [64].", part=_LIMITS)] = None
     max_answer_tokens: Annotated[int | None, _flag("N", "Tokens a request may ask for [1048576].", part=_LIMITS)] = None

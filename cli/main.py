@@ -25,6 +25,7 @@ from llm_decoder.cli.finetune_reranker import finetune_reranker
 from llm_decoder.cli.generate import generate
 from llm_decoder.cli.label import label
 from llm_decoder.cli.models_list import list_models, show_model
+from llm_decoder.cli.rerank import rerank
 from llm_decoder.cli.search import search
 from llm_decoder.cli.serve import serve
 from llm_decoder.cli.stream import stream
@@ -57,6 +58,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "search": search,
     "tree": tree,
     "serve": serve,
+    "rerank": rerank,
     "label": label,
     "rerank-eval": rerank_eval,
     "finetune-reranker": finetune_reranker,

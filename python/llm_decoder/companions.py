@@ -61,7 +61,27 @@ class Companions:
                 self._reranker = self._open(folder)
             return self._reranker
 
+    @property
+    def reranker_name(self) -> str | None:
+        """What the reranker is called, None where there is none; opens nothing."""
+        if self._reranker is None:
+            try:
+                return embedded_reranker().name
+            except ModelNotFoundError:
+                return None
+        return _name(self._reranker)
+
+    @property
+    def embedder_name(self) -> str | None:
+        """What the embedder is called, None where there is none."""
+        return None if self.embedder is None else _name(self.embedder)
+
     def _open(self, folder: str | Path) -> Reranker:
         from llm_decoder.encoders.cross_encoder import CrossEncoder
 
         return CrossEncoder(folder, threads=self._threads, isa=self._isa)
+
+
+def _name(encoder: object) -> str:
+    """That of its folder; an object of somebody else's may have none."""
+    return str(getattr(encoder, "name", type(encoder).__name__))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_decoder.sequence import Request
 
-__all__ = ["EngineHistograms", "Histogram"]
+__all__ = ["SECONDS", "EngineHistograms", "Histogram"]
 
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 # Finer where a reader notices.
 _TOKEN_SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05,
                   0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 20, 50)  # fmt: skip
@@ -52,13 +52,13 @@ class EngineHistograms:
         self.step_tokens = Histogram(_STEP_TOKENS)
         self.inter_token = Histogram(_TOKEN_SECONDS)
         self.per_token = Histogram(_TOKEN_SECONDS)
-        self.time_to_first_token = Histogram(_SECONDS)
-        self.total = Histogram(_SECONDS)
-        self.queue = Histogram(_SECONDS)
-        self.prefill = Histogram(_SECONDS)
-        self.decode = Histogram(_SECONDS)
-        self.inference = Histogram(_SECONDS)
-        self.scoring = Histogram(_SECONDS)
+        self.time_to_first_token = Histogram(SECONDS)
+        self.total = Histogram(SECONDS)
+        self.queue = Histogram(SECONDS)
+        self.prefill = Histogram(SECONDS)
+        self.decode = Histogram(SECONDS)
+        self.inference = Histogram(SECONDS)
+        self.scoring = Histogram(SECONDS)
         self.prompt_tokens = Histogram(_TOKENS)
         self.generated_tokens = Histogram(_TOKENS)
 

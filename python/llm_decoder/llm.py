@@ -239,6 +239,16 @@ class LLM:
         return self._companions.reranker()
 
     @property
+    def reranker_name(self) -> str | None:
+        """What the reranker is called, its folder's name; None where there is none. Opens nothing."""
+        return self._companions.reranker_name
+
+    @property
+    def embedder_name(self) -> str | None:
+        """What the embedder is called, its folder's name; None where there is none."""
+        return self._companions.embedder_name
+
+    @property
     def embedder(self) -> SentenceEncoder | None:
         """What makes vectors of texts; None = the model itself."""
         return self._companions.embedder

@@ -18,6 +18,8 @@ from llm_decoder.web import page
 
 ENDPOINTS = [endpoint for endpoint in (*all_endpoints(), *page.endpoints()) if endpoint.request is not None]
 GOOD: dict[str, dict[str, Any]] = {
+    "/v1/rerank": {"query": "a"},
+    "/v1/score": {},
     "/v1/completions": {"prompt": "a"},
     "/v1/chat/completions": {"messages": MESSAGES},
     "/generate": {"prompt": "a"},
@@ -107,6 +109,10 @@ def test_a_prompt_far_beyond_the_context_is_refused_before_it_is_tokenized(serve
         ("/v1/completions", {"prompt": ["a"] * 10_000}, "prompt"),
         ("/v1/completions", {"prompt": [[1]] * 10_000}, "prompt"),
         ("/generate_batch", {"prompts": ["a"] * 10_000}, "prompts"),
+        ("/v1/rerank", {"query": "a", "documents": ["a"] * 10_000}, "documents"),
+        ("/v1/rerank", {"query": "a", "texts": ["a"] * 10_000}, "texts"),
+        ("/v1/rerank", {"query": "a" * 2_000_000, "documents": ["a"]}, "query"),
+        ("/v1/score", {"text_1": "a", "text_2": ["a"] * 10_000}, "text_2"),
         ("/v1/completions", {"stop": ["a"] * 10_000}, "stop"),
         ("/v1/completions", {"stop": "a" * 1_000_000}, "stop"),
         ("/v1/completions", {"stop_token_ids": [1] * 100_000}, "stop_token_ids"),
@@ -167,7 +173,8 @@ def refused(endpoint: Endpoint, body: bytes) -> HttpError | None:
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 def test_no_odd_value_of_any_field_is_an_error_of_ours(endpoint: Endpoint) -> None:
     assert endpoint.request is not None
-    good = {"prompt": "a", "prompts": ["a"], "messages": MESSAGES, "input": "a", "tokens": [1], "key": "a", "text": "a"}
+    good: dict[str, Any] = dict.fromkeys(("prompt", "input", "key", "text", "query"), "a")
+    good |= {"prompts": ["a"], "messages": MESSAGES, "tokens": [1]}
     fields = endpoint.request.model_fields
     required = {name: good[name] for name, field in fields.items() if field.is_required()}
     for name, field in fields.items():

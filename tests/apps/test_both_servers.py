@@ -33,10 +33,19 @@ BAD_BODIES = [
     *(b"", b"{", b"[]", b"null", b"7", b"\xff", b'{"a":', b'{"a": 1, "a": 2}', b'{"x": NaN}', b"[" * 10_000),
     b'{"prompt": "\\ud800", "text": "\\ud800", "key": "\\ud800"}',
     b'{"prompt": 7, "messages": 7, "input": 7, "tokens": "x", "text": 7, "key": 7, "prompts": 7}',
+    b'{"query": 7, "documents": 7, "texts": 7, "text_1": 7, "text_2": 7, "queries": 7}',
+    b'{"query": "a", "documents": [7], "text_1": ["a", "b"], "text_2": ["a"]}',
     b'{"prompt": "", "messages": [], "input": [], "tokens": [-1], "prompts": []}',
     b'{"model": "another", "prompt": "a", "messages": [], "input": "a", "tokens": [1], "prompts": ["a"]}',
     b"x" * 30_000,
 ]
+RERANKINGS: list[dict[str, Any]] = [
+    {"query": "a", "documents": ["bb", {"text": "c"}], "return_documents": True},
+    {"query": "a", "texts": ["bb", "c"], "return_text": True, "model": "fake"},
+    {"query": "a", "documents": ["bb"], "model": "another"},
+    {"query": "a", "documents": []},
+]
+SCORINGS: list[dict[str, Any]] = [{"text_1": "a", "text_2": ["b", "cc"]}, {"queries": ["a"]}]
 GOOD_BODIES = {
     "/v1/completions": [
         {"prompt": "abc", "max_tokens": 3, "temperature": 0},
@@ -59,6 +68,8 @@ GOOD_BODIES = {
     ],
     "/generate_batch": [{"prompts": ["a", "b"], "max_tokens": 1, "temperature": 0}],
     "/v1/embeddings": [{"input": "abc"}],
+    **{path: RERANKINGS for path in ("/v1/rerank", "/rerank", "/v2/rerank")},
+    **{path: SCORINGS for path in ("/v1/score", "/score")},
     "/tokenize": [{"prompt": "abc", "return_token_strs": True}, {"content": "abc", "with_pieces": True}],
     "/detokenize": [{"tokens": [65, 66]}],
     "/page/render": [{"text": "# a\n\n- b\n\n```python\nx\n```"}],
@@ -70,12 +81,17 @@ SIZE_OF_HEADERS = re.compile(rb"bytes, got \d+")  # the frameworks' test clients
 OWN_NAME = re.compile(r"req-[0-9a-f]{32}")
 
 
+class ShorterIsBetter:
+    def score(self, query: str, documents: list[str]) -> list[float]:
+        return [-float(len(document)) for document in documents]
+
+
 def open_llm() -> LLM:
     """The story model's tokenizer over an engine without a model."""
     tokenizer = load_tokenizer(embedded_model())
     backend = FakeBackend(n_pages=256, vocab_size=4096, max_model_len=256)
     options = EngineOptions(eos_token_ids=tokenizer.eos_token_ids)
-    return LLM.over(Engine(lambda: backend, tokenizer, options), tokenizer, "fake")
+    return LLM.over(Engine(lambda: backend, tokenizer, options), tokenizer, "fake", reranker=ShorterIsBetter())
 
 
 class Answer(NamedTuple):

@@ -11,6 +11,7 @@ from llm_decoder.serving.schemas_chat import ChatRequest
 from llm_decoder.serving.schemas_completions import CompletionRequest
 from llm_decoder.serving.schemas_embeddings import EmbeddingRequest
 from llm_decoder.serving.schemas_own import BatchRequest, ChatVerbRequest, GenerateRequest, StreamRequest
+from llm_decoder.serving.schemas_rerank import RerankRequest, ScoreRequest
 from llm_decoder.serving.schemas_tokens import DetokenizeRequest, TokenizeRequest
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -20,6 +21,8 @@ SECTIONS = {
     "`/v1/chat/completions`": [ChatRequest],
     "This project's own routes": [GenerateRequest, StreamRequest, ChatVerbRequest, BatchRequest],
     "`/v1/embeddings`": [EmbeddingRequest],
+    "`/v1/rerank`": [RerankRequest],
+    "`/v1/score`": [ScoreRequest],
     "`/tokenize`, `/detokenize`": [TokenizeRequest, DetokenizeRequest],
 }
 

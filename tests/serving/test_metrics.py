@@ -241,6 +241,21 @@ def test_searches_are_counted_with_what_they_let_go_and_what_scorers_read() -> N
     assert value(server, "beam_groups_live") == 0
 
 
+def test_documents_of_requests_are_counted_with_the_answers_of_searches() -> None:
+    class Longest:
+        def score(self, query: str, documents: list[str]) -> list[float]:
+            return [float(len(document)) for document in documents]
+
+    llm = LLM.over(make_engine(FakeBackend()), ByteTokenizer(), "fake", reranker=Longest())
+    server = DirectServer(ready_service(llm))
+    _services.append(server.service)
+    asked = {"prompt": "once upon a time", "width": 4, "max_tokens": 8, "scorer": "reranker"}
+    assert server.post("/generate", asked)[0] == 200
+    assert server.post("/v1/rerank", {"query": "a", "documents": ["b", "c", "d"]})[0] == 200
+    assert value(server, "rerank_pairs_total") == 4 + 3
+    assert value(server, "rerank_latency_seconds_count") == 2
+
+
 def test_who_gives_way_is_counted() -> None:
     server = server_of(FakeBackend(n_pages=5, max_model_len=80))
     complete(server, ["older " * 4, "younger " * 3], max_tokens=40)

@@ -132,9 +132,16 @@ class CrossEncoder:
 
     def count_tokens(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.int32]:
         """int32 [n_documents]: tokens of each pair as it is read, cut to max_length. Raises as `score`."""
-        pairs = [(query, document) for document in as_texts(documents, "documents")]
-        tokens = [self._tokens(pair, ("query", f"documents[{index}]")) for index, pair in enumerate(pairs)]
-        return np.array([len(item.ids) for item in tokens], np.int32)
+        return self.measure(query, documents)[0]
+
+    def measure(self, query: str, documents: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """(count_tokens, whether each pair was longer than max_length bool [n_documents]). Raises as `score`."""
+        counts, is_cut = [], []
+        for index, document in enumerate(as_texts(documents, "documents")):
+            tokens = self._tokens((query, document), ("query", f"documents[{index}]"))
+            counts.append(len(tokens.ids))
+            is_cut.append(tokens.is_cut)
+        return np.array(counts, np.int32), np.array(is_cut, np.bool_)
 
     def _tokens(self, pair: tuple[str, str], places: tuple[str, str]) -> Tokens:
         return self._encoder.tokenizer.encode_pair(*pair, places=places)

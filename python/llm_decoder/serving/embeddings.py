@@ -35,7 +35,7 @@ ENCODER_HEADERS = {"x-llm-decoder-embedding": "sentence-encoder"}
 def embed(service: Service, incoming: Incoming) -> Call | Reply:
     """Plans the call, or answers with the encoder's vectors. Raises HttpError or InvalidRequestError."""
     request, headers = parse_body(incoming, EmbeddingRequest)
-    check_model(service, request.model)
+    check_model(service, request.model, service.llm.embedder_name)
     prompts = as_prompts(request.input)
     check_length("input", len(prompts), service.settings.max_inputs)
     if service.llm.embedder is not None:

@@ -54,7 +54,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
         "Nodes of search trees that were let go, of searches that are over.",
         lambda stats: stats["n_pruned"],
     ),
-    ("rerank_pairs", "Answers of searches that a scorer has read.", lambda stats: stats["n_scored"]),
+    (
+        "rerank_pairs",
+        "Answers and documents that a scorer has read.",
+        lambda stats: stats["n_scored"],
+    ),
     ("admission_rejections", "Requests refused because too many were inside.", lambda stats: stats["n_refused"]),
     ("spec_decode_num_drafts", "Times that tokens were guessed ahead.", lambda stats: stats["n_drafts"]),
     ("spec_decode_num_draft_tokens", "Tokens guessed ahead.", lambda stats: stats["n_drafted_tokens"]),
@@ -76,7 +80,11 @@ _HISTOGRAMS = (
     ("request_inference_time_seconds", "inference", "From a request's place in a step to its end."),
     ("request_prompt_tokens", "prompt_tokens", "Tokens of a request's prompt."),
     ("request_generation_tokens", "generated_tokens", "Tokens generated for a request, over all its answers."),
-    ("rerank_latency_seconds", "scoring", "Of a search: from when a scorer is given its answers to their scores."),
+    (
+        "rerank_latency_seconds",
+        "scoring",
+        "From when a scorer is given answers or documents to their scores.",
+    ),
     ("iteration_tokens_total", "step_tokens", "Tokens computed in a step."),
     (
         "kv_block_lifetime_seconds",
@@ -103,7 +111,7 @@ def metrics(service: Service, incoming: Incoming) -> Reply:
     registry.register(_State(name, "failed" if state == "ready" and stats is None else state))
     if stats is not None:
         n_refused = stats["n_refused"] + service.admission.n_refused
-        registry.register(_Snapshot(name, stats | {"n_refused": n_refused}))
+        registry.register(_Snapshot(name, service.scoring.added_to(stats) | {"n_refused": n_refused}))
     ProcessCollector(registry=registry)
     return Reply(generate_latest(registry), media_type=_MEDIA_TYPE)
 

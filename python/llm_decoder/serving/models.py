@@ -1,4 +1,4 @@
-"""/v1/models: which model this server has."""
+"""/v1/models: which model this server has, and which encoders are beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STARTED_S = int(time.time())
 
 
 def list_models(service: Service, incoming: Incoming) -> exchange.Reply:
-    return exchange.Reply.of_json({"object": "list", "data": [_card(service)]})
+    return exchange.Reply.of_json({"object": "list", "data": [_card(service), *_cards_of_encoders(service)]})
 
 
 def show_model(service: Service, incoming: Incoming) -> exchange.Reply:
@@ -27,24 +27,36 @@ def show_model(service: Service, incoming: Incoming) -> exchange.Reply:
     name = unquote(incoming.path_parameters["model"])
     if not name:  # elsewhere a name that is left out is the model's own
         raise no_route(incoming.path)
+    of_encoder = next((card for card in _cards_of_encoders(service) if card["id"] == name), None)
+    if of_encoder is not None and name != service.model_name:
+        return exchange.Reply.of_json(of_encoder)
     check_model(service, name)
     return exchange.Reply.of_json(_card(service))
 
 
 def _card(service: Service) -> dict[str, Any]:
-    name = service.model_name
+    return _entry(service.model_name, service.llm.name, "generate") | {"max_model_len": service.llm.max_model_len}
+
+
+def _cards_of_encoders(service: Service) -> list[dict[str, Any]]:
+    """The embedded reranker too, though it is opened only when it is first asked for."""
+    names = {"rerank": service.llm.reranker_name, "embed": service.llm.embedder_name}
+    return [_entry(name, name, task) for task, name in names.items() if name is not None]
+
+
+def _entry(name: str, root: str, task: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
         "created": _STARTED_S,
         "owned_by": "llm_decoder",
-        "root": service.llm.name,
+        "root": root,
         "parent": None,
-        "max_model_len": service.llm.max_model_len,
+        "task": task,
     }
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/models", list_models, "Lists the model that is served", response=ModelList),
-    Endpoint("GET", "/v1/models/{model}", show_model, "The model that is served, by its name", response=ModelCard),
+    Endpoint("GET", "/v1/models", list_models, "Lists the model that is served, then its encoders", response=ModelList),
+    Endpoint("GET", "/v1/models/{model}", show_model, "A model that is served, by its name", response=ModelCard),
 )

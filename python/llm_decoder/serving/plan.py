@@ -47,12 +47,13 @@ _SAME = (
 )
 
 
-def check_model(service: Service, name: str | None) -> None:
-    """Raises HttpError 404 when a request names another model than the one that is served."""
-    if name and name != service.model_name:
+def check_model(service: Service, name: str | None, encoder: str | None = None) -> None:
+    """Raises HttpError 404 when a request names another model than the one that is served. encoder: the name of the one
+    that answers in the model's place; then both are right, as a server has one of each."""
+    if name and name not in (service.model_name, encoder):
         raise HttpError(
             404,
-            f"[model] this server has {service.model_name!r}, not {name[:200]!r}; /v1/models lists it",
+            f"[model] this server has {encoder or service.model_name!r}, not {name[:200]!r}; /v1/models lists it",
             param="model",
             code="model_not_found",
         )

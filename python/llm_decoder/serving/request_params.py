@@ -9,6 +9,7 @@ from llm_decoder.sampling import SamplingParams
 from llm_decoder.search.params import SearchParams
 from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.plan import one_of, sampling_values
+from llm_decoder.serving.reranker import need_reranker
 from llm_decoder.serving.schemas_base import SamplingFields
 from llm_decoder.serving.service import Service
 
@@ -134,14 +135,9 @@ def _refuse_what_changes_nothing(given: Given) -> None:
 
 
 def _check_reranker(service: Service, param: str, name: str | None) -> None:
-    """Opens it, which a request waits for once. Raises HttpError when there is none, or none of that name."""
-    try:
-        reranker = service.llm.reranker
-    except InvalidRequestError:
-        raise HttpError(
-            400, f"[{param}] this server has no reranker; start it with --reranker", param=param, code="unsupported"
-        ) from None
-    loaded = getattr(reranker, "name", type(reranker).__name__)
+    """Raises HttpError when there is none, or none of that name."""
+    need_reranker(service.llm, param)
+    loaded = service.llm.reranker_name
     if name is not None and name != loaded:
         raise HttpError(
             404,

@@ -11,6 +11,7 @@ from llm_decoder.serving import (
     openapi,
     operations,
     own_routes,
+    rerank,
     tokens,
 )
 from llm_decoder.serving.exchange import Endpoint
@@ -23,6 +24,7 @@ def all_endpoints() -> tuple[Endpoint, ...]:
         *completions.ENDPOINTS,
         *chat_completions.ENDPOINTS,
         *embeddings.ENDPOINTS,
+        *rerank.ENDPOINTS,
         *models.ENDPOINTS,
         *tokens.ENDPOINTS,
         *own_routes.ENDPOINTS,

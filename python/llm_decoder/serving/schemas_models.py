@@ -10,11 +10,14 @@ __all__ = ["ModelCard", "ModelList"]
 
 
 class ModelCard(Reply):
+    """max_model_len: of the language model, in tokens."""
+
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
-    max_model_len: int
+    task: Literal["generate", "rerank", "embed"]
+    max_model_len: int | None = None
 
 
 class ModelList(Reply):

@@ -18,6 +18,7 @@ from llm_decoder.serving.errors import HttpError
 from llm_decoder.serving.exchange import Incoming
 from llm_decoder.serving.guard import Guard
 from llm_decoder.serving.limits import Admission
+from llm_decoder.serving.reranker import ScoringCounts
 from llm_decoder.serving.settings import ServerSettings
 
 __all__ = ["Service", "State"]
@@ -29,12 +30,13 @@ _LAST_STEP_S = 5.0
 
 class Service:
     """One model for all routes of a process. `open_llm` is called once, by `start`, on a thread of its own. `guard`:
-    who may come in; `admission`: how many at once."""
+    who may come in; `admission`: how many at once; `scoring`: pairs for the reranker."""
 
     def __init__(self, open_llm: Callable[[], LLM], settings: ServerSettings | None = None) -> None:
         self.settings = settings or ServerSettings()
         self.guard = Guard(self.settings)
         self.admission = Admission(self.settings)
+        self.scoring = ScoringCounts()
         self._open_llm = open_llm
         self._llm: LLM | None = None
         self._failure: BaseException | None = None

@@ -28,13 +28,13 @@ class ServerSettings:
     cors_origins: pages of other origins that may call, "*" = any. allowed_hosts: names by which the server may be
     called beside its own address ("*" = any); against DNS rebinding. max_body_bytes, max_header_bytes: of a request.
     read_timeout_s: from the first byte of a request to its last, and for a client that does not read what it is sent.
-    max_requests: open engine requests before 429. max_prompts: in a list. max_inputs: texts to make vectors of in a
-    list. max_n: answers a prompt. max_beam_width: beams of a search. max_answer_tokens: a request may ask for, over all
-    its answers and beams. ping_s: silence in a stream before a comment is sent. drain_s: how long a server that ends
-    lets answers go on. resume_s: how long a page's stream goes on when its reader is gone. salt_by_key: who comes with
-    another key, or in another session of the page, finds no prefixes cached for others: how soon an answer begins tells
-    nothing of theirs. log_prompts: bodies of requests may stand in the log. debug_kv: GET /debug/kv tells of each page
-    of the KV cache. log_format: "text" or "json". Raises ConfigError.
+    max_requests: open engine requests before 429. max_prompts: in a list. max_inputs: texts to make vectors of, or to
+    score, in a list. max_n: answers a prompt. max_beam_width: beams of a search. max_answer_tokens: a request may ask
+    for, over all its answers and beams. ping_s: silence in a stream before a comment is sent. drain_s: how long a
+    server that ends lets answers go on. resume_s: how long a page's stream goes on when its reader is gone.
+    salt_by_key: who comes with another key, or in another session of the page, finds no prefixes cached for others: how
+    soon an answer begins tells nothing of theirs. log_prompts: bodies of requests may stand in the log. debug_kv: GET
+    /debug/kv tells of each page of the KV cache. log_format: "text" or "json". Raises ConfigError.
     """
 
     host: str = "127.0.0.1"
