@@ -40,14 +40,14 @@ def most_pages(llm, run) -> int:
     return max(held)
 
 
-@pytest.mark.parametrize("n_words", [130, 900])
-def test_eight_beams_hold_few_of_the_pages_of_eight_separate_sequences(llm, n_words):
-    prompt = llm.tokenizer.encode(WORDS * 100)[:n_words]
+@pytest.mark.parametrize("n_prompt", [256, 900])
+def test_eight_beams_hold_few_of_the_pages_of_eight_separate_sequences(llm, n_prompt):
+    prompt = llm.tokenizer.encode(WORDS * 100)[:n_prompt]
     beams = SearchParams(width=8, n=8, max_tokens=N_GENERATED, ignore_eos=True)
     beams_pages = most_pages(llm, lambda: llm.search(prompt, beams))
     # Their first tokens differ, so that they have no page in common.
     others = [[100 + i, *prompt[1:]] for i in range(8)]
     greedy = SamplingParams(temperature=0, max_tokens=N_GENERATED, ignore_eos=True)
     separate_pages = most_pages(llm, lambda: llm.generate(others, greedy))
-    assert separate_pages >= 8 * (n_words + N_GENERATED) // llm._engine.call(lambda backend: backend.page_size)
+    assert separate_pages >= 8 * (n_prompt + N_GENERATED) // llm._engine.call(lambda backend: backend.page_size)
     assert beams_pages <= MOST * separate_pages
