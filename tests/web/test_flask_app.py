@@ -191,6 +191,7 @@ def test_without_a_key_the_page_shows_itself_and_nothing_else() -> None:
         "model": None,
         "max_model_len": None,
         "defaults": None,
+        "has_reranker": None,
     }
     for path in ("/page/stream", "/page/render", "/page/stream/x/stop", "/logout"):
         assert client.post(path, json={"messages": MESSAGES, "text": "x"}).status_code == 401
