@@ -8,6 +8,7 @@ import { complain } from "./toasts.js";
 const REDRAW_MS = 80;
 const NUMBERS = ["width", "n", "max_tokens", "length_penalty", "alpha"];
 const SCORES = { beam_score: "beam", rerank_score: "rerank", final_score: "final" };
+const STATES = { live: "went on", finished: "an answer", pruned: "let go" };
 const REASONS = {
   stop: "the answer ends here",
   length: "as long as an answer may be",
@@ -224,7 +225,7 @@ export class SearchView {
       ["log probability", `${node.logprob.toFixed(3)} (${(100 * Math.exp(node.logprob)).toPrecision(3)} %)`],
       ["sum from the root", node.cum_logprob.toFixed(3)],
       ["step", number.format(node.step)],
-      ["state", reason ? `${node.state}: ${reason}` : node.state],
+      ["state", reason ? `${STATES[node.state]}: ${reason}` : STATES[node.state]],
     ];
     place.replaceChildren(
       element("h2", {}, "This token"),
