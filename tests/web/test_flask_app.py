@@ -215,6 +215,7 @@ def test_a_key_opens_a_session_that_needs_its_token() -> None:
     assert session["model"] == "scripted"
     assert session["max_model_len"] == 100
     assert session["defaults"] == {"temperature": 0.7}
+    assert session["has_reranker"] is False
     assert client.post("/page/render", json={"text": "x"}).status_code == 403
     proof = {"x-csrf-token": session["csrf"]}
     assert client.post("/page/render", json={"text": "x"}, headers=proof).status_code == 200

@@ -10,6 +10,7 @@ import pytest
 from reader import Locator, Reader, expect
 from scripted_site import ApiSite, Script, Site
 
+from llm_decoder.errors import ModelNotFoundError
 from llm_decoder.llm import LLM
 from llm_decoder.search.run_file import read_runs
 
@@ -116,6 +117,19 @@ def test_a_reranker_has_a_say_and_both_scores_are_shown(at_stories: Reader) -> N
     expect(reader.page.locator("#search-tree text.is-strong")).to_have_count(1)
 
 
+def test_a_server_without_a_reranker_offers_none(
+    new_reader: Callable[..., Reader], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_here() -> Path:
+        raise ModelNotFoundError("[reranker] this installation has none")
+
+    monkeypatch.setattr("llm_decoder.companions.embedded_reranker", none_here)
+    reader = new_reader(site).open().click("Search")
+    expect(reader.page.locator("#model")).to_have_text("scripted-1b")
+    scorers = reader.page.get_by_label("Scorer").get_by_role("option")
+    expect(scorers).to_have_text(["None", "Likelihood"])
+
+
 @pytest.mark.parametrize("method", ["By steps", "Best of samples"])
 def test_the_other_methods_answer_too(at_stories: Reader, method: str) -> None:
     reader = search(at_stories, Method=method, Width="2", Answers="2", Most_tokens="5")
@@ -203,7 +217,6 @@ def test_what_the_server_refuses_is_said(at_stories: Reader) -> None:
 def test_a_search_in_the_conversation_goes_on_in_it(new_reader: Callable[..., Reader], site: Site) -> None:
     site.script.answer = lambda prompt: "Yes, it is." if "sure" in prompt else "It is so."
     reader = new_reader(site).open().ask("Is it?").click("Search")
-    expect(reader.page.get_by_role("option", name="Reranker")).to_have_count(0)
     reader.page.get_by_label("In this conversation").check()
     search(reader, "Are you sure?", Width="1", Answers="1", Most_tokens="40")
     assert site.script.asked[-1].split("\n") == ["<user>Is it?", "<assistant>It is so.", "<user>Are you sure?", ""]
