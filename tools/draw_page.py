@@ -1,4 +1,5 @@
-"""Draws docs/page_light.png, page_dark.png and page_phone.png: the chat page over a model that says what it is told.
+"""Draws docs/page_light.png, page_dark.png and page_phone.png: the chat page over a model that says what it is told;
+and page_search.png: a search by the embedded model.
 
 python tools/draw_page.py docs        # needs playwright and chromium
 """
@@ -19,6 +20,8 @@ sys.path[:0] = [str(TESTS), str(TESTS / "web_page")]
 from chromium import CHROMIUM, FLAGS  # noqa: E402
 from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 from scripted_site import Site  # noqa: E402
+
+from llm_decoder.llm import LLM  # noqa: E402
 
 DAY_MS = 86_400_000
 VIEWPORTS = {"light": {"width": 1200, "height": 900}, "dark": {"width": 1200, "height": 820}}
@@ -92,6 +95,26 @@ def ask(page: Page, question: str) -> None:
     page.wait_for_timeout(400)
 
 
+def draw_search(browser: Browser, path: Path) -> None:
+    site = Site(lambda script: LLM())
+    assert site.service.wait(60), site.service.failure
+    context = browser.new_context(viewport={"width": 1200, "height": 840}, color_scheme="light", locale="en-GB")
+    page = context.new_page()
+    page.goto(site.url)
+    page.wait_for_selector("body[data-ready]")
+    page.locator("#close-sidebar").click()
+    page.locator("#show-search").click()
+    page.get_by_label("Prompt", exact=True).fill("Once upon a time there was a little")
+    page.get_by_label("Most tokens").fill("20")
+    page.get_by_label("Scorer").select_option("likelihood")
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.locator(".search-winner").wait_for()
+    page.locator(".search-answer").first.click()
+    page.wait_for_timeout(400)
+    page.screenshot(path=path)
+    site.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -118,6 +141,7 @@ def main() -> None:
         page = open_page(browser, site, file, **phone, color_scheme="light", device_scale_factor=1.5)
         ask(page, "Tell me a short story about a lighthouse")
         page.screenshot(path=folder / "page_phone.png")
+        draw_search(browser, folder / "page_search.png")
         browser.close()
     site.close()
 

@@ -109,8 +109,8 @@ def _file(incoming: Incoming, body: bytes, media_type: str, headers: dict[str, s
 
 
 def show_session(service: Service, incoming: Incoming) -> Reply:
-    """{needs_key, csrf, model, max_model_len, defaults}. Who has to log in first is told no more than that; the last
-    three are null while the model is being loaded."""
+    """{needs_key, csrf, state, model, max_model_len, defaults, has_reranker}. Who has to log in first is told no more
+    than that; the last four are null while the model is being loaded."""
     session = service.guard.sessions.find(incoming.headers)
     needs_key = service.guard.needs_key and session is None
     is_shown = not needs_key and service.state == "ready"
@@ -122,6 +122,7 @@ def show_session(service: Service, incoming: Incoming) -> Reply:
             "model": service.model_name if is_shown else None,
             "max_model_len": service.llm.max_model_len if is_shown else None,
             "defaults": service.llm.sampling_defaults if is_shown else None,
+            "has_reranker": service.llm.has_reranker if is_shown else None,
         }
     )
 

@@ -47,6 +47,15 @@ class Companions:
                 raise ConfigError(f"[embedder] need a folder, or a SentenceEncoder, got {type(embedder).__name__}")
             self.embedder = embedder
 
+    def has_reranker(self) -> bool:
+        if self._reranker is not None:
+            return True
+        try:
+            embedded_reranker()
+        except ModelNotFoundError:
+            return False
+        return True
+
     def reranker(self) -> Reranker:
         """Raises InvalidRequestError where none was given and this installation has none."""
         with self._opening:

@@ -233,6 +233,11 @@ class LLM:
         return {name: getattr(resolved, name) for name in BUILT_IN_DEFAULTS}
 
     @property
+    def has_reranker(self) -> bool:
+        """Whether there is one, opened or not."""
+        return self._companions.has_reranker()
+
+    @property
     def reranker(self) -> Reranker:
         """What scores answers for scorer="reranker". Raises InvalidRequestError where the LLM was made without one and
         the package has none."""

@@ -69,6 +69,7 @@ class ScriptedLLM:
     name = "scripted"
     max_model_len = 100
     is_closed = False
+    has_reranker = False
 
     def __init__(self, script: Iterable[str] | None = None, template: str = "") -> None:
         self.sampling_defaults = {"temperature": 0.7}

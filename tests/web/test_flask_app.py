@@ -191,6 +191,7 @@ def test_without_a_key_the_page_shows_itself_and_nothing_else() -> None:
         "model": None,
         "max_model_len": None,
         "defaults": None,
+        "has_reranker": None,
     }
     for path in ("/page/stream", "/page/render", "/page/stream/x/stop", "/logout"):
         assert client.post(path, json={"messages": MESSAGES, "text": "x"}).status_code == 401
@@ -214,6 +215,7 @@ def test_a_key_opens_a_session_that_needs_its_token() -> None:
     assert session["model"] == "scripted"
     assert session["max_model_len"] == 100
     assert session["defaults"] == {"temperature": 0.7}
+    assert session["has_reranker"] is False
     assert client.post("/page/render", json={"text": "x"}).status_code == 403
     proof = {"x-csrf-token": session["csrf"]}
     assert client.post("/page/render", json={"text": "x"}, headers=proof).status_code == 200

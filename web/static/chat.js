@@ -170,6 +170,23 @@ export class Chat extends EventTarget {
     return this.#start({ message, request: { messages, continue_final_message: true } });
   }
 
+  /** What the server is asked for an answer to `question`, "" = to what was said last. */
+  messagesWith(question) {
+    const messages = this.#asked(this.conversation?.leaf ?? null);
+    return question ? [...messages, { role: "user", content: question }] : messages;
+  }
+
+  /** An answer that was found elsewhere, by a search: to `question`, "" = to what was said last. It goes on where it
+   * ends, unless it is whole. */
+  async take(question, text, isWhole) {
+    if (!this.conversation) this.#create(question);
+    const asked = question ? [this.#add("user", this.conversation.leaf, question)] : [];
+    const answer = this.#add("assistant", this.conversation.leaf, text);
+    await Promise.all([this.#save([...asked, answer]), this.#render(answer)]);
+    this.#tell("path");
+    if (!isWhole) await this.goOn(answer.id);
+  }
+
   stop() {
     return this.run?.stop();
   }

@@ -16,7 +16,11 @@ export function download(entries, name) {
     exported: new Date().toISOString(),
     conversations: entries.map(({ conversation, messages }) => ({ ...conversation, messages })),
   };
-  const url = URL.createObjectURL(new Blob([JSON.stringify(value, null, 1)], { type: "application/json" }));
+  saveFile(JSON.stringify(value, null, 1), "application/json", name);
+}
+
+export function saveFile(text, type, name) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
   element("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }

@@ -5,6 +5,7 @@ import { byId, copyText } from "./dom.js";
 import { Login } from "./login.js";
 import { MemoryStore } from "./memory_store.js";
 import { Panes } from "./panes.js";
+import { SearchView } from "./search_view.js";
 import { logOut, readSession, ServerError, whenLocked } from "./server.js";
 import { SettingsPanel } from "./settings_panel.js";
 import { fillHelp, listen } from "./shortcuts.js";
@@ -32,6 +33,7 @@ const transcript = new Transcript(chat, (bringBack) => {
   if (bringBack) tell("Message deleted.", { label: "Undo", run: bringBack });
 });
 const composer = new Composer(chat, { onUp: editLast });
+const search = new SearchView(chat, { onChat: () => showView("chat") });
 const login = new Login((session) => {
   showSession(session);
   composer.focus();
@@ -62,6 +64,7 @@ function showSession(session) {
     : "";
   byId("sign-out").hidden = !session.csrf;
   settings.setDefaults(session.defaults);
+  search.meet(session);
 }
 
 async function meet() {
@@ -117,6 +120,7 @@ chat.addEventListener("open", () => {
   showTitle();
 });
 chat.addEventListener("list", showTitle);
+chat.addEventListener("open", () => isSearching() && showView("chat"));
 chat.addEventListener("trouble", ({ detail }) => complain(detail.error));
 
 function showTitle() {
@@ -136,6 +140,23 @@ byId("new-small").addEventListener("click", startNew);
 for (const button of document.querySelectorAll("[data-prompt]")) {
   button.addEventListener("click", () => composer.write(button.dataset.prompt));
 }
+
+// -- the chat, and the search beside it
+
+function showView(name) {
+  const isSearch = name === "search";
+  byId("search-view").hidden = !isSearch;
+  byId("scroller").hidden = byId("dock").hidden = isSearch;
+  byId("show-chat").setAttribute("aria-pressed", String(!isSearch));
+  byId("show-search").setAttribute("aria-pressed", String(isSearch));
+  if (isSearch) search.focus();
+  else composer.focus();
+}
+
+const isSearching = () => !byId("search-view").hidden;
+
+byId("show-chat").addEventListener("click", () => showView("chat"));
+byId("show-search").addEventListener("click", () => showView("search"));
 
 // -- looks and help
 
@@ -181,8 +202,9 @@ function onAnswer(act) {
 
 listen({
   escape: () => {
-    if (chat.run) chat.stop();
-    else if (!panes.closeSheets()) composer.focus();
+    if (isSearching() && search.isRunning) search.stop();
+    else if (!isSearching() && chat.run) chat.stop();
+    else if (!panes.closeSheets()) (isSearching() ? search : composer).focus();
   },
   new: startNew,
   search: () => {
@@ -201,6 +223,7 @@ listen({
     }),
   previous: () => onAnswer((message) => chat.walk(message.id, -1)),
   next: () => onAnswer((message) => chat.walk(message.id, 1)),
+  view: () => showView(isSearching() ? "chat" : "search"),
   help: toggleHelp,
 });
 

@@ -65,7 +65,7 @@ async function refusal(response) {
   return new ServerError(response.status, told, Number.isFinite(retryAfter) ? retryAfter : null);
 }
 
-/** {needs_key, csrf, state, model, max_model_len, defaults}; the last three are null while the model is being loaded */
+/** {needs_key, csrf, state, model, max_model_len, defaults, has_reranker}; the last four are null while the model is being loaded */
 export async function readSession() {
   const session = await (await call("GET", "page/session")).json();
   csrf = session.csrf ?? null;

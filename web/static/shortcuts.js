@@ -15,6 +15,7 @@ export const SHORTCUTS = [
   { action: "copy", keys: { alt: true, code: "KeyC" }, label: "Copy the answer" },
   { action: "previous", keys: { alt: true, code: "Comma" }, label: "Previous version of the answer" },
   { action: "next", keys: { alt: true, code: "Period" }, label: "Next version of the answer" },
+  { action: "view", keys: { alt: true, code: "KeyS" }, label: "Show the search, or the chat" },
   { action: "help", keys: { mod: true, code: "Slash" }, label: "This help" },
 ];
 

@@ -25,7 +25,7 @@ from llm_decoder.outputs import RequestOutput
 from llm_decoder.search.params import SearchParams
 from llm_decoder.search.tree import NodeState, SearchTree, TreeNode
 
-__all__ = ["SCHEMA", "SearchRun", "node_texts", "read_runs", "run_lines"]
+__all__ = ["SCHEMA", "SearchRun", "node_texts", "prompt_hash", "read_runs", "run_lines"]
 
 SCHEMA = 1
 
@@ -50,13 +50,12 @@ def run_lines(
     log_prompt: bool = False,
 ) -> Iterator[str]:
     """The lines of one search, each ending with a line feed. tokenizer: makes the nodes' texts."""
-    prompt_ids = json.dumps(output.prompt_token_ids).encode()
     header: dict[str, Any] = {
         "type": "run",
         "schema": SCHEMA,
         "id": output.request_id,
         "model": model,
-        "prompt_hash": hashlib.sha256(prompt_ids).hexdigest(),
+        "prompt_hash": prompt_hash(output),
         "params": _given(params),
         "seed": params.seed if seed is None else seed,
         "created": int(time.time()),
@@ -81,6 +80,10 @@ def run_lines(
                 "finish_reason": completion.finish_reason,
             }
         )
+
+
+def prompt_hash(output: RequestOutput) -> str:
+    return hashlib.sha256(json.dumps(output.prompt_token_ids).encode()).hexdigest()
 
 
 def node_texts(tree: SearchTree, tokenizer: TextDecoder, prompt_ids: Sequence[int]) -> dict[int, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from llm_decoder.outputs import Completion, RequestOutput, StreamEvent
 from llm_decoder.prompts import Prompt, as_prompts
+from llm_decoder.search.run_file import prompt_hash
 from llm_decoder.serving.calls import Call
 from llm_decoder.serving.chat_prompt import chat_messages, template_options
 from llm_decoder.serving.errors import HttpError
@@ -282,7 +283,7 @@ class _BeamAnswer(_Answer):
     def _end(self, output: RequestOutput) -> dict[str, Any]:
         self._readers.clear()  # the best answer is told again, whole
         candidates = [{"index": completion.index, **self._completion(completion)} for completion in output.outputs]
-        return super()._end(output) | {"candidates": candidates}
+        return super()._end(output) | {"candidates": candidates, "prompt_hash": prompt_hash(output)}
 
 
 class _BatchAnswer(_Answer):
