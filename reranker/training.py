@@ -159,8 +159,8 @@ class _Watch(transformers.TrainerCallback):
         if self._should_stop is not None and self._should_stop():
             control.should_save = control.should_training_stop = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        if "loss" not in logs:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs is None or "loss" not in logs:
             return
         self._loss = logs["loss"]
         for name in ("loss", "grad_norm"):  # some losses leave out what is no number, gradients do not

@@ -34,6 +34,7 @@ class Companions:
     ) -> None:
         self._threads, self._isa = threads, isa
         self._opening = threading.Lock()
+        self.is_reranker_embedded = reranker is None
         self._reranker: Reranker | None = self._open(reranker) if isinstance(reranker, str | Path) else reranker
         if reranker is not None and not callable(getattr(self._reranker, "score", None)):
             raise ConfigError(f"[reranker] need a folder, or an object with score(), got {type(reranker).__name__}")

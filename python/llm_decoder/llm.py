@@ -249,6 +249,11 @@ class LLM:
         return self._companions.reranker_name
 
     @property
+    def is_reranker_embedded(self) -> bool:
+        """Whether it is the package's own, because the LLM was made with no other."""
+        return self._companions.is_reranker_embedded
+
+    @property
     def embedder_name(self) -> str | None:
         """What the embedder is called, its folder's name; None where there is none."""
         return self._companions.embedder_name

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from llm_decoder.serving.schemas_base import SamplingFields
 from llm_decoder.serving.schemas_chat import ChatRequest
 from llm_decoder.serving.schemas_completions import CompletionRequest
 from llm_decoder.serving.schemas_own import GenerateRequest
+from llm_decoder.serving.schemas_rerank import RerankRequest, ScoreRequest
 from llm_decoder.serving.service import Service
 from llm_decoder.tokenizer import load_tokenizer
 
@@ -137,7 +139,7 @@ SAMPLES: dict[str, Any] = {
     "add_generation_prompt": False,
     "continue_final_message": True,
     "chat_template_kwargs": {"enable_thinking": True},
-    "documents": [{"title": "a", "text": "b"}],
+    "documents": [{"title": "a", "text": "b"}, {"title": "c", "text": "d"}],
     "chat_template": "{{ messages }}",
     "functions": [{"name": "f"}],
     "function_call": "auto",
@@ -146,6 +148,14 @@ SAMPLES: dict[str, Any] = {
     "web_search_options": {},
     "dimensions": 8,
     "encoding_format": "base64",
+    "texts": ["Rain", "Snow"],
+    "text_1": "Who?",
+    "text_2": ["You", "I"],
+    "queries": "How?",
+    "top_n": 1,
+    "return_documents": True,
+    "return_text": True,
+    "raw_scores": True,
     # No-ops.
     "user": "somebody",
     "metadata": {"a": "b"},
@@ -165,6 +175,13 @@ SAMPLES: dict[str, Any] = {
     "with_pieces": True,
 }
 
+
+# What routes of pairs of texts cannot do without, and what may be given in place of it.
+PAIRS: dict[type, dict[str, Any]] = {
+    RerankRequest: {"query": "When?", "documents": ["Soon", "Later"]},
+    ScoreRequest: {"text_1": "When?", "text_2": ["Soon", "Later"]},
+}
+IN_PLACE_OF = {"texts": "documents", "queries": "text_1", "documents": "text_2"}
 
 # What says how something else is done or told: beside that, and satisfied of itself without it.
 BESIDE: dict[str, tuple[str, ...]] = {
@@ -222,6 +239,15 @@ def noops_of(endpoint: Endpoint) -> list[str]:
     return [name for name, field in fields_of(endpoint).items() if (field.description or "").startswith("no-op")]
 
 
+class Hashes:
+    """A reranker whose scores are a hash of each pair."""
+
+    name = "hashes"
+
+    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+        return [zlib.crc32(f"{query}|{document}".encode()) / 2**32 for document in documents]
+
+
 class Walk:
     """A real server over an engine whose tokens are a hash of all that came before, so that one token more or less
     shows."""
@@ -232,7 +258,7 @@ class Walk:
         # Pages so large that nothing is found again: how often a request came before must not show.
         backend = FakeBackend(n_pages=8, page_size=512, vocab_size=4096, max_model_len=512)
         engine = Engine(lambda: backend, tokenizer, EngineOptions(eos_token_ids=frozenset(tokenizer.eos_token_ids)))
-        self.llm = LLM.over(engine, tokenizer, "walked")
+        self.llm = LLM.over(engine, tokenizer, "walked", reranker=Hashes())
         self._asked: list[Any] = []
         self._spy()
         self.service = Service(lambda: self.llm)
@@ -267,6 +293,8 @@ class Walk:
         texts = given or [name for name in ("prompt", "messages") if name in fields][:1]
         others = [name for name in ("prompts", "input", "tokens") if name in fields]
         body = {name: NEEDED[name] for name in (*texts, *others)}
+        replaced = {IN_PLACE_OF.get(name) for name in names}
+        body |= {name: value for name, value in PAIRS.get(endpoint.request, {}).items() if name not in replaced}
         if "seed" in fields:
             body["seed"] = 1
         if "max_tokens" in fields and not LENGTHS & set(names):
@@ -280,6 +308,8 @@ class Walk:
             return False
         if endpoint.path == "/stream_chat_beam" and name == "use_beam_search":
             return False
+        if endpoint.request is ScoreRequest and name == "documents":
+            return ["Never", "Now"]
         return {**SAMPLES, **NEEDED}[name]
 
     def ask(self, endpoint: Endpoint, *names: str) -> Answer:

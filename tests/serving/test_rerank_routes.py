@@ -236,6 +236,10 @@ def test_the_models_that_are_listed_answer_by_their_names(serve: Serve, encoder:
     assert server.get("/v1/models/other")[0] == 404
 
 
-def test_the_embedded_reranker_is_listed_before_it_is_opened(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_reranker_is_found_by_its_name_and_offered_to_no_chat(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(companions, "embedded_reranker", lambda: Path("/nowhere/embedded-one"))
-    assert serve().get("/v1/models")[1]["data"][1]["id"] == "embedded-one"
+    server = serve()
+    assert [card["id"] for card in server.get("/v1/models")[1]["data"]] == ["fake"]
+    assert server.get("/v1/models/embedded-one")[1]["task"] == "rerank"

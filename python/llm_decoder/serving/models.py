@@ -19,7 +19,9 @@ _STARTED_S = int(time.time())
 
 
 def list_models(service: Service, incoming: Incoming) -> exchange.Reply:
-    return exchange.Reply.of_json({"object": "list", "data": [_card(service), *_cards_of_encoders(service)]})
+    """Without the embedded reranker: clients offer all of a list for chats, and nobody asked for it here."""
+    encoders = [card for card in _cards_of_encoders(service) if not _is_embedded(service, card)]
+    return exchange.Reply.of_json({"object": "list", "data": [_card(service), *encoders]})
 
 
 def show_model(service: Service, incoming: Incoming) -> exchange.Reply:
@@ -39,9 +41,12 @@ def _card(service: Service) -> dict[str, Any]:
 
 
 def _cards_of_encoders(service: Service) -> list[dict[str, Any]]:
-    """The embedded reranker too, though it is opened only when it is first asked for."""
     names = {"rerank": service.llm.reranker_name, "embed": service.llm.embedder_name}
     return [_entry(name, name, task) for task, name in names.items() if name is not None]
+
+
+def _is_embedded(service: Service, card: dict[str, Any]) -> bool:
+    return card["task"] == "rerank" and service.llm.is_reranker_embedded
 
 
 def _entry(name: str, root: str, task: str) -> dict[str, Any]:
@@ -57,6 +62,6 @@ def _entry(name: str, root: str, task: str) -> dict[str, Any]:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/models", list_models, "Lists the model that is served, then its encoders", response=ModelList),
+    Endpoint("GET", "/v1/models", list_models, "The model that is served, then named encoders", response=ModelList),
     Endpoint("GET", "/v1/models/{model}", show_model, "A model that is served, by its name", response=ModelCard),
 )
