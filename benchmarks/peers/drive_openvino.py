@@ -57,6 +57,7 @@ class OpenVino:
             config.num_beams = n_beams
             config.num_return_sequences = 1
             config.length_penalty = 0.0
+            config.eos_token_id = -1  # a beam that meets one would still end there
         ids = ov.Tensor(np.array([prompt], dtype=np.int64))
         (result,) = self._pipeline.generate([ids], [config])
         return len(result.m_generation_ids[0])
