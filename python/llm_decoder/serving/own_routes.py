@@ -261,6 +261,8 @@ class _Answer:
         """What the last event of a stream has besides."""
         body = self._name() | self._usage([output]) | self._timings([output])
         body |= self._tree(output, is_streamed=True)
+        if self._request.return_token_ids:
+            body["prompt_token_ids"] = output.prompt_token_ids
         return body | ({"dropped_messages": output.dropped_messages} if output.dropped_messages else {})
 
     def end(self, outputs: Sequence[RequestOutput]) -> list[Chunk]:
