@@ -133,6 +133,19 @@ def runs_of(file: str) -> list[SearchRun]:
     return runs
 
 
+def test_a_chat_with_a_server_is_searched_as_one_here(both: Any, cli: Program, server: Running, tmp_path: Path) -> None:
+    talk = ("chat", "--max-tokens", "5", "--quiet")
+    here, there = both(*talk, stdin="/search 3\nHi\n/set scorer likelihood\nMore\n/search\n")
+    assert (there.code, there.out) == (0, here.out)
+    assert "Each answer is the best of 3" in there.err
+    file = str(tmp_path / "tree.jsonl")
+    ran = cli(*talk, "--url", f"http://127.0.0.1:{server.port}", stdin=f"/search 3\nHi\n/tree {file}\n")
+    assert ran.code == 0
+    (run,) = runs_of(file)
+    assert ran.out == run.candidates[0]["text"] + "\n"
+    assert run.texts[run.tree.path(run.candidates[0]["leaf"])[0].id]
+
+
 def test_a_function_of_ones_own_cannot_go_to_a_server(cli: Program) -> None:
     ran = cli("search", "Once", "--url", "http://127.0.0.1:1", "--scorer", "my_scorers:longest")
     assert (ran.code, ran.out) == (2, "")
