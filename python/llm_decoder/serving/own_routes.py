@@ -125,7 +125,14 @@ def _call(
             param="prompt_logprobs",
         )
     _check_stream_options(request, is_stream)
-    params = request_params(service, request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs)
+    params = request_params(
+        service,
+        request,
+        incoming.request_id,
+        max_tokens=max_tokens,
+        logprobs=request.logprobs,
+        is_stream=is_stream,
+    )
     check_amount(service, len(prompts), params, param)
     texts = TokenTexts(service.llm, bool(request.return_tokens_as_token_ids))
     chat = service.llm.chat_answers(cast(Any, prompts[0]), **options) if is_chat else None
