@@ -58,18 +58,26 @@ def answer(llm: LLM, line: Line, params: SamplingParams, chat_params: SamplingPa
     return head | _body(output), output.metrics.n_generated_tokens
 
 
-def _parse(text: str) -> dict[str, Any]:
+def parse_object(text: str) -> dict[str, Any]:
+    """The JSON object of a line. Raises InvalidRequestError."""
     from llm_decoder.errors import InvalidRequestError
 
     try:
         text.encode()  # finds what read_lines could not decode
-        request = json.loads(text)
+        value = json.loads(text)
     except UnicodeEncodeError:
         raise InvalidRequestError("[batch] need lines of UTF-8, got bytes that are none") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"[batch] need a JSON object on each line, got something else: {error}") from None
-    if not isinstance(request, dict):
-        raise InvalidRequestError(f"[batch] need a JSON object on each line, got a JSON {type(request).__name__}")
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"[batch] need a JSON object on each line, got a JSON {type(value).__name__}")
+    return value
+
+
+def _parse(text: str) -> dict[str, Any]:
+    from llm_decoder.errors import InvalidRequestError
+
+    request = parse_object(text)
     given = [form for form in _FORMS if form in request]
     if len(given) != 1:
         raise InvalidRequestError(f"[batch] need exactly one of {', '.join(_FORMS)}, got {', '.join(given) or 'none'}")

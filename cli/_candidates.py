@@ -1,4 +1,4 @@
-"""The answers of a search as a table."""
+"""The answers of a search, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm_decoder.cli._output import emit_table, to_json, without_controls
+from llm_decoder.cli._output import emit_table, plain, to_json, without_controls
 
 if TYPE_CHECKING:
     from llm_decoder.outputs import RequestOutput
 
 SCORES = ("beam_score", "rerank_score", "final_score")
+
+
+def plain_output(output: RequestOutput) -> dict[str, Any]:
+    """The output without its tree, which has files of its own."""
+    values: dict[str, Any] = plain(output)
+    values.pop("tree", None)
+    return values
 
 
 def emit_candidates(output: RequestOutput) -> None:

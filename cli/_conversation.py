@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from llm_decoder.cli._output import to_json
 from llm_decoder.errors import InvalidRequestError
+from llm_decoder.sampling import SamplingParams
+from llm_decoder.search.params import SearchParams
 
 if TYPE_CHECKING:
     from llm_decoder.cli._remote import RemoteLLM
     from llm_decoder.cli._stream import Events
     from llm_decoder.llm import LLM
-    from llm_decoder.sampling import SamplingParams
+    from llm_decoder.outputs import RequestOutput
+    from llm_decoder.search.run_file import SearchRun
 
 MAX_FILE_BYTES = 16 << 20
+# What /set takes only where answers are searched.
+_OF_SEARCH = {item.name for item in dataclasses.fields(SearchParams)} - {
+    item.name for item in dataclasses.fields(SamplingParams)
+}
 
 
 class Leave(Exception):
@@ -26,15 +34,21 @@ class Leave(Exception):
 
 @dataclass
 class Conversation:
-    """What has been said so far. `system` goes in front of every request; `attached` in front of the next message."""
+    """What has been said so far. `system` goes in front of every request; `attached` in front of the next message.
+    search_fields: what SearchParams has beside `params`; None = answers are not searched. run: the search that the last
+    answer came of, made when it is wanted."""
 
     llm: LLM | RemoteLLM
     params: SamplingParams
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
     attached: str = ""
+    search_fields: dict[str, Any] | None = None
+    run: Callable[[], SearchRun] | None = None
     _saved: set[Path] = field(default_factory=set)
+    _drawn: set[Path] = field(default_factory=set)
     _draw: int = 0
+    _asked: SamplingParams | None = None  # what the last answer was asked with
 
     def say(self, text: str) -> None:
         """Adds what the user says; `ask` gets the answer."""
@@ -44,13 +58,25 @@ class Conversation:
     def ask(self) -> Events:
         """The events of an answer to the messages so far. The caller puts the text it received into `keep`."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        params = self.params
+        params = self.params if self.search_fields is None else _searched(self.params, self.search_fields)
         if params.seed is not None and self._draw:
             params = replace(params, seed=(params.seed + self._draw) % 2**64)
-        return self.llm.stream([*system, *self.messages], params)
+        messages = [*system, *self.messages]
+        self.run, self._asked = None, params
+        if not isinstance(params, SearchParams):
+            return self.llm.stream(messages, params)
+        return self.llm.stream_search(messages, params)
 
     def keep(self, answer: str) -> None:
         self.messages.append({"role": "assistant", "content": answer})
+
+    def keep_search(self, events: Events, output: RequestOutput) -> None:
+        """What /tree writes: the search of the last answer. events: those that `output` came with."""
+        from llm_decoder.cli._search_files import run_of
+
+        params = self._asked
+        if isinstance(params, SearchParams):
+            self.run = lambda: run_of(self.llm, events, output, params)
 
     def take_back(self) -> None:
         """Forgets the last message of the user and what followed: it could not be answered."""
@@ -62,6 +88,7 @@ class Conversation:
     def clear(self, _: str) -> str:
         self.messages.clear()
         self.attached = ""
+        self.run = None
         return "The conversation starts anew."
 
     def prepare_again(self) -> None:
@@ -83,13 +110,57 @@ class Conversation:
     def set(self, words: str) -> str:
         name, _, value = words.partition(" ")
         name = name.removeprefix("--").replace("-", "_")
+        given = vars(self.params) | (self.search_fields or {})
         if not name:
-            return ", ".join(f"{key} {to_json(value)}" for key, value in vars(self.params).items() if value is not None)
+            return ", ".join(f"{key} {to_json(value)}" for key, value in given.items() if value is not None)
         if not value.strip():
             raise InvalidRequestError("[/set] need NAME VALUE, such as /set temperature 0.7; null takes it back")
-        given = vars(self.params) | {name: _value(value.strip())}
-        self.params = type(self.params).from_dict(given)
+        if name in _OF_SEARCH:
+            return self._set_search(name, _value(value.strip()))
+        self._change(SamplingParams.from_dict(vars(self.params) | {name: _value(value.strip())}), self.search_fields)
         return f"{name} is {to_json(getattr(self.params, name))}."
+
+    def _set_search(self, name: str, value: Any) -> str:
+        if self.search_fields is None:
+            raise InvalidRequestError(f"[/set] {name} is of a search; /search WIDTH begins to search")
+        fields = self.search_fields | {name: value}
+        if value is None:
+            del fields[name]
+        params = self._change(self.params, fields)
+        return f"{name} is {to_json(getattr(params, name))}."
+
+    def _change(self, params: SamplingParams, search_fields: dict[str, Any] | None) -> SamplingParams:
+        """Both together; returns what the next answer is asked with. Raises InvalidRequestError, and changes nothing
+        then."""
+        asked = params if search_fields is None else _searched(params, search_fields)
+        self.params, self.search_fields = params, search_fields
+        return asked
+
+    def search(self, width: str) -> str:
+        if not width:
+            self.search_fields = None
+            return "Answers are not searched any more."
+        if not width.isdecimal():
+            raise InvalidRequestError(
+                f"[/search] need a number of answers to follow, such as /search 4, got {width:.50}"
+            )
+        self._change(self.params, (self.search_fields or {}) | {"width": int(width)})
+        return f"Each answer is the best of {width} that are followed; /set says how, /tree FILE shows the last search."
+
+    def tree(self, name: str) -> str:
+        from llm_decoder.cli._search_files import check_file, tree_suffixes, write_tree
+
+        path = _path("/tree", name)
+        if self.run is None:
+            raise InvalidRequestError("[/tree] the last answer came of no search; say /search 4, then something")
+        problem = check_file(path, tree_suffixes())
+        if problem is not None:
+            raise InvalidRequestError(f"[/tree] {problem}")
+        if path.exists() and path not in self._drawn:
+            raise InvalidRequestError(f"[/tree] {path} exists already; give another name")
+        write_tree(self.run(), path)
+        self._drawn.add(path)
+        return f"What was looked at for the last answer is in {path}."
 
     def save(self, name: str) -> str:
         path = _path("/save", name)
@@ -117,6 +188,8 @@ HELP = """\
 /regen             another answer to the last message
 /read FILE         put the text of a file in front of the next message
 /set NAME VALUE    a sampling setting, such as /set temperature 0.7; /set alone lists them
+/search WIDTH      follow so many answers at once and take the best; /search alone ends that
+/tree FILE         what the search of the last answer has looked at, as .html, .svg, .png, .pdf or .jsonl
 /save FILE         write the conversation as JSON
 /system TEXT       what the model is told in advance; /system alone takes it back
 /help              this list
@@ -128,6 +201,8 @@ COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
     "/clear": Conversation.clear,
     "/read": Conversation.read,
     "/set": Conversation.set,
+    "/search": Conversation.search,
+    "/tree": Conversation.tree,
     "/save": Conversation.save,
     "/system": Conversation.set_system,
     "/help": Conversation.help,
@@ -141,6 +216,11 @@ def obey(conversation: Conversation, line: str) -> str:
     if command is None:
         raise InvalidRequestError(f"[chat] there is no command {name}; /help lists them")
     return command(conversation, rest.strip())
+
+
+def _searched(params: SamplingParams, fields: dict[str, Any]) -> SearchParams:
+    """Raises InvalidRequestError."""
+    return SearchParams(**vars(params) | fields)
 
 
 def _path(command: str, name: str) -> Path:

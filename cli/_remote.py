@@ -8,19 +8,20 @@ import ipaddress
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
 import httpx
 
-from llm_decoder.answers import Part, message_of
 from llm_decoder.cli._output import note, plain
+from llm_decoder.cli._remote_answers import GatheredAnswers, is_chat
+from llm_decoder.cli._remote_search import GatheredSearch, RemoteSearch
 from llm_decoder.cli._sse_reader import DONE, EventReader
 from llm_decoder.errors import InvalidRequestError, ServerError
-from llm_decoder.outputs import Completion, FinishReason, RequestMetrics, RequestOutput, StreamEvent, TokenLogprob
+from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams
+from llm_decoder.search.params import SearchParams
 
 if TYPE_CHECKING:
     from llm_decoder.prompts import Prompt
@@ -33,6 +34,8 @@ _SILENCE_S = 600.0
 # How long a full or loading server is waited for, whatever it asks for.
 _PATIENCE_S = 900.0
 _SHORTEST_WAIT_S = 0.5
+_CHAT = "/v1/chat/completions"
+_SEARCH = "/stream_chat_beam"
 _SHOWN_CHARS = 500
 
 
@@ -46,7 +49,7 @@ def checked_url(url: str) -> str:
 
 
 class RemoteLLM:
-    """What `generate` and `chat` need of LLM. Opening it waits for a model that is still being loaded.
+    """What `generate`, `search` and `chat` need of LLM. Opening it waits for a model that is still being loaded.
 
     url: as checked_url gives it. key: the server's API key. model: the name that it calls the model, None = its first.
     tell: shows a line to the person who waits. Raises ServerError.
@@ -85,8 +88,7 @@ class RemoteLLM:
 
         Raises InvalidRequestError, ServerError.
         """
-        is_chat = not isinstance(prompt, str) and bool(prompt) and not isinstance(prompt[0], int)
-        if not is_chat:
+        if not is_chat(prompt):
             yield from self._events("/v1/completions", {"prompt": prompt}, prompt, params, 0)
             return
         messages = list(cast("Sequence[dict[str, Any]]", prompt))
@@ -94,7 +96,7 @@ class RemoteLLM:
         while True:
             body = {"messages": messages}
             try:
-                yield from self._events("/v1/chat/completions", body, prompt, params, n_dropped)
+                yield from self._events(_CHAT, body, prompt, params, n_dropped)
                 return
             except InvalidRequestError as error:
                 shorter = _without_oldest_turn(messages)
@@ -111,13 +113,43 @@ class RemoteLLM:
         assert last.output is not None, "a stream ends with an event that has the output"
         return [last.output]
 
+    def stream_search(self, prompt: Prompt, params: SearchParams) -> RemoteSearch:
+        """As LLM.stream_search, of a server of this project; closing the iterator ends the search.
+
+        Raises InvalidRequestError, ServerError.
+        """
+        gathered = GatheredSearch(prompt, params)
+        return RemoteSearch(gathered, self._search_events(gathered, prompt, params))
+
+    def _search_events(
+        self, gathered: GatheredSearch, prompt: Prompt, params: SearchParams
+    ) -> Generator[StreamEvent, None, None]:
+        body = {"messages" if is_chat(prompt) else "prompt": prompt, "return_tree": "summary"}
+        is_over = False
+        try:
+            with self._ask(_SEARCH, body, params) as response:
+                gathered.request_id = response.headers.get("x-request-id", "")
+                for name, data in _chunks(response):
+                    try:
+                        events = list(gathered.add(name, data))
+                    except (ValueError, TypeError, KeyError, AttributeError):
+                        raise _not_understood(self.url) from None
+                    yield from events
+                    is_over = any(event.output is not None for event in events)
+        except _NoRouteError:
+            raise ServerError(
+                f"[--url] {self.url} has no {_SEARCH}: searches need a server of this project, llm-decoder serve"
+            ) from None
+        if not is_over:
+            raise _not_understood(self.url)
+
     def _events(
         self, path: str, body: dict[str, Any], prompt: Prompt, params: SamplingParams, n_dropped: int
     ) -> Iterator[StreamEvent]:
-        answer = _Gathered(prompt, params, n_dropped)
+        answer = GatheredAnswers(prompt, params, n_dropped)
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
         with self._ask(path, body, params) as response:
-            for chunk in _chunks(response):
+            for _, chunk in _chunks(response):
                 try:
                     events = list(answer.add(chunk))
                 except (ValueError, TypeError, KeyError, AttributeError):
@@ -126,7 +158,7 @@ class RemoteLLM:
         yield StreamEvent(0, "", [], output=answer.output(), dropped_messages=n_dropped)
 
     def _whole(self, prompt: str, params: SamplingParams) -> RequestOutput:
-        answer = _Gathered(prompt, params)
+        answer = GatheredAnswers(prompt, params)
         with self._ask("/v1/completions", {"prompt": prompt}, params) as response:
             try:
                 list(answer.add(response.json()))
@@ -136,7 +168,7 @@ class RemoteLLM:
 
     @contextlib.contextmanager
     def _ask(self, path: str, body: dict[str, Any], params: SamplingParams) -> Iterator[httpx.Response]:
-        asked = fields_of(params, is_chat="messages" in body)
+        asked = fields_of(params, is_chat=path == _CHAT)
         model = {} if self.name is None else {"model": self.name}
         extras = {"return_token_ids": True}
         if params.logprobs is not None:
@@ -201,30 +233,35 @@ _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
 def fields_of(params: SamplingParams, *, is_chat: bool) -> dict[str, Any]:
     """The fields of a request that `params` differ in from what they are when left out. The API spells log
     probabilities in a chat in its own way."""
-    nothing = SamplingParams(max_tokens=None)
+    # What a field of a search is when it is left out depends on the method.
+    method: dict[str, Any] = {}
+    if isinstance(params, SearchParams) and params.method != SearchParams.method:
+        method = {"method": params.method}
+    nothing = type(params)(max_tokens=None, **method)
     given = {
         name: plain(getattr(params, name))
         for name in (field.name for field in dataclasses.fields(params))
         if getattr(params, name) != getattr(nothing, name)
-    }
+    } | method
     if is_chat and "logprobs" in given:
         given |= {"logprobs": True, "top_logprobs": given["logprobs"]}
     return given
 
 
-def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The events of a stream up to [DONE]. Raises ServerError for one that breaks off, or says that it failed."""
+def _chunks(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events of a stream up to [DONE], each with its name. Raises ServerError for one that breaks off, or says that
+    it failed."""
     reader = EventReader()
     where = str(response.url.copy_with(path="/")).rstrip("/")
     try:
         for piece in response.iter_bytes():
-            for data in reader.push(piece):
+            for name, data in reader.push_named(piece):
                 if data == DONE:
                     return
                 chunk = json.loads(data)
                 if chunk.get("error"):
                     raise ServerError(f"[{where}] {_message(chunk['error'])}")
-                yield chunk
+                yield name, chunk
     except (ValueError, AttributeError):
         raise _not_understood(where) from None
     raise ServerError(f"[{where}] broke the answer off; try again")
@@ -232,141 +269,6 @@ def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 def _not_understood(where: str) -> ServerError:
     return ServerError(f"[{where}] need answers as the OpenAI API has them, got another; is this the right --url?")
-
-
-@dataclass
-class _Gathered:
-    """An answer, or several to one prompt, from their chunks."""
-
-    prompt: Prompt
-    params: SamplingParams
-    dropped_messages: int = 0
-    started_s: float = field(default_factory=time.monotonic)
-    first_s: float | None = None
-    usage: dict[str, Any] = field(default_factory=dict)
-    prompt_token_ids: list[int] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    answers: dict[int, Completion] = field(default_factory=dict)
-    parts: dict[int, list[Part]] = field(default_factory=dict)
-
-    def add(self, chunk: dict[str, Any]) -> Iterator[StreamEvent]:
-        """Raises KeyError, TypeError for what is no chunk."""
-        self.usage = chunk.get("usage") or self.usage
-        self.prompt_token_ids = chunk.get("prompt_token_ids") or self.prompt_token_ids
-        for choice in chunk.get("choices") or ():
-            self.prompt_token_ids = choice.get("prompt_token_ids") or self.prompt_token_ids
-            yield self._take(choice)
-
-    def _take(self, choice: dict[str, Any]) -> StreamEvent:
-        index = choice.get("index", 0)
-        if index not in self.answers:
-            self.answers[index] = Completion(index, "", [], float("nan"))
-            self.parts[index] = []
-        answer = self.answers[index]
-        parts = _parts(choice["delta"]) if "delta" in choice else None
-        text = choice["text"] if parts is None else "".join(part.text for part in parts if part.kind == "content")
-        ids = choice.get("token_ids") or []
-        if self.first_s is None and (text or parts or ids):
-            self.first_s = time.monotonic()
-        answer.text += text
-        answer.token_ids += ids
-        logprobs = _logprobs(choice.get("logprobs"), self.params.logprobs or 0)
-        if logprobs:
-            answer.logprobs = (answer.logprobs or []) + logprobs
-        if choice.get("prompt_logprobs"):
-            self.prompt_logprobs = _prompt_logprobs(
-                choice["prompt_logprobs"], self.prompt_token_ids, self.params.prompt_logprobs or 0
-            )
-        if choice.get("finish_reason") is not None:
-            answer.finish_reason = cast(FinishReason, choice["finish_reason"])
-            answer.stop_reason = choice.get("stop_reason")
-        self.parts[index] += parts or ()
-        return StreamEvent(
-            index,
-            text,
-            ids,
-            answer.finish_reason,
-            logprobs,
-            dropped_messages=self.dropped_messages,
-            stop_reason=answer.stop_reason,
-            parts=parts,
-        )
-
-    def output(self) -> RequestOutput:
-        """Of an answer that is over."""
-        total_s = time.monotonic() - self.started_s
-        first_s = total_s if self.first_s is None else self.first_s - self.started_s
-        n_generated = self.usage.get("completion_tokens") or sum(len(a.token_ids) for a in self.answers.values())
-        is_chat = not isinstance(self.prompt, str)
-        for index, answer in self.answers.items():
-            if answer.logprobs is not None:
-                answer.cumulative_logprob = sum(entry.logprob for entry in answer.logprobs)
-            if is_chat:
-                answer.message = message_of(self.parts[index])
-        metrics = RequestMetrics(
-            n_prompt_tokens=self.usage.get("prompt_tokens") or len(self.prompt_token_ids),
-            n_cached_tokens=(self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-            n_generated_tokens=n_generated,
-            time_to_first_token_s=first_s,
-            total_s=total_s,
-            tokens_per_s=(n_generated - 1) / (total_s - first_s) if n_generated > 1 and total_s > first_s else 0.0,
-        )
-        return RequestOutput(
-            None if is_chat else cast(str, self.prompt),
-            self.prompt_token_ids,
-            [self.answers[index] for index in sorted(self.answers)],
-            metrics,
-            self.prompt_logprobs,
-            self.dropped_messages,
-        )
-
-
-def _parts(delta: dict[str, Any]) -> list[Part]:
-    """reasoning: newer servers' name of reasoning_content."""
-    reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-    pairs = (("reasoning", reasoning), ("content", delta.get("content")))
-    return [Part(cast(Any, kind), text) for kind, text in pairs if text]
-
-
-def _logprobs(given: dict[str, Any] | None, n_top: int) -> list[TokenLogprob] | None:
-    """Of an answer, in the form of /v1/completions or of a chat. Raises ServerError where tokens have no ids."""
-    if not given:
-        return None
-    if "content" in given:
-        entries = given["content"] or ()
-        tokens = [entry["token"] for entry in entries]
-        values = [entry["logprob"] for entry in entries]
-        tops = [{top["token"]: top["logprob"] for top in entry.get("top_logprobs") or ()} for entry in entries]
-    else:
-        tokens, values = given["tokens"], given["token_logprobs"]
-        tops = given.get("top_logprobs") or [{}] * len(tokens)
-    return [_entry(token, value, top or {}, n_top) for token, value, top in zip(tokens, values, tops, strict=True)]
-
-
-def _entry(token: str, logprob: float, top: dict[str, float], n_top: int) -> TokenLogprob:
-    """rank: 0 where the server does not say it. top: may have the token itself beyond the n_top best."""
-    best = sorted(((_token_id(name), value) for name, value in top.items()), key=lambda pair: -pair[1])[:n_top]
-    ranks = {name: rank for rank, (name, _) in enumerate(best, 1)}
-    token_id = _token_id(token)
-    return TokenLogprob(token_id, logprob, ranks.get(token_id, 0), tuple(best))
-
-
-def _token_id(name: str) -> int:
-    if not name.startswith("token_id:"):
-        raise ServerError("[--logprobs] need a server that names tokens by their ids, got texts; leave it out")
-    return int(name.removeprefix("token_id:"))
-
-
-def _prompt_logprobs(given: list[Any], token_ids: Sequence[int], n_top: int) -> list[TokenLogprob | None]:
-    entries: list[TokenLogprob | None] = []
-    for token_id, one in zip(token_ids, given, strict=True):
-        if one is None:
-            entries.append(None)
-            continue
-        best = sorted((entry["rank"], int(name), entry["logprob"]) for name, entry in one.items())[:n_top]
-        own = one[str(token_id)]
-        entries.append(TokenLogprob(token_id, own["logprob"], own["rank"], tuple((i, p) for _, i, p in best)))
-    return entries
 
 
 def _without_oldest_turn(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:

@@ -129,6 +129,8 @@ class Talk:
                 for event in events:
                     self._show(event, said)
                     output = event.output or output
+                if output is not None:
+                    self.conversation.keep_search(events, output)
         except LLMDecoderError:
             self.conversation.take_back()
             raise
@@ -159,7 +161,10 @@ class Talk:
         if not self.as_json:
             emit_text("\n")
         else:  # an answer that was stopped has no output of its own
-            emit_json(output or {"outputs": [{"index": 0, "text": text, "finish_reason": "abort"}]})
+            from llm_decoder.cli._candidates import plain_output
+
+            answer = None if output is None else plain_output(output)
+            emit_json(answer or {"outputs": [{"index": 0, "text": text, "finish_reason": "abort"}]})
 
 
 @dataclass

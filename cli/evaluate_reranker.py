@@ -10,8 +10,9 @@ import typer
 
 from llm_decoder.cli._callable import import_callable
 from llm_decoder.cli._groups import FilesArgument, PromptsFlag, emit_evaluation, read_files
-from llm_decoder.cli._options import JsonFlag, PlotFlag
+from llm_decoder.cli._options import ConfigFlag, JsonFlag, PlotFlag
 from llm_decoder.cli._output import complain, emit_json, progress
+from llm_decoder.cli._reranker_folder import reranker_folder
 
 if TYPE_CHECKING:
     from llm_decoder.reranker.evaluate import Scorer
@@ -22,7 +23,10 @@ def rerank_eval(
     runs: FilesArgument,
     reranker: Annotated[
         list[str] | None,
-        typer.Option(metavar="FOLDER", help="A cross-encoder to judge, the first beside all others [the embedded]."),
+        typer.Option(
+            metavar="FOLDER",
+            help="A cross-encoder to judge, the first beside all others [the settings', else the embedded one].",
+        ),
     ] = None,
     scorer: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="module:function(query, candidates), judged as well.")
@@ -36,6 +40,7 @@ def rerank_eval(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the bootstrap.")] = 0,
     plot: PlotFlag = None,
     prompts: PromptsFlag = None,
+    config: ConfigFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Judge rerankers on labelled runs: how often their pick is right, MRR and NDCG, with 95 % intervals.
@@ -51,6 +56,8 @@ def rerank_eval(
     usable = [group for group in groups if group.has_order]
     if usable and len(usable) < len(groups):
         complain("warning", f"{len(groups) - len(usable)} groups were left out: they have no two labels that differ")
+    if not reranker and not scorer:
+        reranker = [str(reranker_folder(None, config))]
     scorers = _scorers(reranker or [], scorer or [], quantization, threads)
     with progress("groups", len(usable) * len(scorers)) as bar:
         evaluation = evaluate(usable, scorers, k=k, n_resamples=resamples, seed=seed, on_group=lambda: bar.advance(1))
@@ -67,11 +74,8 @@ def _scorers(
 ) -> dict[str, Scorer]:
     """By name: a folder's own, a callable's as it was given."""
     from llm_decoder import CrossEncoder
-    from llm_decoder.embedded import embedded_reranker
 
     found: dict[str, Scorer] = {}
-    if not rerankers and not functions:
-        rerankers = [str(embedded_reranker())]
     for folder in rerankers:
         name = Path(folder).resolve().name
         if name in found:

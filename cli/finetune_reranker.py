@@ -14,8 +14,9 @@ from typing import Annotated
 import typer
 
 from llm_decoder.cli._groups import FilesArgument, PromptsFlag, emit_evaluation, read_files
-from llm_decoder.cli._options import JsonFlag
+from llm_decoder.cli._options import ConfigFlag, JsonFlag
 from llm_decoder.cli._output import complain, console, emit_json, emit_line, note
+from llm_decoder.cli._reranker_folder import reranker_folder
 from llm_decoder.cli._verb import EXIT_INTERRUPTED, EXIT_OK
 
 
@@ -25,7 +26,7 @@ def finetune_reranker(
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model", "-m", metavar="FOLDER", help="A cross-encoder, or a BERT of any kind [the embedded reranker]."
+            "--model", "-m", metavar="FOLDER", help="A cross-encoder, or a BERT of any kind [the settings' reranker]."
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the finetuned model goes.")],
@@ -40,6 +41,7 @@ def finetune_reranker(
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads that compute [torch's].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in FOLDER.")] = False,
     prompts: PromptsFlag = None,
+    config: ConfigFlag = None,
     as_json: JsonFlag = False,
 ) -> int:
     """Finetune a cross-encoder on labelled runs, and judge it on queries that it has not seen.
@@ -47,7 +49,6 @@ def finetune_reranker(
     The folder that is written is one for --reranker. The first Ctrl-C keeps a checkpoint and ends, the second one ends
     at once; --resume goes on. Needs pip install 'llm_decoder[train]'.
     """
-    from llm_decoder.embedded import embedded_reranker
     from llm_decoder.errors import ConfigError
     from llm_decoder.reranker.finetune import FinetuneParams, finetune, need_training_libraries
 
@@ -66,7 +67,7 @@ def finetune_reranker(
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     need_training_libraries()
-    base = embedded_reranker() if model is None else model
+    base = reranker_folder(model, config)
     groups = read_files(runs, prompts)
     note(f"{len(groups)} groups; loading the training libraries")
     with _stop_at_ctrl_c() as stopped, _step_bar() as on_step:

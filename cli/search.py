@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from llm_decoder.cli import _open
-from llm_decoder.cli._options import JsonFlag, ModelOptions, QuietFlag, SamplingOptions, SearchOptions
-from llm_decoder.cli._output import describe_speed, emit_json, note, plain
+from llm_decoder.cli._options import JsonFlag, ModelOptions, QuietFlag, RemoteOptions, SamplingOptions, SearchOptions
+from llm_decoder.cli._output import describe_speed, emit_json, note
+from llm_decoder.cli._search_files import RUNS, append_run, check_file, run_of, tree_suffixes, write_tree
 from llm_decoder.cli._stream import follow, read_stdin
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llm_decoder.cli._remote import RemoteLLM
+    from llm_decoder.cli._stream import Events
     from llm_decoder.llm import LLM
-    from llm_decoder.outputs import RequestOutput
+    from llm_decoder.outputs import RequestOutput, StreamEvent
     from llm_decoder.prompts import Prompt
-    from llm_decoder.search.params import SearchParams
+    from llm_decoder.search.frontier import LiveBeam
 
 
 def search(
@@ -39,91 +44,85 @@ def search(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     search: SearchOptions,
+    remote: RemoteOptions,
     model: ModelOptions,
     sampling: SamplingOptions,
+    context: typer.Context,
 ) -> None:
     """Find the best answers to a prompt: by beams, as the best of several samples, or step by step.
 
     llm-decoder search "Once upon a time" --width 8 --n 3 --max-tokens 40 --tree tree.html
 
-    The answers go to standard output as a table, the best first.
+    The answers go to standard output as a table, the best first. With --url a server of this project searches, and no
+    model is loaded here.
     """
-    from llm_decoder.cli._candidates import emit_candidates
+    from llm_decoder.cli._candidates import emit_candidates, plain_output
 
     if (text is None) == (prompt is None):
         raise typer.BadParameter("give one prompt, as argument or as --prompt; - reads standard input")
     files = list(tree or ())
     check_files(files, runs)
+    if remote.url is not None and ":" in (search.scorer or ""):
+        message = (
+            f"a function of yours cannot run on a server, got {search.scorer}; name logprob, reranker or likelihood"
+        )
+        raise typer.BadParameter(message, param_hint="--scorer")
     params = _open.search_params(sampling, search, model, in_chat=in_chat)
     words = text if prompt is None else prompt
     words = read_stdin() if words == "-" else words
     assert words is not None
-    asked: Prompt = [{"role": "user", "content": words}] if in_chat else words
-    with _open.open_for(model, params) as llm:
-        output = _search(llm, asked, params, live=live)
+    asked: Prompt = words
+    if in_chat:
+        # A model that is loaded here puts the system message in front by itself.
+        system = [{"role": "system", "content": model.system}] if remote.url is not None and model.system else []
+        asked = [*system, {"role": "user", "content": words}]
+    with _open.open_either(model, params, remote, context) as llm:
+        events = llm.stream_search(asked, params)
+        output = _follow(llm, events, live=live)
         if as_json:
             emit_json(plain_output(output))
         else:
             emit_candidates(output)
         if files or runs is not None:
             # In a chat the prompt is what the user has said, not what the template made of it.
-            write_files(llm, replace(output, prompt=words), params, files, runs, log_prompt=log_prompts)
+            run = run_of(llm, events, replace(output, prompt=words), params, log_prompt=log_prompts)
+            for path in files:
+                write_tree(run, path)
+            if runs is not None:
+                append_run(run, runs)
     if not quiet:
         note(describe_speed(output))
 
 
-def _search(llm: LLM, prompt: Prompt, params: SearchParams, *, live: bool) -> RequestOutput:
+def _follow(llm: LLM | RemoteLLM, events: Events, *, live: bool) -> RequestOutput:
     if not live:
-        # A list of messages or of token ids is one prompt.
-        return llm.search(prompt, params)[0]
-    from llm_decoder.cli._frontier import showing
+        return follow(events, lambda event: None)
+    from llm_decoder.cli._search_view import showing
 
-    with showing(llm.tokenizer) as show:
-        return follow(llm.stream_search(prompt, params), show)
+    beams_after = _live_beams(llm, events)
+    with showing() as show:
+        return follow(events, lambda event: show(event, beams_after(event)))
+
+
+def _live_beams(llm: LLM | RemoteLLM, events: Events) -> Callable[[StreamEvent], Sequence[LiveBeam]]:
+    """After each event; a server tells them."""
+    from llm_decoder.cli._remote_search import RemoteSearch
+    from llm_decoder.search.frontier import Frontier
+
+    if isinstance(events, RemoteSearch):
+        return lambda event: events.live
+    frontier = Frontier(cast("LLM", llm).tokenizer)
+
+    def beams(event: StreamEvent) -> Sequence[LiveBeam]:
+        frontier.take(event)
+        return frontier.live
+
+    return beams
 
 
 def check_files(trees: list[Path], runs: Path | None) -> None:
     """Raises typer.BadParameter, or ConfigError, for files that could not be written when the search is over."""
-    from llm_decoder.reranker.tree_picture import SUFFIXES, check_picture
-
-    for name, file in (*(("--tree", path) for path in trees), *([("--runs", runs)] if runs else [])):
-        known = (".jsonl",) if name == "--runs" else (*SUFFIXES, ".jsonl")
-        if file.suffix.lower() not in known:
-            raise typer.BadParameter(f"need a file that ends in {', '.join(known)}, got {file}", param_hint=name)
-        if not file.parent.is_dir():
-            raise typer.BadParameter(f"need a file in a folder that is there, got {file}", param_hint=name)
-        if file.suffix.lower() != ".jsonl":
-            check_picture(file)
-
-
-def plain_output(output: RequestOutput) -> dict[str, Any]:
-    """The output without its tree, which has files of its own."""
-    values: dict[str, Any] = plain(output)
-    values.pop("tree", None)
-    return values
-
-
-def write_files(
-    llm: LLM,
-    output: RequestOutput,
-    params: SearchParams,
-    trees: list[Path],
-    runs: Path | None,
-    *,
-    log_prompt: bool,
-) -> None:
-    """Raises OSError."""
-    from llm_decoder.reranker.tree_picture import write_picture
-    from llm_decoder.search.run_file import read_runs, run_lines
-
-    lines = list(run_lines(output, params, model=llm.name, tokenizer=llm.tokenizer, log_prompt=log_prompt))
-    (run,), _ = read_runs(lines, "search")
-    for path in trees:
-        if path.suffix.lower() == ".jsonl":
-            path.write_text("".join(lines), encoding="utf-8")
-        else:
-            write_picture(run, path)
-    if runs is not None:
-        # One write, so that searches that end together do not mix their lines.
-        with runs.open("ab", buffering=0) as file:
-            file.write("".join(lines).encode())
+    for name, path in (*(("--tree", path) for path in trees), *([("--runs", runs)] if runs else [])):
+        problem = check_file(path, (RUNS,) if name == "--runs" else tree_suffixes())
+        if problem is not None:
+            raise typer.BadParameter(problem, param_hint=name)

@@ -10,6 +10,7 @@ import typer
 
 from llm_decoder.cli._options import JsonFlag
 from llm_decoder.cli._output import complain, emit_json, emit_line, without_controls
+from llm_decoder.cli._search_files import check_file
 from llm_decoder.cli._stream import read_stdin
 
 if TYPE_CHECKING:
@@ -64,15 +65,12 @@ def tree(
 
 def check_pictures(paths: list[Path]) -> None:
     """Raises typer.BadParameter, or ConfigError where what draws them is not installed."""
-    from llm_decoder.reranker.tree_picture import SUFFIXES, check_picture
+    from llm_decoder.reranker.tree_picture import SUFFIXES
 
     for path in paths:
-        if path.suffix.lower() not in SUFFIXES:
-            message = f"need a file that ends in {', '.join(SUFFIXES)}, got {path}"
-            raise typer.BadParameter(message, param_hint="--out")
-        if not path.parent.is_dir():
-            raise typer.BadParameter(f"need a file in a folder that is there, got {path}", param_hint="--out")
-        check_picture(path)
+        problem = check_file(path, SUFFIXES)
+        if problem is not None:
+            raise typer.BadParameter(problem, param_hint="--out")
 
 
 def read(name: str) -> list[SearchRun]:

@@ -159,7 +159,9 @@ def _private(value: dict[str, Any], headers: dict[str, str] | None = None) -> Re
 
 def start_stream(streams: PageStreams, service: Service, incoming: Incoming) -> EventStream:
     request, headers = parse_body(incoming, AnswerRequest)
-    params = request_params(service, request, incoming.request_id, max_tokens=max_tokens_of(request, None))
+    params = request_params(
+        service, request, incoming.request_id, max_tokens=max_tokens_of(request, None), is_stream=True
+    )
     check_amount(service, 1, params)
     if params.n > 1:
         raise HttpError(400, f"[rerank.top_n] the page shows one answer, got {params.n}", param="rerank.top_n")

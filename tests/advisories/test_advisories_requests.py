@@ -78,7 +78,7 @@ def test_answers_are_not_multiplied_by_other_names(server: Running) -> None:
         for name in names:
             for value in (10**9, 10**400, 130, -1, True, "2"):
                 assert refusal(server, path, **{name: value}) == name
-        assert refusal(server, path, best_of=2) == "best_of"
+        assert refusal(server, path, best_of=2, stream=True) == "best_of"
         assert refusal(server, path, rerank={"top_n": 10**9}) == "rerank.top_n"
         assert refusal(server, path, return_tree=True) == "return_tree"
     for name in ("width", "groups"):
@@ -90,6 +90,7 @@ def test_answers_are_not_multiplied_by_other_names(server: Running) -> None:
 def test_beams_count_as_answers(server: Running) -> None:
     many = {"prompt": ["a"] * 256, "max_tokens": 1000}
     assert refusal(server, "/v1/completions", **many, beam_width=64) == "max_tokens"
+    assert refusal(server, "/v1/completions", **many, best_of=64) == "max_tokens"
     assert refusal(server, "/generate_batch", prompts=["a"] * 256, width=64, max_tokens=1000) == "max_tokens"
     assert server.serves_the_next()
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_fakes import FakeLLM, Program
+from fakes import ByteTokenizer, make_engine
 
 from llm_decoder.answers import Part
 from llm_decoder.cli._conversation import Conversation, obey
 from llm_decoder.cli.chat import Talk
 from llm_decoder.errors import InvalidRequestError
+from llm_decoder.llm import LLM
 from llm_decoder.sampling import SamplingParams
+from llm_decoder.search.params import SearchParams
+from llm_decoder.search.run_file import read_runs
 
 
 def asked_messages(llm: FakeLLM) -> list[Any]:
@@ -274,3 +278,103 @@ def test_set_leaves_what_was_set_before() -> None:
     obey(conversation, "/set top_k 4")
     obey(conversation, "/set --top-p 0.5")
     assert conversation.params == SamplingParams(seed=3, top_k=4, top_p=0.5)
+
+
+LETTERS = "97,98,99,100,32"
+SEARCHED = ("chat", "--max-tokens", "5", "--allowed-token-ids", LETTERS, "--quiet")
+
+
+@pytest.fixture
+def searching(cli: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+    """A real LLM whose model is made up, for what a search does."""
+    llm = LLM.over(make_engine(), ByteTokenizer(), "made-up")  # type: ignore[arg-type]
+    with monkeypatch.context() as patched:
+        patched.setattr(llm, "close", lambda: None)
+        cli.llm = llm  # type: ignore[assignment]
+        yield llm
+    llm.close()
+
+
+def best_answer(llm: LLM, messages: Any, **params: Any) -> str:
+    allowed = tuple(int(token) for token in LETTERS.split(","))
+    (output,) = llm.search([messages], SearchParams(max_tokens=5, allowed_token_ids=allowed, **params))
+    return output.outputs[0].text
+
+
+def test_a_conversation_is_searched_from_one_command_to_the_next(cli: Program, searching: LLM) -> None:
+    ran = cli(*SEARCHED, "--temperature", "0", stdin="Hi\n/search 8\nHi\n/search\nHi\n")
+    assert ran.code == 0
+    first, second, third = ran.out.splitlines()
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": first}]
+    messages.append(messages[0])
+    assert second == best_answer(searching, messages, width=8)
+    assert "Each answer is the best of 8" in ran.err
+    assert "not searched any more" in ran.err
+    messages += [{"role": "assistant", "content": second}, messages[0]]
+    (greedy,) = searching.generate(
+        [messages], SamplingParams(max_tokens=5, temperature=0, allowed_token_ids=(97, 98, 99, 100, 32))
+    )
+    assert third == greedy.outputs[0].text
+
+
+def test_set_says_how_a_conversation_is_searched(cli: Program, searching: LLM) -> None:
+    commands = "/search 6\n/set length-penalty 0\n/set groups 3\n/set diversity_penalty 9\n/set\n/set groups null\nHi\n"
+    ran = cli(*SEARCHED, stdin=commands)
+    assert ran.code == 0
+    assert "width 6, length_penalty 0, groups 3, diversity_penalty 9" in ran.err
+    assert "groups is 1." in ran.err
+    messages = [{"role": "user", "content": "Hi"}]
+    assert ran.out.rstrip("\n") == best_answer(searching, messages, width=6, length_penalty=0, diversity_penalty=9)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["/search 65", "/search few", "/search 0", "/set width 4", "/set scorer likelihood", "/search 2\n/set groups 3"],
+)
+def test_what_no_search_can_be_is_told_and_changes_nothing(cli: Program, searching: LLM, line: str) -> None:
+    ran = cli(*SEARCHED, "--temperature", "0", stdin=f"{line}\n/search\nHi\n")
+    assert (ran.code, ran.err.count("error: ")) == (1, 1)
+    assert ran.out == cli(*SEARCHED, "--temperature", "0", stdin="Hi\n").out
+
+
+def test_tree_writes_what_was_looked_at_for_the_last_answer(cli: Program, searching: LLM, tmp_path: Path) -> None:
+    runs, page = tmp_path / "runs.jsonl", tmp_path / "tree.html"
+    ran = cli(*SEARCHED, stdin=f"/search 4\nHi\n/search 3\nMore\n/tree {runs}\n/tree {runs}\n/tree {page}\n")
+    assert (ran.code, ran.err.count("is in ")) == (0, 3)
+    (run,), problems = read_runs(runs.read_text().splitlines(), "runs")
+    assert not problems
+    assert run.header["params"]["width"] == 3
+    assert "prompt" not in run.header
+    assert [candidate["text"] for candidate in run.candidates] == [ran.out.splitlines()[1]]
+    assert len(run.tree) > 5
+    assert page.read_text().startswith("<!")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("Hi\n/tree FILE.svg", "came of no search"),
+        ("/search 2\n/tree FILE.svg", "came of no search"),
+        ("/search 2\nHi\n/clear\n/tree FILE.svg", "came of no search"),
+        ("/search 2\nHi\n/search\nHi\n/tree FILE.svg", "came of no search"),
+        ("/search 2\nHi\n/tree FILE.gif", "need a file that ends in"),
+        ("/search 2\nHi\n/tree no/such/folder/tree.svg", "need a file in a folder that is there"),
+        ("/search 2\nHi\n/tree", "need the name of a file"),
+        ("/search 2\nHi\n/tree TAKEN", "exists already"),
+    ],
+)
+def test_tree_says_why_it_writes_nothing(cli: Program, searching: LLM, tmp_path: Path, lines: str, said: str) -> None:
+    (tmp_path / "taken.svg").write_text("mine")
+    lines = lines.replace("FILE", str(tmp_path / "tree")).replace("TAKEN", str(tmp_path / "taken.svg"))
+    ran = cli(*SEARCHED, stdin=lines)
+    assert (ran.code, ran.err.count("error: ")) == (1, 1)
+    assert said in " ".join(ran.err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.svg"]
+    assert (tmp_path / "taken.svg").read_text() == "mine"
+
+
+def test_json_of_a_searched_answer_has_its_scores_and_not_its_tree(cli: Program, searching: LLM) -> None:
+    (line,) = cli(*SEARCHED, "--json", stdin="/search 4\nHi\n").out.splitlines()
+    answer = json.loads(line)
+    assert answer["outputs"][0]["beam_rank"] == 0
+    assert "tree" not in answer

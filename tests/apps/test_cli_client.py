@@ -323,6 +323,6 @@ def test_ctrl_c_ends_the_server_s_answer(cli: Program, server: ScriptedServer, m
     def interrupt(answer: object, choice: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_remote._Gathered, "_take", interrupt)
+    monkeypatch.setattr(_remote.GatheredAnswers, "_take", interrupt)
     assert cli("generate", "Hello", "--url", server.url).code == 130
     assert server.is_cut.wait(10)

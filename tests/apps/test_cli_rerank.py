@@ -85,3 +85,106 @@ def test_the_variable_names_the_reranker_too(cli: Program, folder: Path, monkeyp
     assert (without.code, "need the embedded reranker" in without.err) == (1, True)
     monkeypatch.setenv("LLM_DECODER_RERANKER", str(folder))
     assert cli("rerank", QUERY, *DOCUMENTS).code == 0
+
+
+def line(query: object, documents: object, **more: object) -> str:
+    return json.dumps({"query": query, "documents": documents} | more)
+
+
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_a_batch_ranks_the_documents_of_each_line(
+    cli: Program, folder: Path, best: list[tuple[int, float]], tmp_path: Path, source: str
+) -> None:
+    objects = [{"text": text, "label": 1} for text in DOCUMENTS]
+    text = "\n".join(
+        [line(QUERY, DOCUMENTS, id="a"), "", line("the river", ["water", "the dog"]), line(QUERY, objects)]
+    )
+    (tmp_path / "lines.jsonl").write_text(text)
+    given = "-" if source == "stdin" else str(tmp_path / "lines.jsonl")
+    ran = cli("rerank", "--batch", given, "--top-n", "2", "--reranker", str(folder), stdin=text)
+    assert (ran.code, ran.err) == (0, "")
+    first, second, third = (json.loads(told) for told in ran.out.splitlines())
+    assert [first["index"], second["index"], third["index"]] == [0, 2, 3]
+    assert (first["id"], first["model"], first["n_truncated"]) == ("a", "tiny", 0)
+    assert [(hit["index"], hit["text"]) for hit in first["results"]] == [(i, DOCUMENTS[i]) for i, _ in best[:2]]
+    assert [hit["relevance_score"] for hit in first["results"]] == pytest.approx([score for _, score in best[:2]])
+    assert third["results"] == first["results"]
+    alone = cli("rerank", "the river", "water", "the dog", "--reranker", str(folder), "--json")
+    assert second["results"] == json.loads(alone.out)["results"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (b"{torn", "need a JSON object on each line"),
+        (b"[1]", "got a JSON list"),
+        (b"\xff", "need lines of UTF-8"),
+        (line(7, ["a"]).encode(), "[query] need a text, got 7"),
+        (line("", ["a"]).encode(), "[query] need a text, got ''"),
+        (line("a", []).encode(), "[documents] need a list of texts, got []"),
+        (line("a", "b").encode(), "[documents] need a list of texts, got 'b'"),
+        (line("a", ["b", {"body": "c"}]).encode(), "[documents[1]] need texts, or objects"),
+        (line("a", ["b", "\ud800"]).encode(), "[documents[1]] need valid Unicode"),
+    ],
+)
+def test_a_bad_line_of_a_batch_is_named_and_the_others_go_on(
+    cli: Program, folder: Path, tmp_path: Path, bad: bytes, said: str
+) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(b"\n".join([line(QUERY, DOCUMENTS).encode(), bad, line(QUERY, DOCUMENTS).encode()]))
+    ran = cli("rerank", "--batch", str(file), "--reranker", str(folder))
+    first, second, third = (json.loads(told) for told in ran.out.splitlines())
+    assert ran.code == 1
+    assert first["results"] == third["results"]
+    assert (second["index"], set(second)) == (1, {"index", "error"})
+    assert said in second["error"]["message"]
+    assert ran.err.startswith(f"warning: [{file}] line 2: ")
+    assert ran.err.count("\n") == 1
+
+
+def test_a_bad_line_keeps_its_id_and_what_is_cut_is_told_of_its_line(cli: Program, folder: Path) -> None:
+    text = "\n".join([line(1, [], id=5), line("the cat " * 200, ["a", "b"]), line("cat", ["a"])])
+    ran = cli("rerank", "--batch", "-", "--reranker", str(folder), stdin=text)
+    first, second, third = (json.loads(told) for told in ran.out.splitlines())
+    assert first["id"] == 5
+    assert (second["n_truncated"], third["n_truncated"]) == (2, 0)
+    assert "2 pairs were longer than 96 tokens" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "need a query and documents, or --batch FILE"),
+        (("only a query",), "need a query and documents, or --batch FILE"),
+        (("query", "document", "--batch", "-"), "its lines have the queries"),
+    ],
+)
+def test_a_query_comes_with_documents_or_a_batch(cli: Program, arguments: tuple[str, ...], said: str) -> None:
+    ran = cli("rerank", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in " ".join(ran.err.split())
+
+
+def test_a_batch_that_is_not_there_is_an_error(cli: Program, folder: Path) -> None:
+    ran = cli("rerank", "--batch", "no-such-file.jsonl", "--reranker", str(folder))
+    assert (ran.code, ran.out) == (1, "")
+    assert "No such file" in ran.err
+
+
+def test_the_settings_name_the_reranker_and_a_flag_goes_over_them(
+    cli: Program, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config"
+    config.mkdir()
+    (config / "runtime_config.yaml").write_text("")
+    (config / "paths.json").write_text(json.dumps({"reranker": str(folder)}))
+    for arguments in (("--config", str(config)), ()):
+        monkeypatch.chdir(tmp_path)  # where ./config is read
+        told = cli("rerank", QUERY, *DOCUMENTS, *arguments, "--json")
+        assert (told.code, json.loads(told.out)["model"]) == (0, "tiny")
+    missing = str(tmp_path / "missing")
+    assert cli("rerank", QUERY, *DOCUMENTS, "--reranker", missing).code == 1
+    (config / "paths.json").write_text(json.dumps({"reranker": missing}))
+    ran = cli("rerank", QUERY, *DOCUMENTS)
+    assert (ran.code, ran.out) == (1, "")
+    assert missing in ran.err

@@ -12,6 +12,7 @@ from cli_fakes import Program
 
 import llm_decoder
 from llm_decoder import embedded
+from llm_decoder.errors import ConfigError
 from llm_decoder.reranker.evaluate import evaluate
 from llm_decoder.reranker.evaluation_picture import write_picture
 from llm_decoder.reranker.groups import Group, read_groups
@@ -180,6 +181,46 @@ def test_the_embedded_reranker_is_judged_beside_the_baselines(cli: Program, labe
     assert "6 groups of 6 queries" in ran.out
     assert "groups.jsonl] line 8" in ran.err
     assert "1 groups were left out" in ran.err
+
+
+@pytest.mark.usefixtures("_fake_encoder")
+def test_the_settings_reranker_is_judged_where_none_is_named(
+    cli: Program, labelled: Path, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("rerank-eval", str(labelled), "--resamples", "100", "--json", "--config", str(settings))
+    judged = [scorer["name"] for scorer in json.loads(cli(*asked).out)["scorers"]]
+    assert judged[0] == "theirs"
+    judged = [scorer["name"] for scorer in json.loads(cli(*asked, "--reranker", "a/mine").out)["scorers"]]
+    assert judged[0] == "mine"
+    assert "theirs" not in judged
+    monkeypatch.setenv("LLM_DECODER_RERANKER", "of/the/environment")
+    assert json.loads(cli(*asked).out)["scorers"][0]["name"] == "environment"
+
+
+def test_the_settings_reranker_is_finetuned_where_none_is_named(
+    cli: Program, labelled: Path, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases = []
+
+    def finetune(groups: object, base: object, *_: object, **__: object) -> None:
+        bases.append(str(base))
+        raise ConfigError("[finetune] this is only asked for its base")
+
+    monkeypatch.setattr("llm_decoder.reranker.finetune.need_training_libraries", lambda: None)
+    monkeypatch.setattr("llm_decoder.reranker.finetune.finetune", finetune)
+    asked = ("finetune-reranker", str(labelled), "--out", str(tmp_path / "out"), "--config", str(settings))
+    assert "only asked for its base" in cli(*asked).err
+    cli(*asked, "--model", "a/mine")
+    assert bases == ["some/theirs", "a/mine"]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """A settings folder that names a reranker."""
+    folder = tmp_path / "settings"
+    folder.mkdir()
+    (folder / "paths.json").write_text(json.dumps({"reranker": "some/theirs"}))
+    return folder
 
 
 @pytest.mark.usefixtures("_fake_encoder")

@@ -249,12 +249,12 @@ def test_live_draws_on_a_terminal_and_leaves_it_clean(run: Program, monkeypatch:
 
 
 def test_ctrl_c_ends_a_search_that_is_shown(run: Program, llm: Searching, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm_decoder.cli._frontier import Frontier
+    from llm_decoder.cli._search_view import SearchView
 
-    def interrupt(self: Frontier, event: Any) -> None:
+    def interrupt(self: SearchView, event: Any, beams: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Frontier, "take", interrupt)
+    monkeypatch.setattr(SearchView, "take", interrupt)
     ran = run(*ASKED, "--max-tokens", "200", "--live")
     assert (ran.code, ran.out) == (130, "")
     llm.search("another", SearchParams(max_tokens=1))

@@ -122,6 +122,10 @@ def test_json_by_any_of_its_spellings_is_taken(server, given):
         {"stream": "yes"},
         {"stream_options": {"include_usage": 1}},
         {"cache_salt": "a" * 257},
+        {"best_of": 0},
+        {"best_of": 65},
+        {"best_of": True},
+        {"best_of": 2, "n": 3},
         {"request_id": "a\r\nb"},
         {"response_format": {"type": "xml"}},
         {"response_format": {"type": "json_schema"}},
@@ -145,8 +149,6 @@ def test_a_bad_field_is_a_400_that_names_it(server, field):
 @pytest.mark.parametrize(
     "field",
     [
-        {"best_of": 3},
-        {"best_of": True},
         {"suffix": "end"},
         {"truncate_prompt_tokens": 5},
         {"prompt_embeds": "AAAA"},

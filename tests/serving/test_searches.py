@@ -558,3 +558,102 @@ def test_the_openai_client_reads_a_streamed_search_of_a_chat(client, storyteller
     asked = {"model": "storyteller", "messages": CHAT, "max_tokens": 12, "extra_body": {"num_beams": 4}}
     deltas_of = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)]
     assert "".join(deltas_of) == expected.outputs[0].text
+
+
+# -- best_of
+
+
+@pytest.mark.parametrize(
+    ("asked", "params"),
+    [
+        ({"best_of": 5}, {"width": 5}),
+        ({"best_of": 5, "n": 3}, {"width": 5, "n": 3}),
+        ({"best_of": 3, "n": 3, "temperature": 1.5}, {"width": 3, "n": 3, "temperature": 1.5}),
+        ({"best_of": 4, "use_beam_search": False, "beam_width": 1}, {"width": 4}),
+        ({"best_of": 4, "stop": ["."], "logprobs": 1, "echo": True}, {"width": 4, "stop": ["."], "logprobs": 1}),
+    ],
+    ids=str,
+)
+def test_best_of_gives_the_likeliest_samples_by_token(server, storyteller, asked, params):
+    status, answer, headers = server.post(
+        "/v1/completions", {"prompt": PROMPT, "max_tokens": 10, "seed": 4, "return_token_ids": True} | asked
+    )
+    assert status == 200, answer
+    assert "x-ignored-fields" not in headers
+    drawn = {"max_tokens": 10, "seed": 4} | params
+    (expected,) = storyteller.search(PROMPT, SearchParams(method="sample", **drawn))
+    assert [choice["token_ids"] for choice in answer["choices"]] == [one.token_ids for one in expected.outputs]
+    means = [choice["cumulative_logprob"] / len(choice["token_ids"]) for choice in answer["choices"]]
+    assert means == sorted(means, reverse=True)
+    (all_of_them,) = storyteller.search(PROMPT, SearchParams(method="sample", **drawn | {"n": params["width"]}))
+    assert len({tuple(one.token_ids) for one in all_of_them.outputs}) > 1
+    assert means[0] == max(one.cumulative_logprob / len(one.token_ids) for one in all_of_them.outputs)
+    assert answer["usage"]["completion_tokens"] == sum(len(choice["token_ids"]) for choice in answer["choices"])
+    assert answer["usage"]["completion_tokens_details"]["beam_tokens"] == sum(
+        len(one.token_ids) for one in all_of_them.outputs
+    )
+
+
+def test_best_of_is_for_every_route_and_prompt_that_is_answered_whole(reranking):
+    (expected,) = reranking.service.llm.search(PROMPT, SearchParams(method="sample", width=4, max_tokens=8, seed=1))
+    asked = {"best_of": 4, "max_tokens": 8, "seed": 1}
+    _, answer, _ = reranking.post("/v1/completions", {"prompt": [PROMPT, PROMPT]} | asked)
+    assert [choice["text"] for choice in answer["choices"]] == [expected.outputs[0].text] * 2
+    _, answer, _ = reranking.post("/generate", {"prompt": PROMPT} | asked)
+    assert answer["text"] == expected.outputs[0].text
+    (expected,) = reranking.service.llm.search([CHAT], SearchParams(method="sample", width=4, max_tokens=8, seed=1))
+    _, answer, _ = reranking.post("/v1/chat/completions", {"messages": CHAT} | asked)
+    assert answer["choices"][0]["message"]["content"] == expected.outputs[0].text
+
+
+def test_a_reranker_may_have_a_say_in_which_samples_are_the_best(reranking):
+    asked = {"prompt": PROMPT, "best_of": 6, "n": 2, "max_tokens": 8, "seed": 1, "rerank": {"alpha": 1}}
+    status, answer, _ = reranking.post("/v1/completions", asked)
+    params = SearchParams(method="sample", width=6, n=2, max_tokens=8, seed=1, scorer="reranker", alpha=1.0)
+    (expected,) = reranking.service.llm.search(PROMPT, params)
+    assert status == 200, answer
+    assert [choice["final_score"] for choice in answer["choices"]] == [one.final_score for one in expected.outputs]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "said"),
+    [
+        ({"best_of": 2, "n": 3}, "n", "need at most best_of = 2 answers, got 3"),
+        ({"best_of": 1, "n": 2}, "n", "need at most best_of = 1 answers, got 2"),
+        ({"best_of": 2, "num_return_sequences": 3}, "num_return_sequences", "got 3"),
+        ({"best_of": 2, "stream": True}, "best_of", "leave out best_of or stream"),
+        ({"best_of": 2, "beam_width": 4}, "best_of", "beam_width asks for another search"),
+        ({"best_of": 2, "num_beams": 2}, "best_of", "num_beams asks for another search"),
+        ({"best_of": 2, "use_beam_search": True}, "best_of", "use_beam_search asks for another search"),
+        ({"best_of": 2, "diversity_penalty": 0.5}, "diversity_penalty", "need num_beam_groups above 1"),
+        ({"best_of": 2, "early_stopping": True}, "early_stopping", 'need method "beam"'),
+        ({"best_of": 1, "length_penalty": 0.5}, "length_penalty", "need a search"),
+    ],
+    ids=str,
+)
+def test_best_of_beside_what_it_cannot_be_with_is_a_clear_400(server, asked, param, said):
+    status, answer, _ = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 4} | asked)
+    assert (status, answer["error"]["param"]) == (400, param), answer
+    assert said in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "name"), [("/stream", "prompt"), ("/stream_chat_beam", "prompt")])
+def test_routes_that_stream_have_no_best_of(server, path, name):
+    status, answer, _ = server.post(path, {name: PROMPT, "max_tokens": 4, "best_of": 2})
+    assert (status, answer["error"]["param"]) == (400, "best_of"), answer
+    assert server.post(path, {name: PROMPT, "max_tokens": 4, "best_of": 1})[0] == 200
+
+
+def test_best_of_is_bound_by_the_servers_limit_of_beams(storyteller):
+    limited = DirectServer(ready_service(storyteller, ServerSettings(max_beam_width=3)))
+    status, answer, _ = limited.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 4, "best_of": 4})
+    assert (status, answer["error"]["param"]) == (400, "best_of"), answer
+    assert limited.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 4, "best_of": 3})[0] == 200
+
+
+def test_the_openai_client_asks_for_the_best_of_several(client, storyteller):
+    asked = {"model": "storyteller", "prompt": PROMPT, "max_tokens": 12, "n": 2, "best_of": 5, "seed": 2}
+    (expected,) = storyteller.search(PROMPT, SearchParams(method="sample", width=5, n=2, max_tokens=12, seed=2))
+    assert [choice.text for choice in client.completions.create(**asked).choices] == [
+        one.text for one in expected.outputs
+    ]

@@ -25,19 +25,34 @@ from llm_decoder.outputs import RequestOutput
 from llm_decoder.search.params import SearchParams
 from llm_decoder.search.tree import NodeState, SearchTree, TreeNode
 
-__all__ = ["SCHEMA", "SearchRun", "node_texts", "prompt_hash", "read_runs", "run_lines"]
+__all__ = ["SCHEMA", "SearchRun", "node_texts", "prompt_hash", "read_node", "read_runs", "recorded", "run_lines"]
 
 SCHEMA = 1
 
 
 @dataclass
 class SearchRun:
-    """One run as read from a file. candidates: mappings as in the file, the best first."""
+    """One run as it stands in a file. candidates: mappings as there, the best first."""
 
     header: dict[str, Any]
     tree: SearchTree = field(default_factory=SearchTree)
     texts: dict[int, str] = field(default_factory=dict)  # of nodes
     candidates: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, node: TreeNode, text: str) -> None:
+        """Raises ValueError for a node that is not the next one."""
+        _check_place(node, self.tree)
+        self.tree.nodes.append(node)
+        self.texts[node.id] = text
+
+    def lines(self) -> Iterator[str]:
+        """As they are written to a file, each ending with a line feed."""
+        yield _line({"type": "run", **self.header})
+        for node in self.tree:
+            if node.id != self.tree.ROOT:
+                yield _line({"type": "node", **_fields_of(node), "text": self.texts[node.id]})
+        for candidate in self.candidates:
+            yield _line({"type": "candidate", **candidate})
 
 
 def run_lines(
@@ -49,9 +64,22 @@ def run_lines(
     seed: int | None = None,
     log_prompt: bool = False,
 ) -> Iterator[str]:
-    """The lines of one search, each ending with a line feed. tokenizer: makes the nodes' texts."""
+    """The lines of one search. tokenizer: makes the nodes' texts."""
+    texts = {} if output.tree is None else node_texts(output.tree, tokenizer, output.prompt_token_ids)
+    return recorded(output, params, model=model, texts=texts, seed=seed, log_prompt=log_prompt).lines()
+
+
+def recorded(
+    output: RequestOutput,
+    params: SearchParams,
+    *,
+    model: str,
+    texts: dict[int, str],
+    seed: int | None = None,
+    log_prompt: bool = False,
+) -> SearchRun:
+    """One search as a run. texts: of its nodes."""
     header: dict[str, Any] = {
-        "type": "run",
         "schema": SCHEMA,
         "id": output.request_id,
         "model": model,
@@ -62,24 +90,18 @@ def run_lines(
     }
     if log_prompt:
         header["prompt"] = output.prompt
-    yield _line(header)
-    tree = output.tree or SearchTree()
-    texts = node_texts(tree, tokenizer, output.prompt_token_ids)
-    for node in tree:
-        if node.id != tree.ROOT:
-            yield _line({"type": "node", **_fields_of(node), "text": texts[node.id]})
-    for completion in output.outputs:
-        yield _line(
-            {
-                "type": "candidate",
-                "leaf": completion.tree_leaf,
-                "text": completion.text,
-                "beam_score": completion.beam_score,
-                "rerank_score": completion.rerank_score,
-                "final_score": completion.final_score,
-                "finish_reason": completion.finish_reason,
-            }
-        )
+    candidates: list[dict[str, Any]] = [
+        {
+            "leaf": completion.tree_leaf,
+            "text": completion.text,
+            "beam_score": completion.beam_score,
+            "rerank_score": completion.rerank_score,
+            "final_score": completion.final_score,
+            "finish_reason": completion.finish_reason,
+        }
+        for completion in output.outputs
+    ]
+    return SearchRun(header, output.tree or SearchTree(), texts, candidates)
 
 
 def prompt_hash(output: RequestOutput) -> str:
@@ -160,16 +182,11 @@ class _Reader:
         self.runs.append(self._open)
 
     def _add_node(self, value: dict[str, Any]) -> None:
-        text = value.pop("text")
-        node = TreeNode(**value)
-        _check_fields(node, text)
+        node, text = read_node(value)
         if node.id == 1 and self._open is not None and (self._is_doubtful or len(self._open.tree) > 1):
             self._open = None
-        run = self._of_open("node")
-        _check_place(node, run.tree)
+        self._of_open("node").add(node, text)
         self._is_doubtful = False
-        run.tree.nodes.append(node)
-        run.texts[node.id] = text
 
     def _add_candidate(self, value: dict[str, Any]) -> None:
         if not isinstance(value["text"], str):
@@ -184,9 +201,17 @@ class _Reader:
         return self._open
 
 
-def _check_fields(node: TreeNode, text: object) -> None:
+def read_node(value: dict[str, Any]) -> tuple[TreeNode, str]:
+    """A node and its text, of an object that has the names of both. Raises KeyError, TypeError, ValueError."""
+    text = value.pop("text")
+    node = TreeNode(**value)
     if not isinstance(text, str):
         raise ValueError("text must be a string")
+    _check_fields(node)
+    return node, text
+
+
+def _check_fields(node: TreeNode) -> None:
     for name in ("id", "parent", "step", "token_id"):
         if type(getattr(node, name)) is not int:
             raise ValueError(f"{name} must be an integer")

@@ -45,7 +45,14 @@ def chat(service: Service, incoming: Incoming) -> Call:
     messages = chat_messages(service, request.messages)
     options = template_options(request, _template_fields(request))
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    params = request_params(service, request, incoming.request_id, max_tokens=max_tokens, logprobs=logprobs)
+    params = request_params(
+        service,
+        request,
+        incoming.request_id,
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        is_stream=bool(request.stream),
+    )
     check_amount(service, 1, params)
     answers = service.llm.chat_answers(messages, **options)
     texts = TokenTexts(service.llm, bool(request.return_tokens_as_token_ids))

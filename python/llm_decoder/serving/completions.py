@@ -44,7 +44,13 @@ def complete(service: Service, incoming: Incoming) -> Call:
     if scores_prompt:
         more["prompt_logprobs"] = max(request.logprobs or 0, request.prompt_logprobs or 0)
     params = request_params(
-        service, request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs, **more
+        service,
+        request,
+        incoming.request_id,
+        max_tokens=max_tokens,
+        logprobs=request.logprobs,
+        is_stream=bool(request.stream),
+        **more,
     )
     check_amount(service, len(prompts), params)
     texts = TokenTexts(llm, bool(request.return_tokens_as_token_ids))

@@ -125,7 +125,14 @@ def _call(
             param="prompt_logprobs",
         )
     _check_stream_options(request, is_stream)
-    params = request_params(service, request, incoming.request_id, max_tokens=max_tokens, logprobs=request.logprobs)
+    params = request_params(
+        service,
+        request,
+        incoming.request_id,
+        max_tokens=max_tokens,
+        logprobs=request.logprobs,
+        is_stream=is_stream,
+    )
     check_amount(service, len(prompts), params, param)
     texts = TokenTexts(service.llm, bool(request.return_tokens_as_token_ids))
     chat = service.llm.chat_answers(cast(Any, prompts[0]), **options) if is_chat else None
@@ -261,6 +268,8 @@ class _Answer:
         """What the last event of a stream has besides."""
         body = self._name() | self._usage([output]) | self._timings([output])
         body |= self._tree(output, is_streamed=True)
+        if self._request.return_token_ids:
+            body["prompt_token_ids"] = output.prompt_token_ids
         return body | ({"dropped_messages": output.dropped_messages} if output.dropped_messages else {})
 
     def end(self, outputs: Sequence[RequestOutput]) -> list[Chunk]:

@@ -45,9 +45,11 @@ def request_params(
     *,
     max_tokens: int | None,
     logprobs: int | None = None,
+    is_stream: bool,
     **more: Any,
 ) -> SamplingParams:
-    """SearchParams for a search, else SamplingParams. more: further fields of these.
+    """SearchParams for a search, else SamplingParams. is_stream: whether the answer is sent as it comes. more: further
+    fields of these.
 
     Raises InvalidRequestError or HttpError, each by the name that the request has for the field at fault.
     """
@@ -55,6 +57,10 @@ def request_params(
     given = _given(request)
     n = _one_of(request, "n", "num_return_sequences", "rerank.top_n")
     width = _width(request, 1 if n is None else n[1])
+    n_samples = _n_samples(request, n, width, given, is_stream)
+    if n_samples is not None:
+        width = ("best_of", n_samples)
+        given["method"] = ("best_of", "sample")
     is_search = request.is_search or bool(request.use_beam_search) or (width is not None and width[1] > 1)
     if not is_search and "method" not in given:
         _refuse_what_needs_a_search(request, given)
@@ -89,6 +95,28 @@ def _width(request: SamplingFields, n: int) -> tuple[str, int] | None:
     return ("n", n) if width is None and request.use_beam_search else width
 
 
+def _n_samples(
+    request: SamplingFields, n: tuple[str, int] | None, width: tuple[str, int] | None, given: Given, is_stream: bool
+) -> int | None:
+    """OpenAI's best_of, which is best of n: how many answers are sampled. None where none are beside those that come
+    back. Raises HttpError."""
+    best_of = request.best_of
+    if best_of is not None and n is not None and n[1] > best_of:
+        raise HttpError(400, f"[{n[0]}] need at most best_of = {best_of} answers, got {n[1]}", param=n[0])
+    if best_of is None or best_of == 1:
+        return None
+    if is_stream:
+        raise HttpError(400, "[best_of] which answers are the best is known when all are whole; leave out best_of or "
+                        "stream", param="best_of")  # fmt: skip
+    others = ["use_beam_search"] if request.use_beam_search else []
+    others += [width[0]] if width is not None and width[1] > 1 else []
+    others += [given["method"][0]] if "method" in given else []
+    if others:
+        raise HttpError(400, f"[best_of] it samples answers, and {others[0]} asks for another search; give one of them",
+                        param="best_of")  # fmt: skip
+    return best_of
+
+
 def _refuse_what_needs_a_search(request: SamplingFields, given: Given) -> None:
     names = [name for field, (name, value) in given.items() if value != _NOTHING.get(field)]
     if request.return_tree not in (None, "none"):
@@ -101,7 +129,7 @@ def _refuse_what_needs_a_search(request: SamplingFields, given: Given) -> None:
 def _check_search(service: Service, request: SamplingFields, given: Given) -> None:
     name, width = given.get("width", ("width", SearchParams.width))
     most = service.settings.max_beam_width
-    if "method" not in given:  # its beams are computed together
+    if given.get("method", ("", "beam"))[1] == "beam":  # its beams are computed together
         most = min(most, service.llm.max_num_seqs)
     if width > most:
         raise HttpError(400, f"[{name}] need at most {most} beams, got {width}", param=name)

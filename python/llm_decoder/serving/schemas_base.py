@@ -43,7 +43,6 @@ MAX_NAME = 256
 
 # Fields that other engines honour and this version does not: their schema has only the value that asks for nothing.
 NOT_IN_THIS_VERSION: Mapping[str, str] = {
-    "best_of": "choosing the best of more answers is not in this version; ask for n answers",
     "suffix": "text after the answer is not in this version; leave it out",
     "truncate_prompt_tokens": "prompts are never cut here; shorten the prompt",
     "prompt_embeds": "prompts are texts or token ids",
@@ -271,6 +270,9 @@ class SamplingFields(Schema):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
+    # The n best of so many samples.
+    best_of: Width | None = None
+
     # A search: vLLM's, SGLang's and Hugging Face's names (request_params.py).
     use_beam_search: bool | None = Field(default=None, description="a search of n beams, unless their number is given")
     beam_width: Width | None = None
@@ -296,7 +298,6 @@ class SamplingFields(Schema):
     timings_per_token: bool | None = Field(default=None, description="`timings` beside `usage`")
 
     # Not in this version.
-    best_of: One = None
     truncate_prompt_tokens: None = None
     prompt_embeds: None = None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm_decoder.detokenizer import Detokenizer, TextDecoder
-from llm_decoder.outputs import CandidateScores, Completion, RequestOutput, SearchStep, StreamEvent
+from llm_decoder.detokenizer import TextDecoder
+from llm_decoder.outputs import CandidateScores, Completion, RequestOutput, StreamEvent
+from llm_decoder.search.frontier import Frontier, LiveBeam
 from llm_decoder.search.params import SearchParams
 from llm_decoder.search.run_file import node_texts
 from llm_decoder.search.tree import TreeNode
@@ -42,7 +43,7 @@ class SearchAnswer:
         self._has_nodes = has_nodes
         self._decoder = decoder
         self._held: dict[int, list[StreamEvent]] = {}
-        self._frontiers: dict[int, _Frontier] = {}
+        self._frontiers: dict[int, Frontier] = {}
 
     @classmethod
     def of(
@@ -115,13 +116,12 @@ class SearchAnswer:
         return [Chunk(data | which, name) for name, data in self._steps(prompt_index, event)]
 
     def _steps(self, prompt_index: int, event: StreamEvent) -> Iterator[tuple[str, dict[str, Any]]]:
-        frontier = self._frontiers.setdefault(prompt_index, _Frontier(self._decoder, event.prompt_token_ids))
-        if event.index == 0:
-            frontier.n_sent_chars += len(event.text)
+        frontier = self._frontiers.setdefault(prompt_index, Frontier(self._decoder))
+        texts = frontier.take(event)
         if event.search is not None:
             step = event.search
-            texts = frontier.grow(step)
-            told: dict[str, Any] = {"step": step.step, "live": frontier.live(step), "finished": step.n_finished}
+            live = [_beam(beam) for beam in frontier.live]
+            told: dict[str, Any] = {"step": step.step, "live": live, "finished": step.n_finished}
             if self._has_nodes:
                 told["nodes"] = [_node(node, texts[node.id]) for node in step.nodes]
             yield "beam.step", told
@@ -136,37 +136,13 @@ def scores_of(completion: Completion) -> dict[str, Any]:
     return {name: getattr(completion, name) for name in _SCORES}
 
 
-class _Frontier:
-    """The texts of one search's live beams, as its steps come."""
-
-    def __init__(self, decoder: TextDecoder | None, prompt_token_ids: Sequence[int]) -> None:
-        self.n_sent_chars = 0
-        root = None if decoder is None else Detokenizer(decoder, prompt_token_ids[-16:])
-        self._beams: dict[int, tuple[Detokenizer | None, str, float]] = {0: (root, "", 0.0)}  # by their nodes
-
-    def grow(self, step: SearchStep) -> dict[int, str]:
-        """What each new node adds to the text of those above it."""
-        texts: dict[int, str] = {}
-        grown = self._beams.copy()
-        for node in step.nodes:
-            above, text, _ = grown[node.parent]
-            detokenizer = None if above is None else above.copy()
-            texts[node.id] = "" if detokenizer is None else detokenizer.push((node.token_id,))
-            grown[node.id] = (detokenizer, text + texts[node.id], node.score)
-        self._beams = {node: grown[node] for node in step.live}
-        return texts
-
-    def live(self, step: SearchStep) -> list[dict[str, Any]]:
-        """tail: what comes behind the text that has been sent, at most its last characters."""
-        told = []
-        for leaf in step.live:
-            _, text, score = self._beams[leaf]
-            told.append({"leaf": leaf, "score": score, "tail": text[self.n_sent_chars :][-_MAX_TAIL_CHARS:]})
-        return told
-
-
 def _node(node: TreeNode, text: str) -> dict[str, Any]:
     return {item.name: getattr(node, item.name) for item in fields(TreeNode)} | {"text": text}
+
+
+def _beam(beam: LiveBeam) -> dict[str, Any]:
+    """Of a long text the end."""
+    return {"leaf": beam.leaf, "score": beam.score, "tail": beam.tail[-_MAX_TAIL_CHARS:]}
 
 
 def _candidate(candidate: CandidateScores) -> dict[str, Any]:
