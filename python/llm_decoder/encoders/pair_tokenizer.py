@@ -61,7 +61,7 @@ class _Frame:
     @classmethod
     def of(cls, tokenizer: RustTokenizer, n_texts: int) -> _Frame:
         """Raises UnsupportedModelError where the texts do not stand in their order, each once and whole."""
-        encoding = guarded(lambda: tokenizer.encode(*["a"] * n_texts), "encode")
+        encoding = guarded(lambda: tokenizer.encode("a", "a" if n_texts == 2 else None), "encode")
         gaps: list[list[tuple[int, int]]] = [[]]
         text_types: list[int] = []
         texts: list[int] = []
