@@ -66,22 +66,6 @@ void norm_rows(const NormCall& call, const CpuKernels& kernels, ThreadPool& pool
   });
 }
 
-float activate(float x, Activation activation) {
-  switch (activation) {
-    case Activation::silu:
-      return x / (1.0f + std::exp(-x));
-    case Activation::gelu:
-      return 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f));
-    case Activation::gelu_tanh:
-      return 0.5f * x * (1.0f + std::tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-    case Activation::relu:
-      return x < 0.0f ? 0.0f : x;
-    case Activation::identity:
-      break;
-  }
-  return x;
-}
-
 }  // namespace
 
 void rms_norm_op(const NormCall& call, const CpuKernels& kernels, ThreadPool& pool) {
@@ -111,12 +95,7 @@ void gated_op(const GatedCall& call, const CpuKernels& kernels, ThreadPool& pool
   for_rows(pool, call.x.n_rows, [&](std::int64_t row, int thread) {
     float *x = scratch.floats(thread), *result = x + n_in;
     call.x.read(row, x);
-    if (call.is_gated && call.activation == Activation::silu) {
-      kernels.silu_mul(x, n_in, 1, n, result, n);
-    } else {
-      for (std::int32_t i = 0; i < n; ++i)
-        result[i] = activate(x[i], call.activation) * (call.is_gated ? x[n + i] : 1.0f);
-    }
+    kernels.activate(call.activation, call.is_gated, x, n_in, 1, n, result, n);
     write_result(call.result, row, result, kernels, scratch, thread);
   });
 }

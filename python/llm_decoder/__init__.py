@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llm_decoder.async_llm import AsyncLLM
     from llm_decoder.backends import DeviceInfo, devices
     from llm_decoder.decoders import INT8Decoder
-    from llm_decoder.encoders.cross_encoder import CrossEncoder, RankedDocument
+    from llm_decoder.encoders.cross_encoder import CrossEncoder, RankedDocument, ReadPairs
     from llm_decoder.encoders.sentence_encoder import SentenceEncoder
     from llm_decoder.errors import (
         BackendError,
@@ -75,6 +75,7 @@ __all__ = [
     "Part",
     "QueueFullError",
     "RankedDocument",
+    "ReadPairs",
     "RequestFailedError",
     "RequestMetrics",
     "RequestOutput",
@@ -106,6 +107,7 @@ _HOMES = {
     "LLM": "llm",
     "Part": "answers",
     "RankedDocument": "encoders.cross_encoder",
+    "ReadPairs": "encoders.cross_encoder",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling",

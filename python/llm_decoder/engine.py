@@ -26,7 +26,7 @@ from llm_decoder.grammars import Grammar
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams, derive_seed, resolve_params
 from llm_decoder.search.scorers import RequestScorer
-from llm_decoder.search.scoring import ScoringThread
+from llm_decoder.search.scoring import ScoringThread, is_asked_by_a_job
 from llm_decoder.sequence import Limits, Request, Rows, Sink, Vocabulary, build_request
 from llm_decoder.speculation import SpeculationOptions
 
@@ -295,7 +295,7 @@ class Engine:
 
         Raises InvalidRequestError, ContextLengthExceededError, NotEnoughMemoryError, QueueFullError, EngineClosedError.
         """
-        if scorer is not None and self._worker.scoring.is_current:
+        if scorer is not None and is_asked_by_a_job():
             raise InvalidRequestError(
                 "[scorer] a scorer needs a search without one, got one that would wait for it; leave scorer out there",
                 param="scorer",

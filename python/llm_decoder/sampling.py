@@ -144,7 +144,7 @@ class SamplingParams:
     A field that is None was not given: the runtime config's value applies, then generation_config.json's, then the
     built-in one (temperature 1.0, everything else off).
 
-    max_tokens: tokens to generate, 0 to score the prompt only, None = to the end of the context.
+    max_tokens: tokens to generate, 0 to score the prompt only, None or more than fit = to the end of the context.
     min_tokens: no end token and no stop string before so many tokens.
     temperature: 0 = greedy (the highest logit, the lowest id among equals). 0 to 100.
     top_k: sample among the k most likely tokens; 0 or -1 = off.

@@ -4,6 +4,7 @@ or told as ignored, on every route."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,26 @@ def test_every_number_has_two_ends(server: Running, path: str, name: str, values
     for value in values:
         assert refusal(server, path, **{name: value}) == name, value
     assert server.serves_the_next()
+
+
+LONG = "once upon a time " * 220
+TEXT_ROUTES = sorted(set(GOOD) - {"/v1/rerank", "/v1/score", "/page/stream"})
+
+
+@pytest.mark.parametrize("path", TEXT_ROUTES)
+@pytest.mark.parametrize("max_tokens", [999_999, 2**31 - 1])
+def test_more_tokens_than_the_context_has_room_for_end_with_it_on_every_route(
+    server: Running, path: str, max_tokens: int
+) -> None:
+    body = {name: [LONG] if name == "prompts" else LONG for name in GOOD[path] if name != "messages"}
+    if "messages" in GOOD[path]:
+        body["messages"] = [{"role": "user", "content": LONG}]
+    answer = server.post(path, body | {"max_tokens": max_tokens, "ignore_eos": True})
+    assert answer.status == 200, answer
+    n_tokens = [int(found) for found in re.findall(rb'"total_tokens": ?(\d+)', answer.body)]
+    assert n_tokens
+    assert set(n_tokens) == {server.model.llm.max_model_len}
+    assert b"length" in re.findall(rb'"finish_reason": ?"(\w+)"', answer.body)
 
 
 def test_alternatives_that_would_fill_the_memory_are_refused(server: Running) -> None:

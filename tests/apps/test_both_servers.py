@@ -106,18 +106,18 @@ class Both:
         self._service = Service(open_llm, settings)
         self._service.start()
         assert self._service.wait(60)
-        self._loop = asyncio.new_event_loop()
+        self._runner = asyncio.Runner()
         self._fastapi: Any = fastapi_app(self._service, page.endpoints())
         self._flask: FlaskClient = flask_app(self._service).test_client(use_cookies=False)
 
     def close(self) -> None:
         self._service.close(0)
-        self._loop.close()
+        self._runner.close()
 
     def ask(self, method: str, target: str, headers: dict[str, str], body: bytes = b"") -> tuple[Answer, Answer]:
         """(FastAPI's answer, Flask's), without what every answer has of its own."""
         headers = {"host": "127.0.0.1:8000", "user-agent": "test", "content-length": str(len(body))} | headers
-        one = self._loop.run_until_complete(ask(self._fastapi, method, target, headers=headers, body=body))
+        one = self._runner.run(ask(self._fastapi, method, target, headers=headers, body=body))
         path, _, query = target.partition("?")
         two = self._flask.open(path, query_string=query, method=method, headers=headers, data=body)
         other = {name.lower(): value for name, value in two.headers.items()}

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from encoder_factory import make_encoder, make_pair_tokenizer, random_texts
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from llm_decoder import CrossEncoder
 from llm_decoder.encoders import encoder as encoder_module
 from llm_decoder.encoders.pair_tokenizer import PairTokenizer
-from llm_decoder.errors import ConfigError, InvalidRequestError
+from llm_decoder.errors import ConfigError, InvalidRequestError, UnsupportedModelError
 
 DOCUMENTS = random_texts(30, seed=3)
 
@@ -100,6 +101,10 @@ def test_a_long_pair_is_cut_and_counted(folder: Path) -> None:
     assert encoder.score("the cat", [long_text]) == encoder.score("the cat", [" ".join([text] * 2) + " cat"])
     assert encoder.n_truncated == 1
     assert encoder.count_tokens("the cat", [text, long_text]).tolist() == [10, 16]
+    read = encoder.read_pairs([("the cat", text), ("the cat", long_text)])
+    assert read.n_tokens.tolist() == [10, 16]
+    assert read.is_cut.tolist() == [False, True]
+    assert read.scores.tolist() == encoder.score("the cat", [text, long_text]).tolist()
 
 
 class Recording:
@@ -127,6 +132,50 @@ def test_a_book_is_tokenised_no_further_than_it_counts(encoder: CrossEncoder) ->
     assert tokens.ids.tolist() == tokenizer.encode_pair("a dog", book[:2000], places=("query", "document")).ids.tolist()
     blanks = " " * 20_000 + "cat"  # the words come late: then it looks further
     assert encoder.score("a dog", [blanks]) == encoder.score("a dog", ["cat"])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "modernbert"])
+def test_pairs_are_put_together_and_cut_as_the_tokenizers_library_does_it(family: str, side: str) -> None:
+    theirs = make_pair_tokenizer(family)
+    texts = random_texts(14, seed=8, most_words=30)
+    n_cut = 0
+    for max_length in (6, 7, 16, 17, 40, 200):
+        tokenizer = PairTokenizer(make_pair_tokenizer(family), max_length=max_length, side=side)
+        theirs.enable_truncation(max_length, strategy="longest_first", direction=side)
+        for first in texts:
+            one, expected = tokenizer.encode(first, place="text"), theirs.encode(first)
+            assert (one.ids.tolist(), one.type_ids.tolist()) == (expected.ids, expected.type_ids)
+            for second in texts:
+                both, expected = tokenizer.encode_pair(first, second, places=("a", "b")), theirs.encode(first, second)
+                assert (both.ids.tolist(), both.type_ids.tolist()) == (expected.ids, expected.type_ids)
+                assert both.is_cut == bool(expected.overflowing)
+                n_cut += both.is_cut
+    assert n_cut > 300
+
+
+def test_a_tokenizer_that_puts_the_second_text_first_is_refused() -> None:
+    tokenizer = make_pair_tokenizer("bert")
+    special = [("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))]
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair="$B [SEP] $A", special_tokens=special)
+    with pytest.raises(UnsupportedModelError, match="in their order"):
+        PairTokenizer(tokenizer, max_length=16)
+
+
+def test_what_stands_in_many_pairs_is_tokenised_once(folder: Path) -> None:
+    """A megabyte without a blank is one word to a WordPiece: every reading of it takes half a second."""
+    encoder = CrossEncoder(folder, threads=1)
+    tokenizer = encoder._encoder.tokenizer
+    recording = Recording(tokenizer._tokenizer)
+    tokenizer._tokenizer = recording  # type: ignore[assignment]
+    query = "a" * 30_000
+    scores = [encoder.score(query, DOCUMENTS) for _ in range(2)]
+    assert recording.n_chars.count(len(query)) == 1
+    encoder.score_pairs([(query[:-1], "a"), (query[1:] + "b", "a")] * 9)
+    assert recording.n_chars.count(len(query) - 1) == 1
+    assert recording.n_chars.count(len(query)) == 2
+    scores.append(encoder.score(query, DOCUMENTS))
+    assert scores[0].tolist() == scores[1].tolist() == scores[2].tolist()
 
 
 def test_what_a_user_types_never_becomes_a_special_token(encoder: CrossEncoder) -> None:

@@ -265,7 +265,7 @@ class Walk:
         self.service.start()
         assert self.service.wait(30)
         self._app = create_app(self.service)
-        self._loop = asyncio.new_event_loop()
+        self._runner = asyncio.Runner()
         self._known: dict[str, Answer] = {}
 
     def _spy(self) -> None:
@@ -281,7 +281,7 @@ class Walk:
 
     def close(self) -> None:
         self.service.close(0)
-        self._loop.close()
+        self._runner.close()
 
     def body(self, endpoint: Endpoint, names: Sequence[str]) -> dict[str, Any]:
         fields = fields_of(endpoint)
@@ -320,7 +320,7 @@ class Walk:
 
     def _ask(self, path: str, body: Any) -> Answer:
         self._asked.clear()
-        exchange = self._loop.run_until_complete(
+        exchange = self._runner.run(
             ask(self._app, "POST", path, json_body=body, headers={"content-type": "application/json"})
         )
         ignored = exchange.headers.get("x-ignored-fields")

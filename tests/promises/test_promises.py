@@ -36,6 +36,7 @@ from llm_decoder.api.app import create_app
 from llm_decoder.convert import convert
 from llm_decoder.serving.exchange import Endpoint
 from llm_decoder.serving.routes import all_endpoints
+from llm_decoder.serving.schemas_rerank import RerankRequest, ScoreRequest
 
 ROOT = Path(__file__).parents[2]
 SERVERS = {"fastapi": FASTAPI, "flask": FLASK}
@@ -370,6 +371,10 @@ def streamed_texts(raw: bytes) -> tuple[dict[int, Any], int]:
 POSTS = [endpoint for endpoint in all_endpoints() if endpoint.method == "POST"]
 MESSAGES = [{"role": "user", "content": "a"}]
 GOOD = {"prompt": "a", "prompts": ["a"], "messages": MESSAGES, "input": "a", "tokens": [1]}
+PAIRS: dict[Any, dict[str, Any]] = {
+    RerankRequest: {"query": "a", "documents": ["a", "b"]},
+    ScoreRequest: {"text_1": "a", "text_2": ["a", "b"]},
+}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 scalars = (
     st.none()
@@ -407,7 +412,8 @@ def test_8_no_input_gives_a_5xx(scripted: DirectServer, endpoint: Endpoint, data
     """Any fields with any values, through the real engine."""
     assert endpoint.request is not None
     names = sorted(endpoint.request.model_fields)
-    body: dict[str, Any] = {name: GOOD[name] for name in names if name in GOOD and data.draw(st.integers(0, 9))}
+    good = PAIRS.get(endpoint.request, GOOD)
+    body: dict[str, Any] = {name: good[name] for name in names if name in good and data.draw(st.integers(0, 9))}
     if "messages" in body and "prompt" in body:
         del body[data.draw(st.sampled_from(["messages", "prompt"]))]
     if "max_tokens" in names:
@@ -421,6 +427,7 @@ def test_8_no_input_gives_a_5xx(scripted: DirectServer, endpoint: Endpoint, data
 
 
 LARGE = 1 << 20
+WORD = b"a" * LARGE  # to a tokenizer one word: how little of it counts shows when it has been read
 HOSTILE: list[tuple[str, bytes]] = [
     ("/v1/completions", b"[" * LARGE),
     ("/v1/completions", b'{"prompt":' * 100_000),
@@ -441,6 +448,29 @@ HOSTILE: list[tuple[str, bytes]] = [
     ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": [' + b"{}," * 1000 + b"{}]}]}"),
     ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": "a"}], "chat_template": "{{ range(9) }}"}'),
     ("/v1/embeddings", b'{"input": [' + b'"a",' * 1_000_000 + b'"a"]}'),
+    ("/v1/completions", b'{"prompt": "a", "beam_width": 1000000000, "n": 1000000000, "max_tokens": 1}'),
+    ("/v1/completions", b'{"prompt": "a", "beam_width": 4, "max_tokens": 2, "rerank": {"query": "' + WORD + b'"}}'),
+    ("/v1/completions", b'{"prompt": "a", "beam_width": 4, "rerank": {"alpha": NaN}}'),
+    ("/stream_chat_beam", b'{"prompt": "a", "max_tokens": 2, "method": "steps", "separator": "' + WORD + b'"}'),
+    ("/v1/rerank", b'{"query": "' + WORD + b'", "documents": [' + b'"a",' * 2000 + b'"a"]}'),
+    (
+        "/v1/rerank",
+        b'{"query": "a", "documents": ["' + WORD + b'", "' + b" " * LARGE + b'", "' + b"a " * LARGE + b'"]}',
+    ),
+    ("/v1/rerank", b'{"query": "a", "documents": [' + b'"a",' * 100_000 + b'"a"]}'),
+    ("/v1/rerank", b'{"query": "a", "documents": [' + b'{"text":1},' * 100_000 + b"{}]}"),
+    ("/v1/rerank", b'{"query": "a", "documents": ' + b"[" * LARGE),
+    ("/v1/rerank", b'{"query": "a", "documents": ["\\ud800"]}'),
+    ("/v1/rerank", b'{"query": "a", "texts": ["' + b"\\u0000" * 100_000 + b'"], "raw_scores": true}'),
+    ("/v1/rerank", b'{"query": "a", "documents": ["a"], "top_n": NaN}'),
+    ("/v1/rerank", b'{"query": "a", "documents": ["a"], "top_n": ' + b"9" * 100_000 + b"}"),
+    ("/v1/rerank", b'{"query": {"text": "a"}, "documents": {"text": "a"}, "texts": 1e999, "model": []}'),
+    ("/v1/score", b'{"text_1": "' + WORD + b'", "text_2": [' + b'"a",' * 2000 + b'"a"]}'),
+    ("/v1/score", b'{"queries": [' + b'"a b",' * 2000 + b'"c"], "documents": [' + b'"b a",' * 2000 + b'"c"]}'),
+    ("/v1/score", b'{"text_1": "a", "text_2": [' + b'"a",' * 1_000_000 + b'"a"]}'),
+    ("/v1/score", b'{"text_1": "\\ud800", "text_2": ["\\udfff"]}'),
+    ("/v1/score", b'{"text_1": ' + b'[{"a":' * 50_000 + b"1" + b"}]" * 50_000 + b', "text_2": "a"}'),
+    ("/v1/score", b'{"text_1": [NaN, 1e999, -0, null, true], "text_2": Infinity}'),
     ("/tokenize", b'{"prompt": "' + "😀".encode() * (LARGE // 4) + b'"}'),
     ("/detokenize", b'{"tokens": [' + b"4095," * 500_000 + b"1]}"),
     ("/generate", b"\xff\xfe" * 1000),

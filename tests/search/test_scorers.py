@@ -507,6 +507,77 @@ def test_a_scorer_may_ask_the_same_llm_but_not_for_what_waits_for_it(llm):
         llm.search("one", asking(max_tokens=2, scorer=by_letters))
 
 
+@pytest.mark.parametrize("method", ["beam", "steps"])
+def test_a_scorer_gets_the_answers_that_others_get(llm, method):
+    """From the LLM that waits for it, and from an event loop of its own."""
+    greedy = SamplingParams(max_tokens=5, temperature=0.0, logprobs=0)
+    inner = AsyncLLM.over(llm)
+
+    def logprobs_of(outputs):
+        return [output.outputs[0].cumulative_logprob for output in outputs]
+
+    def scorer(prompt, candidates):
+        texts = [prompt + candidate for candidate in candidates]
+        scores = logprobs_of(llm.generate(texts, greedy))
+        assert scores == logprobs_of(asyncio.run(inner.generate(texts, greedy)))
+        return scores
+
+    params = SearchParams(method=method, width=3, n=3, max_tokens=4, step_tokens=2, seed=1, scorer=scorer, alpha=1.0)
+    (output,) = llm.search("one", params)
+    alone = llm.generate(["one" + answer.text for answer in output.outputs], greedy)
+    assert [answer.rerank_score for answer in output.outputs] == logprobs_of(alone)
+
+
+SCORED = SearchParams(width=3, max_tokens=2, scorer=by_letters)
+
+
+@pytest.mark.parametrize("asked", ["search", "stream"])
+def test_a_scorer_with_an_event_loop_is_refused_what_would_wait_for_it(llm, asked):
+    async def ask():
+        if asked == "search":
+            return await AsyncLLM.over(llm).search("two", SCORED)
+        return [event async for event in AsyncLLM.over(llm).stream_search("two", SCORED)]
+
+    def scorer(prompt, candidates):
+        asyncio.run(asyncio.wait_for(ask(), LONG_S))
+
+    with pytest.raises(RequestFailedError, match=r"InvalidRequestError.*would wait for it"):
+        llm.search("one", SearchParams(width=3, max_tokens=4, scorer=scorer))
+
+
+def test_a_scorer_is_refused_it_in_the_event_loop_of_who_waits_for_it_too(llm):
+    """And there alone: another task of that loop has its search scored, behind this one."""
+    gate = Gate()
+
+    async def ask():
+        loop, async_llm = asyncio.get_running_loop(), AsyncLLM.over(llm)
+
+        def scorer(prompt, candidates):
+            gate("", [])
+            asyncio.run_coroutine_threadsafe(async_llm.search("two", SCORED), loop).result(LONG_S)
+
+        params = SearchParams(width=3, max_tokens=4, scorer=scorer)
+        asking = asyncio.create_task(async_llm.search("one", params))
+        await asyncio.to_thread(gate.has_begun.wait, LONG_S)
+        beside = asyncio.create_task(async_llm.search("three", SCORED))
+        gate.may_end.set()
+        with pytest.raises(RequestFailedError, match=r"InvalidRequestError.*would wait for it"):
+            await asking
+        return await beside
+
+    assert asyncio.run(ask())[0].outputs[0].final_score is not None
+
+
+def test_scorers_of_two_llms_cannot_wait_for_each_other(llm):
+    with fake_llm() as other:
+
+        def scorer(prompt, candidates):
+            other.search("two", SCORED)
+
+        with pytest.raises(RequestFailedError, match=r"InvalidRequestError.*would wait for it"):
+            llm.search("one", SearchParams(width=3, max_tokens=4, scorer=scorer))
+
+
 def test_ctrl_c_ends_a_search_whose_scorer_hangs_and_the_program_can_leave():
     program = """
         import signal, threading

@@ -1,12 +1,13 @@
 """The thread that scores: one job after the other, and what becomes of those that wait when it closes."""
 
+import contextvars
 import queue
 import threading
 
 import pytest
 
 from llm_decoder.errors import EngineClosedError
-from llm_decoder.search.scoring import ScoringThread
+from llm_decoder.search.scoring import ScoringThread, is_asked_by_a_job
 
 LONG_S = 60
 
@@ -40,6 +41,24 @@ def test_what_a_job_raises_is_told_and_the_thread_goes_on(thread, error):
     thread.submit(lambda: "next", done.put)
     assert done.get(timeout=LONG_S) is error
     assert done.get(timeout=LONG_S) == "next"
+
+
+def test_whoever_carries_the_context_of_a_job_is_known_while_it_runs(thread):
+    may_end = threading.Event()
+    contexts, done = queue.SimpleQueue(), queue.SimpleQueue()
+
+    def job():
+        contexts.put(contextvars.copy_context())
+        may_end.wait(LONG_S)
+        return is_asked_by_a_job()
+
+    thread.submit(job, lambda result: done.put((result, is_asked_by_a_job())))
+    context = contexts.get(timeout=LONG_S)
+    assert context.run(is_asked_by_a_job)
+    assert not is_asked_by_a_job()
+    may_end.set()
+    assert done.get(timeout=LONG_S) == (True, False)
+    assert not context.run(is_asked_by_a_job)
 
 
 def test_closing_ends_what_waits_and_not_what_runs(thread):

@@ -119,6 +119,47 @@ def test_pairs_are_scored_in_their_order(serve: Serve, path: str, names: tuple[s
     assert reranker.asked == [("q", ["aaa"]), ("q", ["a", "bb"]), ("q", ["a"]), ("r", ["bb"])]
 
 
+def test_a_reranker_with_score_alone_is_asked_once_a_query(serve: Serve) -> None:
+    reranker = Shorter()
+    body = {"queries": ["q", "r", "q"], "documents": ["a", "bb", "ccc"]}
+    _, answer, _ = serve(reranker=reranker).post("/v1/score", body)
+    assert [entry["score"] for entry in answer["data"]] == pytest.approx([sigmoid(-1), sigmoid(-2), sigmoid(-3)])
+    assert reranker.asked == [("q", ["a", "ccc"]), ("r", ["bb"])]
+
+
+def test_a_cross_encoder_reads_pairs_of_many_queries_once_and_together(
+    serve: Serve, encoder: CrossEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, documents = random_texts(20, seed=5), [text * 9 for text in random_texts(20, seed=6)]
+    expected = [float(encoder.score(q, [d], activation="sigmoid")[0]) for q, d in zip(queries, documents, strict=True)]
+    n_tokens = sum(int(encoder.count_tokens(q, [d])[0]) for q, d in zip(queries, documents, strict=True))
+    n_cut = -encoder.n_truncated
+    encoder.score_pairs(list(zip(queries, documents, strict=True)))
+    n_cut += encoder.n_truncated
+    encoder.score("another", ["a"])
+    inner, n_steps = encoder._encoder, [0]
+    read: list[str] = []
+    part, encode = inner.tokenizer.part, inner._backend.encode
+
+    def noted_part(text: str, *, place: str) -> Any:
+        read.append(text)
+        return part(text, place=place)
+
+    def counted_step(*arguments: Any) -> Any:
+        n_steps[0] += 1
+        return encode(*arguments)
+
+    monkeypatch.setattr(inner.tokenizer, "part", noted_part)
+    monkeypatch.setattr(inner._backend, "encode", counted_step)
+    _, answer, headers = serve(reranker=encoder).post("/v1/score", {"text_1": queries, "text_2": documents})
+    assert [entry["score"] for entry in answer["data"]] == pytest.approx(expected)
+    assert answer["usage"] == {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    assert headers["x-llm-decoder-truncated"] == str(n_cut)
+    assert n_cut > 0
+    assert sorted(read) == sorted([*set(queries), *documents])
+    assert n_steps == [1]
+
+
 def test_a_cross_encoder_counts_its_tokens_and_tells_what_it_cut(serve: Serve, encoder: CrossEncoder) -> None:
     server = serve(reranker=encoder)
     documents = [text for text in random_texts(6, seed=3) if text] + ["the cat " * 200]

@@ -14,7 +14,7 @@ from soak_run import BurstReport, Rightness, SoakReport, make_model, run_bursts,
 from llm_decoder.cli._exchange import Address, Answer
 
 SERVERS = ["fastapi", "flask"]
-N_CLIENTS, N_REQUESTS, N_KINDS_EACH = 8, 120, 4
+N_CLIENTS, N_REQUESTS, N_KINDS_EACH = 8, 120, 5
 
 
 @pytest.fixture(scope="module")

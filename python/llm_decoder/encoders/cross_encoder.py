@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_decoder.encoders.encoder import Encoder, Progress, as_texts
-from llm_decoder.encoders.pair_tokenizer import Tokens
+from llm_decoder.encoders.pair_tokenizer import Part, Tokens
 from llm_decoder.errors import InvalidRequestError
 
-__all__ = ["CrossEncoder", "RankedDocument"]
+__all__ = ["CrossEncoder", "RankedDocument", "ReadPairs"]
 
 Floats = npt.NDArray[np.float32]
 _ACTIVATIONS = ("none", "sigmoid")
@@ -25,6 +25,16 @@ class RankedDocument:
 
     index: int
     score: float
+
+
+@dataclass(frozen=True)
+class ReadPairs:
+    """Pairs that were scored. scores: float32 [n_pairs]. n_tokens: int32 [n_pairs], of each pair as it was read.
+    is_cut: bool [n_pairs], whether it was longer than max_length."""
+
+    scores: Floats
+    n_tokens: npt.NDArray[np.int32]
+    is_cut: npt.NDArray[np.bool_]
 
 
 class CrossEncoder:
@@ -54,6 +64,7 @@ class CrossEncoder:
         )
         assert self._encoder.head is not None
         self._head = self._encoder.head
+        self._last_query: dict[str, Part] = {}  # a search by steps asks about one again and again
 
     @property
     def name(self) -> str:
@@ -92,7 +103,7 @@ class CrossEncoder:
         if not pairs:
             self._encoder.tokenizer.encode(query, place="query")  # a query that is none is refused all the same
         places = [("query", f"documents[{index}]") for index in range(len(pairs))]
-        return self._score(pairs, places, activation, progress)
+        return self._read(pairs, places, activation, progress).scores
 
     def score_pairs(
         self,
@@ -102,6 +113,16 @@ class CrossEncoder:
         progress: Progress | None = None,
     ) -> Floats:
         """float32 [n_pairs]: the scores of (query, document) pairs. Else as `score`."""
+        return self.read_pairs(pairs, activation=activation, progress=progress).scores
+
+    def read_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        activation: str = "none",
+        progress: Progress | None = None,
+    ) -> ReadPairs:
+        """As `score_pairs`, with the numbers of tokens that were read."""
         pairs = as_texts(pairs, "pairs")
         for index, pair in enumerate(pairs):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -109,7 +130,7 @@ class CrossEncoder:
                     f"[pairs[{index}]] need a query and a document, got {type(pair).__name__}", param="pairs"
                 )
         places = [(f"pairs[{index}][0]", f"pairs[{index}][1]") for index in range(len(pairs))]
-        return self._score(pairs, places, activation, progress)
+        return self._read(pairs, places, activation, progress)
 
     def rank(
         self,
@@ -132,39 +153,48 @@ class CrossEncoder:
 
     def count_tokens(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.int32]:
         """int32 [n_documents]: tokens of each pair as it is read, cut to max_length. Raises as `score`."""
-        return self.measure(query, documents)[0]
+        pairs = [(query, document) for document in as_texts(documents, "documents")]
+        tokenize = self._tokenize(pairs, [("query", f"documents[{index}]") for index in range(len(pairs))])
+        return np.array([len(tokenize(index).ids) for index in range(len(pairs))], np.int32)
 
-    def measure(self, query: str, documents: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """(count_tokens, whether each pair was longer than max_length bool [n_documents]). Raises as `score`."""
-        counts, is_cut = [], []
-        for index, document in enumerate(as_texts(documents, "documents")):
-            tokens = self._tokens((query, document), ("query", f"documents[{index}]"))
-            counts.append(len(tokens.ids))
-            is_cut.append(tokens.is_cut)
-        return np.array(counts, np.int32), np.array(is_cut, np.bool_)
+    def _tokenize(self, pairs: Sequence[tuple[str, str]], places: Sequence[tuple[str, str]]) -> Callable[[int], Tokens]:
+        """Makes tokens of a pair by its index. A query that stands in many is read once, however long it is."""
+        tokenizer = self._encoder.tokenizer
+        queries = dict(self._last_query)
 
-    def _tokens(self, pair: tuple[str, str], places: tuple[str, str]) -> Tokens:
-        return self._encoder.tokenizer.encode_pair(*pair, places=places)
+        def tokenize(index: int) -> Tokens:
+            (query, document), (place, other_place) = pairs[index], places[index]
+            part = queries.get(query) if isinstance(query, str) else None
+            if part is None:
+                part = queries[query] = tokenizer.part(query, place=place)
+                self._last_query = {query: part}
+            return tokenizer.pair(part, tokenizer.part(document, place=other_place))
 
-    def _score(
+        return tokenize
+
+    def _read(
         self,
         pairs: Sequence[tuple[str, str]],
         places: Sequence[tuple[str, str]],
         activation: str,
         progress: Progress | None,
-    ) -> Floats:
+    ) -> ReadPairs:
         if activation not in _ACTIVATIONS:
             raise InvalidRequestError(
                 f"[activation] need {' or '.join(_ACTIVATIONS)}, got {activation!r:.40}", param="activation"
             )
+        n_tokens, is_cut = np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.bool_)
+        tokenize = self._tokenize(pairs, places)
+
+        def counted(index: int) -> Tokens:
+            tokens = tokenize(index)
+            n_tokens[index], is_cut[index] = len(tokens.ids), tokens.is_cut
+            return tokens
+
         logits = self._encoder.run(
-            len(pairs),
-            lambda index: self._tokens(pairs[index], places[index]),
-            self._head.config.pooling,
-            finish=self._head.logits,
-            progress=progress,
+            len(pairs), counted, self._head.config.pooling, finish=self._head.logits, progress=progress
         )
-        return logits if activation == "none" else _sigmoid(logits)
+        return ReadPairs(logits if activation == "none" else _sigmoid(logits), n_tokens, is_cut)
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from llm_decoder.errors import (
 from llm_decoder.json_file import read_bounded, read_json_object
 from llm_decoder.tokenizer import MAX_TEXT_CHARS, MAX_TOKENIZER_BYTES, guarded
 
-__all__ = ["PairTokenizer", "Tokens", "load_pair_tokenizer"]
+__all__ = ["PairTokenizer", "Part", "Tokens", "load_pair_tokenizer"]
+
+Ints = npt.NDArray[np.int32]
 
 _MAX_VOCAB_BYTES = 64 * 2**20
 _LONGEST = 1_000_000  # a model_max_length above it means that the tokenizer does not know
@@ -35,9 +37,59 @@ _CHARS_A_TOKEN = 64
 class Tokens:
     """One text or pair. ids, type_ids: int32 [n_tokens]. is_cut: it was longer."""
 
-    ids: npt.NDArray[np.int32]
-    type_ids: npt.NDArray[np.int32]
+    ids: Ints
+    type_ids: Ints
     is_cut: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """A text by itself. ids: int32, those that can count, at most max_length. n: how many it has."""
+
+    ids: Ints
+    n: int
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What a model puts around texts: before the first, between two, behind the last. text_types: of each text."""
+
+    ids: tuple[Ints, ...]
+    type_ids: tuple[Ints, ...]
+    text_types: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: RustTokenizer, n_texts: int) -> _Frame:
+        """Raises UnsupportedModelError where the texts do not stand in their order, each once and whole."""
+        encoding = guarded(lambda: tokenizer.encode("a", "a" if n_texts == 2 else None), "encode")
+        gaps: list[list[tuple[int, int]]] = [[]]
+        text_types: list[int] = []
+        texts: list[int] = []
+        for id_, type_id, text in zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True):
+            if text is None:
+                gaps[-1].append((id_, type_id))
+            elif texts[-1:] != [text] or gaps[-1]:
+                texts.append(text)
+                text_types.append(type_id)
+                gaps.append([])
+        if texts != list(range(n_texts)):
+            raise UnsupportedModelError(
+                f"[tokenizer: post_processor] need each text once, in their order, got {texts} of {n_texts} texts"
+            )
+        ids, type_ids = (tuple(np.array([token[i] for token in gap], np.int32) for gap in gaps) for i in (0, 1))
+        return cls(ids, type_ids, tuple(text_types))
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+    def around(self, texts: Sequence[Ints]) -> tuple[Ints, Ints]:
+        """(ids, type ids) of the whole."""
+        ids, type_ids = [self.ids[0]], [self.type_ids[0]]
+        for i, text in enumerate(texts):
+            ids += [text, self.ids[i + 1]]
+            type_ids += [np.full(len(text), self.text_types[i], np.int32), self.type_ids[i + 1]]
+        return np.concatenate(ids), np.concatenate(type_ids)
 
 
 class PairTokenizer:
@@ -54,51 +106,79 @@ class PairTokenizer:
         self._side = side
         self._has_types = has_types
         self.max_length = max_length
-        least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        self._around_one, self._around_two = _Frame.of(tokenizer, 1), _Frame.of(tokenizer, 2)
+        least = self._around_two.n_tokens + 2
         if max_length < least:
             raise ConfigError(f"[max_length] need at least {least} tokens, a pair with nothing in it, got {max_length}")
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
-        tokenizer.encode_special_tokens = True
+        tokenizer.enable_truncation(max_length, direction=side)
         self.n_ids = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str, *, place: str) -> Tokens:
         """One text. Raises InvalidRequestError for what is no text; `place` names it there."""
-        return self._encode(self._checked(text, place), None)
+        part = self.part(text, place=place)
+        room = self.max_length - self._around_one.n_tokens
+        return self._tokens(self._around_one, [self._cut(part, room)], part.n > room)
 
     def encode_pair(self, first: str, second: str, *, places: tuple[str, str]) -> Tokens:
         """Two texts as one sequence. Raises InvalidRequestError for what is no text; `places` name them there."""
-        return self._encode(self._checked(first, places[0]), self._checked(second, places[1]))
+        return self.pair(self.part(first, place=places[0]), self.part(second, place=places[1]))
 
-    def _encode(self, first: str, second: str | None) -> Tokens:
-        encoding = guarded(lambda: self._tokenizer.encode(first, second), "encode")
-        ids = np.array(encoding.ids, np.int32)
-        type_ids = np.array(encoding.type_ids, np.int32) if self._has_types else np.zeros_like(ids)
-        return Tokens(ids, type_ids, bool(encoding.overflowing))
-
-    def _checked(self, text: str, place: str) -> str:
-        param = place.partition("[")[0]
-        if not isinstance(text, str):
-            raise InvalidRequestError(f"[{place}] need a text, got {type(text).__name__}", param=param)
-        if len(text) > MAX_TEXT_CHARS:
-            raise InvalidRequestError(
-                f"[{place}] need at most {MAX_TEXT_CHARS:,} characters, got {len(text):,}", param=param
-            )
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InvalidRequestError(f"[{place}] need valid Unicode, got a lone surrogate", param=param) from None
-        return self._shortened(text)
-
-    def _shortened(self, text: str) -> str:
-        """As much of a text as can count: the end of a book is thrown away before it is tokenised."""
+    def part(self, text: str, *, place: str) -> Part:
+        """One text, for `pair`: what stands in many pairs is read once. Raises InvalidRequestError for what is no text;
+        `place` names it there."""
+        _check(text, place)
+        # The end of a book is thrown away before it is tokenised.
         n_chars = _CHARS_A_TOKEN * self.max_length
-        while n_chars < len(text):
-            part = text[-n_chars:] if self._side == "left" else text[:n_chars]
-            if guarded(functools.partial(self._tokenizer.encode, part, add_special_tokens=False), "encode").overflowing:
-                return part
+        while True:
+            some = text[-n_chars:] if self._side == "left" else text[:n_chars]
+            encoding = guarded(functools.partial(self._tokenizer.encode, some, add_special_tokens=False), "encode")
+            if encoding.overflowing or len(some) == len(text):
+                n = len(encoding.ids) + sum(len(more.ids) for more in encoding.overflowing)
+                return Part(np.array(encoding.ids, np.int32), n)
             n_chars *= 4
-        return text
+
+    def pair(self, first: Part, second: Part) -> Tokens:
+        """Two texts as one sequence."""
+        room = self.max_length - self._around_two.n_tokens
+        n_first, n_second = first.n, second.n
+        is_cut = n_first + n_second > room
+        if is_cut:
+            n_first, n_second = _longest_first(n_first, n_second, room)
+        return self._tokens(self._around_two, [self._cut(first, n_first), self._cut(second, n_second)], is_cut)
+
+    def _cut(self, part: Part, n: int) -> Ints:
+        return part.ids[max(0, len(part.ids) - n) :] if self._side == "left" else part.ids[:n]
+
+    def _tokens(self, frame: _Frame, texts: Sequence[Ints], is_cut: bool) -> Tokens:
+        ids, type_ids = frame.around(texts)
+        return Tokens(ids, type_ids if self._has_types else np.zeros_like(ids), is_cut)
+
+
+def _longest_first(n_first: int, n_second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts stay where they have more than there is room for, as the tokenizers library has it:
+    the longer one gives way until it is as short as the other, then both do."""
+    short = min(n_first, n_second)
+    long = max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (short, long) if n_first <= n_second else (long, short)
+
+
+def _check(text: str, place: str) -> None:
+    param = place.partition("[")[0]
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"[{place}] need a text, got {type(text).__name__}", param=param)
+    if len(text) > MAX_TEXT_CHARS:
+        raise InvalidRequestError(
+            f"[{place}] need at most {MAX_TEXT_CHARS:,} characters, got {len(text):,}", param=param
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"[{place}] need valid Unicode, got a lone surrogate", param=param) from None
 
 
 def load_pair_tokenizer(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from llm_decoder.errors import RequestFailedError
 from llm_decoder.search.params import ScorerFunction
 
-__all__ = ["RequestScorer", "Reranker"]
+__all__ = ["RequestScorer", "Reranker", "blamed_on", "checked_scores"]
 
 
 class Reranker(Protocol):
@@ -31,27 +32,40 @@ class RequestScorer:
 
     def __call__(self, candidates: list[str]) -> list[float]:
         """A finite score for each. Raises RequestFailedError for whatever else the function does."""
-        try:
+        with blamed_on(self.name):
             given = self.function(self.query, list(candidates))
-        except BaseException as error:
-            raise RequestFailedError(
-                f"[scorer {self.name}] raised {type(error).__name__}: {error}; the request ends here, others go on",
-                param="scorer",
-            ) from error
-        scores = _as_numbers(given)
-        if scores is None:
-            raise self._refusal("a list of numbers", f"{type(given).__name__} {given!r:.80}")
-        if len(scores) != len(candidates):
-            raise self._refusal(f"{len(candidates)} scores, one an answer", len(scores))
-        broken = next((score for score in scores if not math.isfinite(score)), None)
-        if broken is not None:
-            raise self._refusal("finite scores", f"{broken} for answer {scores.index(broken)}")
-        return scores
+        return checked_scores(self.name, given, len(candidates))
 
-    def _refusal(self, need: str, got: object) -> RequestFailedError:
-        return RequestFailedError(
-            f"[scorer {self.name}] must give {need}, got {got}; the request ends here, others go on", param="scorer"
-        )
+
+@contextlib.contextmanager
+def blamed_on(name: str) -> Iterator[None]:
+    """Whatever is raised inside becomes a RequestFailedError that names this scorer."""
+    try:
+        yield
+    except BaseException as error:
+        raise RequestFailedError(
+            f"[scorer {name}] raised {type(error).__name__}: {error}; the request ends here, others go on",
+            param="scorer",
+        ) from error
+
+
+def checked_scores(name: str, given: Any, n: int) -> list[float]:
+    """What the scorer of this name has given, which must be a finite score for each of n. Raises RequestFailedError."""
+    scores = _as_numbers(given)
+    if scores is None:
+        raise _refusal(name, "a list of numbers", f"{type(given).__name__} {given!r:.80}")
+    if len(scores) != n:
+        raise _refusal(name, f"{n} scores, one an answer", len(scores))
+    broken = next((score for score in scores if not math.isfinite(score)), None)
+    if broken is not None:
+        raise _refusal(name, "finite scores", f"{broken} for answer {scores.index(broken)}")
+    return scores
+
+
+def _refusal(name: str, need: str, got: object) -> RequestFailedError:
+    return RequestFailedError(
+        f"[scorer {name}] must give {need}, got {got}; the request ends here, others go on", param="scorer"
+    )
 
 
 def _as_numbers(given: Any) -> list[float] | None:

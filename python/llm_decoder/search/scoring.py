@@ -6,16 +6,34 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from llm_decoder.errors import EngineClosedError
 
-__all__ = ["Aside", "ScoringThread", "at_once"]
+__all__ = ["Aside", "ScoringThread", "at_once", "is_asked_by_a_job"]
 
 T = TypeVar("T")
 Done = Callable[[Any], None]
 # aside(job, done) runs job() elsewhere, and done(what it returned, or raised) back here, later.
 Aside = Callable[[Callable[[], Any], Done], None]
+
+
+class _Run:
+    """A job while it runs."""
+
+    is_over = False
+
+
+# The job that asks. asyncio carries it along, into the tasks of a loop and to its threads.
+_asking: ContextVar[_Run | None] = ContextVar("llm_decoder_scoring_job", default=None)
+
+
+def is_asked_by_a_job() -> bool:
+    """Whether a job of any ScoringThread asks, and is not over: should it wait for another job, that one may never
+    begin. It is not known of a thread that a job has started by itself, without its context."""
+    run = _asking.get()
+    return run is not None and not run.is_over
 
 
 def at_once(job: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
@@ -35,11 +53,6 @@ class ScoringThread:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._is_closed = False
-
-    @property
-    def is_current(self) -> bool:
-        """Whether a job asks."""
-        return threading.current_thread() is self._thread
 
     def submit(self, job: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
         """Runs job() on the thread, then done(what it returned, or raised), which must not raise. After `close`, which
@@ -73,7 +86,12 @@ class ScoringThread:
         item = self._jobs.get()
         if item is not None:
             job, done = item
-            done(_result_of(job))
+            run = _Run()
+            _asking.set(run)
+            result = _result_of(job)
+            run.is_over = True
+            _asking.set(None)
+            done(result)
         return item is not None
 
 

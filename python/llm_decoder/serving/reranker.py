@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.histograms import SECONDS, Histogram
-from llm_decoder.search.scorers import RequestScorer, Reranker
+from llm_decoder.search.scorers import RequestScorer, Reranker, blamed_on, checked_scores
 from llm_decoder.serving.errors import HttpError
 
 if TYPE_CHECKING:
@@ -45,18 +44,17 @@ class Pairs:
 
     @classmethod
     def scored(cls, reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> Pairs:
-        """Raises RequestFailedError for what is no finite score a pair."""
-        scores: list[float] = []
-        measure = getattr(reranker, "measure", None)
-        n_tokens = n_truncated = 0
-        for query, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
-            documents = [document for _, document in group]
-            scores += RequestScorer("reranker", query, reranker.score)(documents)
-            if measure is not None:
-                counts, is_cut = measure(query, documents)
-                n_tokens += int(counts.sum())
-                n_truncated += int(is_cut.sum())
-        return cls(scores, None, None) if measure is None else cls(scores, n_tokens, n_truncated)
+        """All of them in one call of a CrossEncoder's read_pairs; of a reranker that has only `score` in one a query.
+
+        Raises RequestFailedError for what is no finite score a pair.
+        """
+        read_pairs = getattr(reranker, "read_pairs", None)
+        if read_pairs is None:
+            return cls(_scores_by_query(reranker, pairs), None, None)
+        with blamed_on("reranker"):
+            read = read_pairs(pairs)
+        scores = checked_scores("reranker", read.scores, len(pairs))
+        return cls(scores, int(read.n_tokens.sum()), int(read.is_cut.sum()))
 
     def likelihoods(self) -> list[float]:
         """The scores in 0..1, in the same order: the sigmoid of each."""
@@ -69,6 +67,18 @@ class Pairs:
     @property
     def headers(self) -> Mapping[str, str]:
         return {} if self.n_truncated is None else {"x-llm-decoder-truncated": str(self.n_truncated)}
+
+
+def _scores_by_query(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    places: dict[str, list[int]] = {}
+    for place, (query, _) in enumerate(pairs):
+        places.setdefault(query, []).append(place)
+    scores = [0.0] * len(pairs)
+    for query, own in places.items():
+        found = RequestScorer("reranker", query, reranker.score)([pairs[place][1] for place in own])
+        for place, score in zip(own, found, strict=True):
+            scores[place] = score
+    return scores
 
 
 class ScoringCounts:
