@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, RootModel, WithJsonSchema
 
 from llm_decoder.sampling import MAX_INT
 from llm_decoder.search.params import MAX_QUERY_CHARS
@@ -67,13 +67,20 @@ class RerankRequest(Schema):
     user: str | None = Field(default=None, description="no-op")
 
 
-class RerankReply(Reply):
-    """Of documents; of texts it is the list of {index, score}."""
-
+class RankedDocuments(Reply):
     id: str
     model: str
     results: list[dict[str, Any]]
     usage: dict[str, Any]
+
+
+class RankedText(Reply):
+    index: int
+    score: float
+
+
+class RerankReply(RootModel[RankedDocuments | list[RankedText]]):
+    """Of documents, and of texts."""
 
 
 class ScoreRequest(Schema):
