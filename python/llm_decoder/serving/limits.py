@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import parse_qsl
 
 from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.memory import give_back
 from llm_decoder.serving.settings import ServerSettings
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
 
 # Bodies that are held at the same time, over all requests, in units of the largest one.
 _BODIES_AT_ONCE = 32
+_LARGE_BODY_BYTES = 1 << 18  # reading one of so many is worth tidying up after
 _MAX_QUERY_FIELDS = 100
 
 
@@ -65,6 +67,8 @@ class Admission:
     def release(self, n_bytes: int) -> None:
         with self._lock:
             self._n_bytes -= n_bytes
+        if n_bytes >= _LARGE_BODY_BYTES:
+            give_back()
 
 
 def _full(why: str) -> HttpError:

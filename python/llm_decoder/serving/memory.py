@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-__all__ = ["share_one_heap"]
+__all__ = ["give_back", "share_one_heap"]
 
 _ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h
 
@@ -15,3 +15,11 @@ def share_one_heap() -> None:
     core, and each keeps what was once freed there. Elsewhere: nothing, as for heaps that are there already."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Free pages in the middle of the heap go to the system too: glibc gives back only those at its end, and one small
+    thing that was allocated last keeps all that a large request took before it. Takes milliseconds. Elsewhere:
+    nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
