@@ -1,3 +1,5 @@
+#include "host_storage.h"
+
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -5,7 +7,6 @@
 #include <limits>
 
 #include "llm_decoder/errors.h"
-#include "storage.h"
 
 namespace llm_decoder {
 namespace {
@@ -35,8 +36,9 @@ std::byte* align_up(std::byte* memory, std::int64_t alignment) {
 
 }  // namespace
 
-Storage::Storage(const KvCacheConfig& config, std::int32_t number)
-    : n_layers_(static_cast<std::int32_t>(std::count(config.layer_groups.begin(), config.layer_groups.end(), number))) {
+HostGroup::HostGroup(const KvCacheConfig& config, std::int32_t number)
+    : n_pages_(config.groups[static_cast<std::size_t>(number)].n_pages),
+      n_layers_(static_cast<std::int32_t>(std::count(config.layer_groups.begin(), config.layer_groups.end(), number))) {
   shape_.dtype = config.dtype;
   shape_.page_size = config.page_size;
   shape_.n_kv_heads = config.n_kv_heads;
@@ -49,7 +51,7 @@ Storage::Storage(const KvCacheConfig& config, std::int32_t number)
   shape_.page_stride_bytes = page_bytes();
   shape_.scale_stride_floats = page_bytes() / static_cast<std::int64_t>(sizeof(float));
   if (n_layers_ == 0) return;
-  const std::int32_t n_pages = config.groups[static_cast<std::size_t>(number)].n_pages;
+  const std::int32_t n_pages = n_pages_ + config.groups[static_cast<std::size_t>(number)].n_tier_slots;
   // The quotient leaves room for every rounding below, so nothing after this line overflows.
   if (page_bytes() > std::numeric_limits<std::int64_t>::max() / 4 / n_pages) refuse(n_pages, page_bytes());
   const std::int64_t alignment = pool_alignment(page_bytes() * n_pages);
@@ -64,11 +66,11 @@ Storage::Storage(const KvCacheConfig& config, std::int32_t number)
 #endif
 }
 
-Storage::~Storage() {
+HostGroup::~HostGroup() {
   if (memory_ != nullptr) (void)munmap(memory_, static_cast<std::size_t>(mapped_bytes_));
 }
 
-PagedKvView Storage::layer(std::int32_t layer) const {
+PagedKvView HostGroup::layer(std::int32_t layer) const {
   PagedKvView view = shape_;
   view.k = first_page_ + layer * layer_bytes_;
   view.v = view.k + tile_bytes_;
@@ -79,10 +81,16 @@ PagedKvView Storage::layer(std::int32_t layer) const {
   return view;
 }
 
-void Storage::copy_page(std::int32_t from, std::int32_t to) {
+void HostGroup::copy(std::int32_t from, std::int32_t to) {
   if (n_layers_ == 0) return;  // no memory at all
   std::memcpy(first_page_ + to * page_bytes(), first_page_ + from * page_bytes(),
               static_cast<std::size_t>(page_bytes()));
+}
+
+HostStorage::HostStorage(const KvCacheConfig& config) {
+  for (std::size_t number = 0; number < config.groups.size(); ++number) {
+    groups_.emplace_back(config, static_cast<std::int32_t>(number));
+  }
 }
 
 }  // namespace llm_decoder

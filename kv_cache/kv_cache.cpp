@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <unordered_set>
+#include <utility>
 
+#include "host_storage.h"
 #include "kv_cache_impl.h"
 #include "llm_decoder/errors.h"
 
@@ -24,6 +27,7 @@ const KvCacheConfig& checked(const KvCacheConfig& config) {
   for (const KvGroupConfig& group : config.groups) {
     check_range(group.n_pages, 1, 1 << 26, "n_pages");
     check_range(group.window, 0, std::numeric_limits<std::int32_t>::max(), "window");
+    check_range(group.n_tier_slots, 0, 1 << 26, "n_tier_slots");
   }
   check_range(config.page_size, 16, 1 << 16, "page_size");
   check_arg(config.page_size % 16 == 0, kPlace, "page_size must be a multiple of 16, got ", config.page_size);
@@ -38,10 +42,11 @@ const KvCacheConfig& checked(const KvCacheConfig& config) {
 
 }  // namespace
 
-KvCache::Impl::Impl(const KvCacheConfig& config_)
-    : config(checked(config_)), index(config.page_size, config.hash_mask) {
+KvCache::Impl::Impl(const KvCacheConfig& config_, std::unique_ptr<PageStorage> storage_)
+    : config(checked(config_)), storage(std::move(storage_)), index(config.page_size, config.hash_mask) {
+  check_arg(storage != nullptr, "KvCache", "needs a storage, got none");
   const auto n_groups = static_cast<std::int32_t>(config.groups.size());
-  for (std::int32_t number = 0; number < n_groups; ++number) groups.emplace_back(config, number, index);
+  for (std::int32_t number = 0; number < n_groups; ++number) groups.emplace_back(config, number, *storage, index);
   std::vector<std::int32_t> n_layers(config.groups.size(), 0);
   for (const std::int32_t group : config.layer_groups) {
     layer_places.push_back({group, n_layers[static_cast<std::size_t>(group)]++});
@@ -60,7 +65,7 @@ KvCache::Impl::Match KvCache::Impl::longest_match(Span<const std::int32_t> token
     bool is_whole = true;
     for (const PageGroup& group : groups) {
       std::int32_t& n = n_present[static_cast<std::size_t>(group.number)];
-      n = index.page(node, group.number) == kNone ? 0 : n + 1;
+      n = group.has(node) ? n + 1 : 0;
       is_whole = is_whole && n >= depth - group.n_dead_at(depth * config.page_size);
     }
     if (is_whole) best = {node, depth};
@@ -107,7 +112,10 @@ void KvCache::Impl::index_full_page(Sequence& sequence) {
   sequence.node = node;
 }
 
-KvCache::KvCache(const KvCacheConfig& config) : impl_(std::make_unique<Impl>(config)) {}
+KvCache::KvCache(const KvCacheConfig& config) : KvCache(config, std::make_unique<HostStorage>(checked(config))) {}
+
+KvCache::KvCache(const KvCacheConfig& config, std::unique_ptr<PageStorage> storage)
+    : impl_(std::make_unique<Impl>(config, std::move(storage))) {}
 
 KvCache::~KvCache() = default;
 
@@ -126,15 +134,8 @@ KvCache::Admission KvCache::admit(Span<const std::int32_t> tokens, std::string_v
   sequence.tail.reserve(static_cast<std::size_t>(self.config.page_size));
   sequence.tables.resize(self.groups.size());
   for (PageGroup& group : self.groups) {
-    PageTable& table = group.table_of(sequence);
-    table.n_dead = group.n_dead_at(sequence.length);
-    table.pages.reserve(static_cast<std::size_t>(group.pages_for(n_tokens)));
-    table.pages.resize(static_cast<std::size_t>(match.n_pages), kNone);
-    std::size_t entry = table.pages.size();
-    group.for_each_live_page(sequence.node, [&](std::int32_t page) {
-      group.hold(page);
-      table.pages[--entry] = page;
-    });
+    group.table_of(sequence).pages.reserve(static_cast<std::size_t>(group.pages_for(n_tokens)));
+    group.start(sequence);
   }
 
   self.n_query_tokens += n_tokens;
@@ -146,7 +147,7 @@ bool KvCache::reserve(Span<const std::int64_t> seq_ids, Span<const std::int32_t>
   Impl& self = *impl_;
   self.resolve(seq_ids, counts, "KvCache.reserve");
   for (PageGroup& group : self.groups) {
-    if (group.n_pages_wanted(self.batch, counts) > group.n_available()) return false;
+    if (group.n_pages_wanted(self.batch, counts) > group.pool.n_available()) return false;
   }
   for (std::size_t i = 0; i < self.batch.size(); ++i) {
     for (PageGroup& group : self.groups) group.make_room(*self.batch[i], counts[i]);
@@ -191,26 +192,14 @@ std::int64_t KvCache::fork(std::int64_t seq_id) {
   child = parent;
   child.tail.reserve(static_cast<std::size_t>(self.config.page_size));
   self.index.anchor(child.node);
-  for (PageGroup& group : self.groups) {
-    const PageTable& table = group.table_of(child);
-    for (std::size_t entry = static_cast<std::size_t>(table.n_dead); entry < table.pages.size(); ++entry) {
-      group.hold(table.pages[entry]);
-    }
-  }
+  for (PageGroup& group : self.groups) group.hold_all(child);
   return child_id;
 }
 
 void KvCache::release(std::int64_t seq_id) {
   Impl& self = *impl_;
   Sequence& sequence = self.sequences.find(seq_id, "KvCache.release");
-  // From the last page to the first: so children are older than their parents in the LRU order, and leave before them.
-  for (PageGroup& group : self.groups) {
-    PageTable& table = group.table_of(sequence);
-    while (table.pages.size() > static_cast<std::size_t>(table.n_dead)) {
-      group.let_go(table.pages.back());
-      table.pages.pop_back();
-    }
-  }
+  for (PageGroup& group : self.groups) group.let_go_all(sequence);
   self.index.unanchor(sequence.node);
   self.sequences.erase(seq_id);
 }
@@ -221,9 +210,7 @@ std::int32_t KvCache::pin(Span<const std::int32_t> tokens, std::string_view salt
   const Impl::Match match = self.longest_match(tokens, salt, max_pages);
   if (match.n_pages == 0) return 0;
   self.index.pin(match.node);
-  for (PageGroup& group : self.groups) {
-    group.for_each_live_page(match.node, [&](std::int32_t page) { group.pin(page); });
-  }
+  for (PageGroup& group : self.groups) group.pin(match.node);
   return match.n_pages * self.config.page_size;
 }
 
@@ -238,9 +225,7 @@ std::int32_t KvCache::unpin(Span<const std::int32_t> tokens, std::string_view sa
   }
   if (pinned == kNone) return 0;
   const std::int32_t n_tokens = self.index.depth(pinned) * self.config.page_size;
-  for (PageGroup& group : self.groups) {
-    group.for_each_live_page(pinned, [&](std::int32_t page) { group.unpin(page); });
-  }
+  for (PageGroup& group : self.groups) group.unpin(pinned);
   self.index.unpin(pinned);
   return n_tokens;
 }
@@ -260,12 +245,29 @@ const std::vector<std::int32_t>& KvCache::page_table(std::int64_t seq_id, std::i
   return sequence.tables[static_cast<std::size_t>(group)].pages;
 }
 
+std::int32_t KvCache::n_tier_tokens(std::int64_t seq_id) const {
+  const Impl& self = *impl_;
+  const Sequence& sequence = self.sequences.find(seq_id, "KvCache.n_tier_tokens");
+  std::unordered_set<std::int32_t> nodes;  // a page that several groups miss is one
+  for (const PageGroup& group : self.groups) {
+    if (!group.table_of(sequence).is_waiting) continue;
+    group.for_each_live_node(sequence.node, [&](std::int32_t node) {
+      if (group.tier.page_of(node) != kNone) nodes.insert(node);
+    });
+  }
+  return static_cast<std::int32_t>(nodes.size()) * self.config.page_size;
+}
+
 PagedKvView KvCache::layer(std::int32_t layer) const {
   const auto n_layers = static_cast<std::int32_t>(impl_->layer_places.size());
   check_arg(0 <= layer && layer < n_layers, "KvCache.layer", "layer must be in [0, ", n_layers, "), got ", layer);
   const Impl::LayerPlace place = impl_->layer_places[static_cast<std::size_t>(layer)];
-  return impl_->groups[static_cast<std::size_t>(place.group)].storage.layer(place.index);
+  const auto* host = dynamic_cast<const HostStorage*>(impl_->storage.get());
+  check_state(host != nullptr, "KvCache.layer", "needs pages in host memory, these lie elsewhere; ask their storage");
+  return host->layer(place.group, place.index);
 }
+
+PageStorage& KvCache::storage() { return *impl_->storage; }
 
 bool KvCache::has_room(Span<const std::int32_t> n_now, Span<const std::int32_t> n_then, std::int32_t max_step) const {
   const char* place = "KvCache.has_room";
@@ -273,7 +275,7 @@ bool KvCache::has_room(Span<const std::int32_t> n_now, Span<const std::int32_t> 
             n_then.size);
   check_arg(max_step > 0, place, "max_step must be > 0, got ", max_step);
   for (const PageGroup& group : impl_->groups) {
-    std::int64_t n_wanted = 0;
+    std::int64_t n_wanted = group.tier.pages.n_held();  // to come back for sequences that were admitted
     for (std::size_t i = 0; i < n_now.size; ++i) {
       check_arg(0 <= n_now[i] && n_now[i] <= n_then[i], place, "a sequence grows from n_now >= 0 to n_then, got ",
                 n_now[i], " and ", n_then[i]);
@@ -281,7 +283,7 @@ bool KvCache::has_room(Span<const std::int32_t> n_now, Span<const std::int32_t> 
       n_wanted += std::clamp(group.most_pages_for(n_then[i], max_step) - n_held, 0,
                              group.pages_for(n_then[i]) - group.pages_for(n_now[i]));
     }
-    if (n_wanted > group.n_available()) return false;
+    if (n_wanted > group.pool.n_available()) return false;
   }
   return true;
 }
@@ -290,7 +292,7 @@ std::int64_t KvCache::max_tokens(std::int32_t max_step) const {
   check_arg(max_step > 0, "KvCache.max_tokens", "max_step must be > 0, got ", max_step);
   std::int64_t n_tokens = kMaxTokens;
   for (const PageGroup& group : impl_->groups) {
-    const std::int32_t n_pages = group.pages.n_pages();
+    const std::int32_t n_pages = group.pool.pages.n_pages();
     if (n_pages >= group.most_pages_for(kMaxTokens, max_step)) continue;
     n_tokens = std::min(n_tokens, std::int64_t{n_pages} * config().page_size);
   }
@@ -304,21 +306,27 @@ KvCacheStats KvCache::stats() const {
   KvCacheStats stats{};
   for (const PageGroup& group : self.groups) {
     KvGroupStats part{};
-    part.n_pages = group.pages.n_pages();
-    part.n_free = group.pages.n_free();
-    part.n_held = group.pages.n_held();
+    part.n_pages = group.pool.pages.n_pages();
+    part.n_free = group.pool.pages.n_free();
+    part.n_held = group.pool.pages.n_held();
     part.n_cached = part.n_pages - part.n_free - part.n_held;
-    part.n_pinned = group.n_pinned;
-    part.page_bytes = group.storage.page_bytes();
+    part.n_pinned = group.pool.n_pinned;
+    part.page_bytes = self.storage->page_bytes(group.number);
     stats.n_pages += part.n_pages;
     stats.n_free += part.n_free;
     stats.n_held += part.n_held;
     stats.n_cached += part.n_cached;
     stats.n_pinned += part.n_pinned;
-    stats.n_evictable += group.lru.size();
+    stats.n_evictable += group.pool.lru.size();
     stats.n_evictions += group.n_evictions;
     stats.n_cleared += group.n_cleared;
     stats.n_copies += group.n_copies;
+    part.n_tier_slots = group.tier.pages.n_pages();
+    part.n_tier_used = part.n_tier_slots - group.tier.pages.n_free();
+    stats.n_tier_slots += part.n_tier_slots;
+    stats.n_tier_used += part.n_tier_used;
+    stats.n_stored += group.n_stored;
+    stats.n_loaded += group.n_loaded;
     stats.pool_bytes += part.n_pages * part.page_bytes;
     stats.groups.push_back(part);
   }
@@ -331,24 +339,27 @@ KvCacheStats KvCache::stats() const {
 std::vector<KvPageState> KvCache::pages() const {
   std::vector<KvPageState> states;
   for (const PageGroup& group : impl_->groups) {
-    for (std::int32_t page = 0; page < group.pages.n_pages(); ++page) {
-      if (group.pages.is_free(page)) continue;
-      const std::int32_t n_holders = group.pages.n_holders(page);
-      states.push_back({group.number, page, n_holders, group.page_pins[static_cast<std::size_t>(page)],
-                        impl_->index.node_of(group.number, page) != kNone, group.ages.now_s - group.ages.since_s(page),
-                        n_holders > 0 ? 0.0 : group.ages.now_s - group.ages.idle_since_s(page)});
+    const PageAges& ages = group.pool.ages;
+    for (std::int32_t page = 0; page < group.pool.pages.n_pages(); ++page) {
+      if (group.pool.pages.is_free(page)) continue;
+      const std::int32_t n_holders = group.pool.pages.n_holders(page);
+      states.push_back({group.number, page, n_holders, group.pool.n_pins(page), group.pool.node_of(page) != kNone,
+                        ages.now_s - ages.since_s(page), n_holders > 0 ? 0.0 : ages.now_s - ages.idle_since_s(page)});
     }
   }
   return states;
 }
 
 void KvCache::set_time(double now_s) {
-  for (PageGroup& group : impl_->groups) group.ages.now_s = now_s;
+  for (PageGroup& group : impl_->groups) group.pool.ages.now_s = group.tier.ages.now_s = now_s;
 }
 
 KvDurations KvCache::durations() const {
   KvDurations durations;
-  for (const PageGroup& group : impl_->groups) group.ages.add_to(&durations);
+  for (const PageGroup& group : impl_->groups) {
+    group.pool.ages.add_to(&durations);
+    group.tier.ages.add_to(&durations);
+  }
   return durations;
 }
 

@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string_view>
 #include <vector>
 
 #include "llm_decoder/kv_cache.h"
+#include "llm_decoder/page_storage.h"
 #include "page_group.h"
 #include "prefix_index.h"
 #include "sequence_table.h"
@@ -24,7 +26,7 @@ struct KvCache::Impl {
     std::int32_t group, index;  // `index`: which layer of its group
   };
 
-  explicit Impl(const KvCacheConfig& config);
+  Impl(const KvCacheConfig& config, std::unique_ptr<PageStorage> storage);
 
   // The longest chain of at most max_pages full pages from which a sequence could go on.
   Match longest_match(Span<const std::int32_t> tokens, std::string_view salt, std::int32_t max_pages) const;
@@ -35,6 +37,7 @@ struct KvCache::Impl {
   void index_full_page(Sequence& sequence);  // the page that ends at its length, in every group
 
   KvCacheConfig config;
+  std::unique_ptr<PageStorage> storage;
   PrefixIndex index;
   std::deque<PageGroup> groups;  // they stay where they are made
   std::vector<LayerPlace> layer_places;

@@ -25,6 +25,12 @@ class PageAges {
     idle_times_.add(now_s - idle_since_s_[static_cast<std::size_t>(page)]);
   }
 
+  // The page has what page `from` of `others` had.
+  void take_over(std::int32_t page, const PageAges& others, std::int32_t from) {
+    since_s_[static_cast<std::size_t>(page)] = others.since_s(from);
+    idle_since_s_[static_cast<std::size_t>(page)] = others.idle_since_s(from);
+  }
+
   double since_s(std::int32_t page) const { return since_s_[static_cast<std::size_t>(page)]; }
   double idle_since_s(std::int32_t page) const { return idle_since_s_[static_cast<std::size_t>(page)]; }
 

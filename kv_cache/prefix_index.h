@@ -2,8 +2,9 @@
 // per salt. A chained 64-bit hash of (parent, tokens) finds the candidates; parent and tokens are then compared, so a
 // collision costs time and never a wrong page.
 //
-// A node has a page in each group of layers, or has lost it there. It lives while it has a page, a child, an anchor or
-// a pin. A node without a page keeps the chain to its children whole: a group with a window drops the pages on the left
+// A node has a page in each group, or has lost it there. Groups are those of layers, and once more those of the slots
+// of their second tiers, which are pages like others here. A node lives while it has a page, a child, an anchor or a
+// pin. A node without a page keeps the chain to its children whole: a group with a window drops the pages on the left
 // and can still tell what comes after them.
 #pragma once
 

@@ -11,6 +11,7 @@ namespace llm_decoder {
 struct PageTable {
   std::vector<std::int32_t> pages;  // page ids of [0, length + n_reserved), -1 left of the window
   std::int32_t n_dead = 0;          // leading entries that the window has passed
+  bool is_waiting = false;          // further entries are -1: of pages that the tier had when it was admitted
 };
 
 struct Sequence {

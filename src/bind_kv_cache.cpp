@@ -28,14 +28,24 @@ std::vector<std::int32_t> per_group(const py::object& value) {
   return value.cast<std::vector<std::int32_t>>();
 }
 
+// An int for all groups alike, or a sequence with an int for each.
+std::vector<std::int32_t> for_each_group(const py::object& value, std::size_t n_groups) {
+  if (!py::isinstance<py::int_>(value)) return value.cast<std::vector<std::int32_t>>();
+  return std::vector<std::int32_t>(n_groups, value.cast<std::int32_t>());
+}
+
 std::unique_ptr<KvCache> make_cache(const py::object& n_pages, std::int32_t page_size, const py::object& layers,
                                     std::int32_t n_kv_heads, std::int32_t head_dim, const std::string& dtype,
-                                    const py::object& window, std::uint64_t hash_mask) {
+                                    const py::object& window, const py::object& n_tier_slots, std::uint64_t hash_mask) {
   KvCacheConfig config;
   const std::vector<std::int32_t> pages_of = per_group(n_pages), window_of = per_group(window);
   check_arg(pages_of.size() == window_of.size(), "KvCache",
             "n_pages and window must have an entry for each group, got ", pages_of.size(), " and ", window_of.size());
-  for (std::size_t i = 0; i < pages_of.size(); ++i) config.groups.push_back({pages_of[i], window_of[i]});
+  const std::vector<std::int32_t> slots_of = for_each_group(n_tier_slots, pages_of.size());
+  check_arg(pages_of.size() == slots_of.size(), "KvCache",
+            "n_pages and n_tier_slots must have an entry for each group, got ", pages_of.size(), " and ",
+            slots_of.size());
+  for (std::size_t i = 0; i < pages_of.size(); ++i) config.groups.push_back({pages_of[i], window_of[i], slots_of[i]});
   if (py::isinstance<py::int_>(layers)) {
     const auto n_layers = layers.cast<std::int32_t>();
     check_arg(0 <= n_layers && n_layers <= 4096, "KvCache", "n_layers must be in [0, 4096], got ", n_layers);
@@ -109,6 +119,10 @@ py::dict stats(const KvCache& cache) {
   named["n_evictions"] = stats.n_evictions;
   named["n_cleared"] = stats.n_cleared;
   named["n_copies"] = stats.n_copies;
+  named["n_tier_slots"] = stats.n_tier_slots;
+  named["n_tier_used"] = stats.n_tier_used;
+  named["n_stored"] = stats.n_stored;
+  named["n_loaded"] = stats.n_loaded;
   named["pool_bytes"] = stats.pool_bytes;
   return named;
 }
@@ -154,18 +168,21 @@ void register_kv_cache(py::module_& m) {
                       "Pages hold page_size tokens (a multiple of 16) of every layer of a group, the layers with one "
                       "window. n_pages and window (in tokens, 0: everything is seen): an int for a single group, or "
                       "a list with one for each.\nlayers: how many, or a list with the group of each; 0 keeps the "
-                      "books without any storage. dtype: 'f32', 'bf16' or 's8'. hash_mask: which bits of the "
+                      "books without any storage. dtype: 'f32', 'bf16' or 's8'. n_tier_slots: pages that a second "
+                      "tier in host memory has room for, of each group; 0: there is none. hash_mask: which bits of the "
                       "prefix hash count, for tests.\n"
                       "Raises ValueError for impossible sizes and MemoryError when the system refuses the memory.")
       .def(py::init(&make_cache), py::arg("n_pages"), py::arg("page_size"), py::arg("layers"), py::arg("n_kv_heads"),
-           py::arg("head_dim"), py::arg("dtype") = "f32", py::arg("window") = 0,
+           py::arg("head_dim"), py::arg("dtype") = "f32", py::arg("window") = 0, py::arg("n_tier_slots") = 0,
            py::arg("hash_mask") = ~std::uint64_t{0})
       .def("admit", &admit, py::arg("tokens"), py::arg("salt") = py::bytes(),
-           "A new sequence that will hold tokens (int32 [n]). Takes hold of the longest cached prefix under the same "
-           "salt.\nReturns (seq_id, n_cached): n_cached is a multiple of page_size, at most n - 1.")
+           "A new sequence that will hold tokens (int32 [n]). Takes hold of the longest prefix under the same salt "
+           "that\n"
+           "is cached or in the tier. Returns (seq_id, n_cached): n_cached is a multiple of page_size, at most n - 1.")
       .def("reserve", &reserve, py::arg("seq_ids"), py::arg("counts"),
-           "Makes room for counts[i] (int32 [n]) more tokens of each sequence (seq_ids: int64 [n]), for all or for "
-           "none.\nReturns False, with nothing changed, when pages run short. ValueError for an unknown sequence.")
+           "Makes room for counts[i] (int32 [n]) more tokens of each sequence (seq_ids: int64 [n]), and loads what it\n"
+           "has in the tier, for all or for none. Returns False, with nothing changed, when pages run short.\n"
+           "ValueError for an unknown sequence.")
       .def("commit", &commit, py::arg("seq_ids"), py::arg("counts"), py::arg("tokens"),
            "The KV of counts[i] tokens of each sequence is written (tokens: int32 [sum(counts)], sequences in order): "
            "lengths grow,\nfull pages enter the prefix index, unused room is given back. ValueError past what was "
@@ -176,8 +193,10 @@ void register_kv_cache(py::module_& m) {
       .def("release", &KvCache::release, py::arg("seq_id"),
            "Ends a sequence: full pages that nobody else holds stay cached, the others are free.")
       .def("length", &KvCache::length, py::arg("seq_id"), "Tokens committed.")
+      .def("n_tier_tokens", &KvCache::n_tier_tokens, py::arg("seq_id"),
+           "Of the tokens committed, those in pages that the next reserve of the sequence loads from the tier.")
       .def("page_table", &page_table, py::arg("seq_id"), py::arg("group") = 0,
-           "int32 [n]: page ids in order of position, -1 left of the group's window.")
+           "int32 [n]: page ids in order of position, -1 left of the group's window and where the page is in the tier.")
       .def("pin", &pin, py::arg("tokens"), py::arg("salt") = py::bytes(),
            "Keeps the pages of the longest known prefix of tokens (int32 [n]) until unpinned. Counted.\n"
            "Returns how many tokens that prefix has.")
@@ -193,7 +212,8 @@ void register_kv_cache(py::module_& m) {
       .def("stats", &stats,
            "Counts of pages of all groups by state (n_free + n_held + n_cached = n_pages; n_pinned; n_evictable of "
            "n_cached), of sequences, of looked-up and\nfound tokens, of pages evicted for others (n_evictions) and by "
-           "clear_prefix_index (n_cleared), of copies, and pool_bytes.")
+           "clear_prefix_index (n_cleared), of copies, of the tier's slots (n_tier_slots, n_tier_used), of pages that "
+           "went there (n_stored)\nand came back (n_loaded), and pool_bytes.")
       .def(
           "pages", &pages,
           "Of each page that is not free, arrays [n]: group, page (its id there), n_holders (page tables that have "

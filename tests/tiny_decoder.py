@@ -140,10 +140,16 @@ def make_decoder(
 
 
 def make_cache(
-    config: dict[str, Any], dtype: str = "f32", *, n_pages: Any = 64, window: Any = 0, layers: Any = None
+    config: dict[str, Any],
+    dtype: str = "f32",
+    *,
+    n_pages: Any = 64,
+    window: Any = 0,
+    layers: Any = None,
+    n_tier_slots: Any = 0,
 ) -> Any:
     sizes = (config["n_layers"] if layers is None else layers, config["n_kv_heads"], config["head_dim"])
-    return _core.KvCache(n_pages, 16, *sizes, dtype=dtype, window=window)
+    return _core.KvCache(n_pages, 16, *sizes, dtype=dtype, window=window, n_tier_slots=n_tier_slots)
 
 
 def i32(values: Iterable[int]) -> np.ndarray:

@@ -8,6 +8,12 @@
 // with a window, a page that a sequence has left behind may leave before its children: a prefix is found as long as the
 // pages that every group still needs are there.
 //
+// Beside its pages a group may have slots of a second tier, in slower memory of which there is more. A cached page that
+// gives way to another is stored in a slot, as long as there is one that is free or cached itself, and its tokens are
+// found there as they are in pages. A sequence that was admitted on slots keeps them; the next reserve that names it
+// takes pages for them, into which they are loaded, and the slots are free again. So a sequence that must make room is
+// released and admitted again later, and computes only its last, partial page once more.
+//
 // After Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention"; the
 // prefix tree after Zheng et al. 2024, "SGLang", section 3.
 //
@@ -24,6 +30,7 @@
 #include <string_view>
 #include <vector>
 
+#include "llm_decoder/page_storage.h"
 #include "llm_decoder/paged_kv.h"
 #include "llm_decoder/types.h"
 
@@ -31,7 +38,8 @@ namespace llm_decoder {
 
 struct KvGroupConfig {
   std::int32_t n_pages = 0;
-  std::int32_t window = 0;  // in tokens, the query itself included; 0: its layers see everything
+  std::int32_t window = 0;        // in tokens, the query itself included; 0: its layers see everything
+  std::int32_t n_tier_slots = 0;  // pages that the second tier has room for; 0: there is none
 };
 
 struct KvCacheConfig {
@@ -46,7 +54,8 @@ struct KvCacheConfig {
 
 struct KvGroupStats {
   std::int64_t n_pages, n_free, n_held, n_cached, n_pinned;
-  std::int64_t page_bytes;  // of one page over all layers of the group: K, V and scales
+  std::int64_t n_tier_slots, n_tier_used;  // slots of the second tier; those that hold a page
+  std::int64_t page_bytes;                 // of one page over all layers of the group: K, V and scales
 };
 
 // How many durations, in seconds, are at most each bound and above the one before it; the last count is of those above
@@ -71,8 +80,9 @@ struct DurationCounts {
   }
 };
 
-// Of pages in the prefix index. lifetimes: from when a page was taken to its eviction; idle_times: of these, the part
-// since its last holder let it go; reuse_gaps: how long a page had no holder before it found one again.
+// Of pages in the prefix index. lifetimes: from when a page was taken to its eviction, to the tier or for good;
+// idle_times: of these, the part since its last holder let it go; reuse_gaps: how long a page had no holder before it
+// found one again.
 struct KvDurations {
   DurationCounts lifetimes, idle_times, reuse_gaps;
 };
@@ -93,30 +103,36 @@ struct KvCacheStats {
   std::int64_t n_query_tokens, n_hit_tokens;  // prefix look-ups since construction
   std::int64_t n_evictions, n_cleared;        // cached pages that gave way to others; that clear_prefix_index forgot
   std::int64_t n_copies;                      // pages copied on write
+  std::int64_t n_tier_slots, n_tier_used;     // of all groups together
+  std::int64_t n_stored, n_loaded;            // evicted pages that the tier took; pages that came back from it
   std::int64_t pool_bytes;
 };
 
 class KvCache {
  public:
-  // Throws std::bad_alloc, with a message, when the system refuses the memory. It is taken from the system page by
-  // page, as it is first written.
+  // With pages in host memory. Throws std::bad_alloc, with a message, when the system refuses the memory. It is taken
+  // from the system page by page, as it is first written.
   explicit KvCache(const KvCacheConfig& config);
+  // With pages that lie in `storage`, which must have what `config` says.
+  KvCache(const KvCacheConfig& config, std::unique_ptr<PageStorage> storage);
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
   struct Admission {
     std::int64_t seq_id;
-    std::int32_t n_cached;  // leading tokens whose KV is already in pages, at most size - 1, a multiple of page_size
+    // Leading tokens whose KV is in pages or in the tier, at most size - 1, a multiple of page_size.
+    std::int32_t n_cached;
   };
 
   // A new sequence that will hold `tokens`; takes hold of the longest chain of cached full pages with the same tokens,
-  // parents and salt. Allocates nothing. length(seq_id) is n_cached afterwards.
+  // parents and salt. Takes no page: what is in the tier stays there until the sequence is reserved for.
+  // length(seq_id) is n_cached afterwards.
   Admission admit(Span<const std::int32_t> tokens, std::string_view salt);
 
-  // Makes room for counts[i] more tokens of every sequence past its length, evicting cached pages and copying a shared
-  // partial page where one would be written to; for all of them or, when pages run short, for none (returns false,
-  // nothing changed). A second reserve before the commit replaces the first.
+  // Makes room for counts[i] more tokens of every sequence past its length, evicting cached pages, copying a shared
+  // partial page where one would be written to and loading what the sequence has in the tier; for all of them or, when
+  // pages run short, for none (returns false, nothing changed). A second reserve before the commit replaces the first.
   bool reserve(Span<const std::int64_t> seq_ids, Span<const std::int32_t> counts);
 
   // The KV of counts[i] tokens (<= what was reserved) has been written: lengths grow, full pages enter the prefix
@@ -132,13 +148,16 @@ class KvCache {
   // unpin takes back one pin of the longest pinned prefix.
   std::int32_t pin(Span<const std::int32_t> tokens, std::string_view salt);
   std::int32_t unpin(Span<const std::int32_t> tokens, std::string_view salt);
-  void clear_prefix_index();  // forgets every cached page that nobody holds and nobody pinned
+  void clear_prefix_index();  // forgets every cached page that nobody holds and nobody pinned, in the tier too
 
   std::int32_t length(std::int64_t seq_id) const;  // tokens committed
-  // Page ids of [0, length + reserved) in a group, -1 left of its window. Valid until the next verb that changes the
-  // cache.
+  // Of these, those in pages that the next reserve of the sequence brings back from the tier; 0 after it.
+  std::int32_t n_tier_tokens(std::int64_t seq_id) const;
+  // Page ids of [0, length + reserved) in a group, -1 left of its window and where the page is in the tier. Valid until
+  // the next verb that changes the cache.
   const std::vector<std::int32_t>& page_table(std::int64_t seq_id, std::int32_t group = 0) const;
-  PagedKvView layer(std::int32_t layer) const;
+  PagedKvView layer(std::int32_t layer) const;  // of pages in host memory; std::logic_error where they lie elsewhere
+  PageStorage& storage();
 
   // Whether pages are left, free or evictable, for sequences that grow from n_now[i] to n_then[i] tokens, each in steps
   // of at most max_step tokens, when none of them shares a page past n_now[i]. An estimate on the safe side.

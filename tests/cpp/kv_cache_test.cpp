@@ -4,19 +4,18 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "check.h"
 #include "llm_decoder/types.h"
+#include "text_pages.h"
 
 namespace {
 
 using namespace llm_decoder;
-using Ids = std::vector<std::int64_t>;
-using Ints = std::vector<std::int32_t>;
-
 constexpr std::int32_t kPage = 16;
 
 KvCacheConfig books_only(std::int32_t n_pages, std::int32_t window = 0) {
@@ -102,6 +101,9 @@ TEST(impossible_configurations_are_refused_by_name) {
   CHECK_THROWS(std::invalid_argument, "multiple of 16", KvCache(config));
   config = books_only(4, -1);
   CHECK_THROWS(std::invalid_argument, "window", KvCache(config));
+  config = books_only(4);
+  config.groups[0].n_tier_slots = -1;
+  CHECK_THROWS(std::invalid_argument, "n_tier_slots", KvCache(config));
   config = with_storage(Dtype::f32);
   config.head_dim = 0;
   CHECK_THROWS(std::invalid_argument, "head_dim", KvCache(config));
@@ -724,6 +726,20 @@ TEST(a_copied_page_has_the_same_bytes_in_every_layer) {
       CHECK(std::memcmp(view.v_scales(to, 0), view.v_scales(from, 0), 2 * kPage * sizeof(float)) == 0);
     }
   }
+}
+
+TEST(pages_may_lie_elsewhere_than_in_host_memory) {
+  const KvCacheConfig config = with_storage(Dtype::f16);
+  KvCache cache(config, std::make_unique<TextPages>(config));
+  const std::int64_t parent = run(cache, count_from(0, 3));
+  texts_of(cache).page(0, cache.page_table(parent)[0]) = "three tokens";
+  const std::int64_t child = cache.fork(parent);
+  extend(cache, child, {1});
+  CHECK(cache.page_table(child)[0] != cache.page_table(parent)[0]);
+  CHECK_EQ(texts_of(cache).page(0, cache.page_table(child)[0]), "three tokens");
+  CHECK_EQ(cache.stats().groups[0].page_bytes, 1000);
+  CHECK_THROWS(std::logic_error, "these lie elsewhere", cache.layer(0));
+  CHECK_THROWS(std::invalid_argument, "needs a storage", KvCache(config, nullptr));
 }
 
 // More address space than 32 bits can count; only the pages touched cost memory.

@@ -1,11 +1,12 @@
 """The embedded model in a pool far too small for what is asked of it, by people who come and go."""
 
 import asyncio
+from functools import partial
 
 import numpy as np
 import pytest
 
-from llm_decoder import LLM, AsyncLLM, ContextLengthExceededError, InvalidRequestError, SamplingParams
+from llm_decoder import LLM, AsyncLLM, ContextLengthExceededError, InvalidRequestError, SamplingParams, backends
 from llm_decoder.engine import Engine
 
 WORDS = ["dog", "cat", "ball", "tree", "moon", "boat", "king", "fish"]
@@ -24,7 +25,9 @@ def request(i):
     return prompt, SamplingParams(max_tokens=n_tokens, seed=i, n=1 + (i % 5 == 0), temperature=0.8, ignore_eos=True)
 
 
-def test_everybody_gets_what_he_gets_alone_while_others_come_and_go(page_bytes):
+@pytest.mark.parametrize("n_tier_slots", [0, 40])
+def test_everybody_gets_what_he_gets_alone_while_others_come_and_go(page_bytes, n_tier_slots, monkeypatch):
+    monkeypatch.setattr(backends, "KvCache", partial(backends.KvCache, n_tier_slots=n_tier_slots))
     with LLM(max_num_seqs=1) as llm:
         expected = [llm.generate(*request(i))[0] for i in range(24)]
 
@@ -50,6 +53,7 @@ def test_everybody_gets_what_he_gets_alone_while_others_come_and_go(page_bytes):
     outputs, stats = asyncio.run(main())
     assert stats["n_preemptions"] > 0
     assert stats["pages"]["n_held"] == 0
+    assert (stats["pages"]["n_loaded"] > 0) == (n_tier_slots > 0)
     for output, alone in zip(outputs, expected, strict=True):
         assert [completion.token_ids for completion in output.outputs] == [c.token_ids for c in alone.outputs]
         assert [completion.text for completion in output.outputs] == [c.text for c in alone.outputs]

@@ -3,6 +3,9 @@
 An entry of a table stands for a page: None left of the window, a Prefix for a full page (its content follows from the
 tokens up to its end), a Private for a page that is still being filled. Equal entries of one group are one page. Counts
 are never kept, always counted.
+
+A full page that gives way may go to the second tier (`tier`). A sequence admitted on it waits for it until it is next
+reserved for; its table has the entry all the while.
 """
 
 from __future__ import annotations
@@ -39,13 +42,19 @@ class GroupModel:
     n_pages: int
     page_size: int
     window: int
+    n_slots: int = 0
     tables: dict[int, list[Entry]] = field(default_factory=dict)
+    waiting: dict[int, set[int]] = field(default_factory=dict)  # of a table, the entries that it has no page for yet
     lru: list[Prefix] = field(default_factory=list)  # cached and not pinned, the oldest first
     indexed: list[Prefix] = field(default_factory=list)  # full pages that are there, held or cached
+    tier: list[Prefix] = field(default_factory=list)  # full pages in slots
+    tier_lru: list[Prefix] = field(default_factory=list)  # of these, what nobody waits for and nobody pinned
     n_numbers: int = 0
     n_evictions: int = 0
     n_cleared: int = 0
     n_copies: int = 0
+    n_stored: int = 0
+    n_loaded: int = 0
 
     # ---- counting
 
@@ -62,7 +71,8 @@ class GroupModel:
         return sum(entry in table for table in self.tables.values())
 
     def held(self) -> set[Entry]:
-        return {entry for table in self.tables.values() for entry in table if entry is not None}
+        """In pages."""
+        return {entry for table in self.tables.values() for entry in table if entry is not None} - set(self.tier)
 
     def n_free(self) -> int:
         return self.n_pages - len(self.held() | set(self.indexed))
@@ -75,13 +85,18 @@ class GroupModel:
         return [(salt, tokens[: (page + 1) * self.page_size]) for page in range(first, n_pages)]
 
     def knows(self, prefix: Prefix) -> bool:
-        return all(page in self.indexed for page in self.live_pages(prefix))
+        return all(page in self.indexed or page in self.tier for page in self.live_pages(prefix))
+
+    def in_tier(self, seq_id: int) -> set[int]:
+        """Entries of its table that are in slots."""
+        table = self.tables[seq_id]
+        return {index for index in self.waiting[seq_id] if table[index] in self.tier}
 
     def shares_a_partial_page(self, seq_id: int, length: int) -> bool:
         return length % self.page_size != 0 and self.n_holders(self.tables[seq_id][length // self.page_size]) > 1
 
     def n_wanted(self, lengths: dict[int, int], counts: list[int]) -> int:
-        n_wanted = 0
+        n_wanted = len({self.tables[seq_id][index] for seq_id in lengths for index in self.in_tier(seq_id)})
         writers: list[Entry] = []
         for (seq_id, length), count in zip(lengths.items(), counts, strict=True):
             n_wanted += max(0, self.pages_for(length + count) - len(self.tables[seq_id]))
@@ -94,15 +109,41 @@ class GroupModel:
     # ---- moves
 
     def hold(self, entry: Entry) -> None:
-        if entry in self.lru:
-            self.lru.remove(entry)
+        for lru in (self.lru, self.tier_lru):
+            if entry in lru:
+                lru.remove(entry)
+
+    def rest(self, page: Prefix) -> None:
+        """Nobody holds or has pinned it any more."""
+        (self.tier_lru if page in self.tier else self.lru).append(page)
 
     def take(self) -> Private:
         if self.n_free() == 0:
-            self.indexed.remove(self.lru.pop(0))
+            oldest = self.lru.pop(0)
+            self.indexed.remove(oldest)
             self.n_evictions += 1
+            self.store(oldest)
         self.n_numbers += 1
         return Private(self.n_numbers)
+
+    def store(self, page: Prefix) -> None:
+        if len(self.tier) == self.n_slots:
+            if not self.tier_lru:
+                return
+            self.tier.remove(self.tier_lru.pop(0))
+        self.tier.append(page)
+        self.tier_lru.append(page)
+        self.n_stored += 1
+
+    def fetch(self, seq_id: int) -> None:
+        for index in sorted(self.in_tier(seq_id), reverse=True):
+            self.take()
+            entry = self.tables[seq_id][index]
+            assert isinstance(entry, tuple)
+            self.tier.remove(entry)
+            self.indexed.append(entry)
+            self.n_loaded += 1
+        self.waiting[seq_id] = set()
 
     def start(self, seq_id: int, prefix: Prefix) -> None:
         live = self.live_pages(prefix)
@@ -110,8 +151,10 @@ class GroupModel:
             self.hold(page)
         dead: list[Entry] = [None] * (len(prefix[1]) // self.page_size - len(live))
         self.tables[seq_id] = dead + live
+        self.waiting[seq_id] = {index for index, page in enumerate(dead + live) if page in self.tier}
 
     def make_room(self, seq_id: int, length: int, count: int) -> None:
+        self.fetch(seq_id)
         table = self.tables[seq_id]
         if count > 0 and self.shares_a_partial_page(seq_id, length):
             table[length // self.page_size] = self.take()
@@ -127,6 +170,8 @@ class GroupModel:
         if prefix not in self.indexed:
             self.indexed.append(prefix)
         self.hold(prefix)
+        if prefix in self.tier:
+            self.tier.remove(prefix)
         self.tables[seq_id][page] = prefix
 
 
@@ -153,7 +198,7 @@ class KvCacheModel:
         table = group.tables[seq_id]
         entry, table[index] = table[index], None
         if isinstance(entry, tuple) and group.n_holders(entry) == 0 and not self.is_pinned(group, entry):
-            group.lru.append(entry)
+            group.rest(entry)
 
     # ---- verbs
 
@@ -196,12 +241,13 @@ class KvCacheModel:
         self.sequences[child_id] = ModelSequence(parent.salt, list(parent.tokens))
         for group in self.groups:
             group.tables[child_id] = list(group.tables[seq_id])
+            group.waiting[child_id] = set(group.waiting[seq_id])
 
     def release(self, seq_id: int) -> None:
         for group in self.groups:
             for page in reversed(range(len(group.tables[seq_id]))):
                 self.let_go(group, seq_id, page)
-            del group.tables[seq_id]
+            del group.tables[seq_id], group.waiting[seq_id]
         del self.sequences[seq_id]
 
     def pin(self, tokens: list[int], salt: bytes) -> int:
@@ -210,6 +256,7 @@ class KvCacheModel:
             self.pins.append(prefix)
             for group in self.groups:
                 group.lru = [page for page in group.lru if not self.is_pinned(group, page)]
+                group.tier_lru = [page for page in group.tier_lru if not self.is_pinned(group, page)]
         return len(prefix[1])
 
     def unpin(self, tokens: list[int], salt: bytes) -> int:
@@ -221,14 +268,18 @@ class KvCacheModel:
         for group in self.groups:
             for page in reversed(group.live_pages(pin)):
                 if not self.is_pinned(group, page) and group.n_holders(page) == 0:
-                    group.lru.append(page)
+                    group.rest(page)
         return len(pin[1])
 
     def clear_prefix_index(self) -> None:
         for group in self.groups:
             group.indexed = [page for page in group.indexed if page not in group.lru]
-            group.n_cleared += len(group.lru)
-            group.lru = []
+            group.tier = [page for page in group.tier if page not in group.tier_lru]
+            group.n_cleared += len(group.lru) + len(group.tier_lru)
+            group.lru, group.tier_lru = [], []
+
+    def n_tier_tokens(self, seq_id: int) -> int:
+        return len({index for group in self.groups for index in group.in_tier(seq_id)}) * self.page_size
 
     def stats(self) -> dict[str, int]:
         n_pages = sum(group.n_pages for group in self.groups)
@@ -247,5 +298,9 @@ class KvCacheModel:
             "n_evictions": sum(group.n_evictions for group in self.groups),
             "n_cleared": sum(group.n_cleared for group in self.groups),
             "n_copies": sum(group.n_copies for group in self.groups),
+            "n_tier_slots": sum(group.n_slots for group in self.groups),
+            "n_tier_used": sum(len(group.tier) for group in self.groups),
+            "n_stored": sum(group.n_stored for group in self.groups),
+            "n_loaded": sum(group.n_loaded for group in self.groups),
             "pool_bytes": 0,
         }

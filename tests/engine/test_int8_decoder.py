@@ -170,6 +170,20 @@ def test_a_prefix_hit_gives_the_bits_that_a_miss_gives(layout: str, kv_dtype: st
 
 
 @pytest.mark.parametrize(("layout", "kv_dtype"), CUTS)
+def test_pages_that_come_back_from_the_tier_give_the_bits_that_a_miss_gives(layout: str, kv_dtype: str) -> None:
+    config = tiny_config(n_layers=3, windows=[0, 20, 0])
+    weights, tokens = random_weights(config), tokens_of(config, 70)
+    cache = make_cache(config, kv_dtype, n_pages=[5, 4], window=[0, 20], layers=[0, 1, 0], n_tier_slots=8)
+    runner = Runner(make_decoder(config, weights, layout), cache)
+    chunks = [20, 25, 25]
+    miss = runner.run(tokens, chunks)
+    runner.run(tokens_of(config, 70, seed=9), chunks)  # has all pages to itself
+    assert cache.stats()["n_loaded"] == 0
+    assert np.array_equal(runner.run(tokens), miss[64:])
+    assert cache.stats()["n_loaded"] == 6  # four of the layers that see everything, two within the window
+
+
+@pytest.mark.parametrize(("layout", "kv_dtype"), CUTS)
 def test_forks_of_a_sequence_go_their_own_ways(layout: str, kv_dtype: str) -> None:
     config = tiny_config()
     weights, tokens = random_weights(config), tokens_of(config, 21)

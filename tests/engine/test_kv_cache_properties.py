@@ -1,10 +1,13 @@
 """The paged cache against a model of plain lists (kv_cache_model.py), one random verb after the other.
 
 Beside the books, the machine keeps what a decoder would have written into each page, and reads it back through the real
-page tables: a page shared, copied, evicted or handed on wrongly shows up as wrong content.
+page tables: a page shared, copied, evicted or handed on wrongly shows up as wrong content. What a page held when it
+went to the second tier is what the machine puts into the page that it comes back to.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,16 +42,21 @@ class CacheAgainstModel(RuleBasedStateMachine):
 
     @initialize(
         groups=st.lists(
-            st.tuples(st.integers(1, 12), st.sampled_from([0, 0, 0, 2, PAGE, PAGE + 4, 40])), min_size=1, max_size=3
+            st.tuples(
+                st.integers(1, 12), st.sampled_from([0, 0, 0, 2, PAGE, PAGE + 4, 40]), st.sampled_from([0, 0, 1, 3, 8])
+            ),
+            min_size=1,
+            max_size=3,
         ),
         hash_mask=st.sampled_from([0, 1, 3, 2**64 - 1]),
     )
-    def start(self, groups: list[tuple[int, int]], hash_mask: int) -> None:
-        n_pages, windows = zip(*groups, strict=True)
-        self.cache = KvCache(n_pages, PAGE, 0, 0, 0, window=windows, hash_mask=hash_mask)
-        self.model = KvCacheModel(PAGE, [GroupModel(n, PAGE, window) for n, window in groups])
+    def start(self, groups: list[tuple[int, int, int]], hash_mask: int) -> None:
+        n_pages, windows, n_slots = zip(*groups, strict=True)
+        self.cache = KvCache(n_pages, PAGE, 0, 0, 0, window=windows, n_tier_slots=n_slots, hash_mask=hash_mask)
+        self.model = KvCacheModel(PAGE, [GroupModel(n, PAGE, window, slots) for n, window, slots in groups])
         self.content: list[list[list[Content]]] = [[[None] * PAGE for _ in range(n)] for n in n_pages]
         self.place_of: list[dict[Entry, int]] = [{} for _ in groups]
+        self.stored: list[dict[Entry, list[Content]]] = [{} for _ in groups]
         self.last_id = -1
 
     # ---- rules
@@ -85,22 +93,49 @@ class CacheAgainstModel(RuleBasedStateMachine):
         before = [(group, seq_id, self.table(seq_id, group)) for group in self.groups() for seq_id in seq_ids]
         answer = self.cache.reserve(i64(seq_ids), i32(counts))
         assert answer == self.model.reserve(seq_ids, counts)
+        self.store_evicted()
         for group, seq_id, old in before:
             new = self.table(seq_id, group)
             assert answer or new == old
-            for page_before, page in zip(old, new, strict=False):
-                if page != page_before:
+            entries = self.model.groups[group].tables[seq_id]
+            for entry, page_before, page in zip(entries, old, new, strict=False):
+                if page != page_before and page_before == -1:
+                    self.load(group, entry, page)
+                elif page != page_before:
                     self.content[group][page] = list(self.content[group][page_before])  # copied on write
         self.forget_evicted()
         return answer
+
+    def store_evicted(self) -> None:
+        """Pages that have just gone to the tier still have what they held, nobody has written to them yet."""
+        for number, group in enumerate(self.model.groups):
+            for entry, page in self.place_of[number].items():
+                if entry in group.tier:
+                    self.stored[number][entry] = list(self.content[number][page])
+            assert set(group.tier) <= self.stored[number].keys()
+
+    def load(self, group: int, entry: Entry, page: int) -> None:
+        """Where another sequence has had it loaded, the page has its content, and this changes nothing."""
+        if entry in self.stored[group]:
+            self.content[group][page] = self.stored[group].pop(entry)
 
     def commit(self, seq_ids: list[int], batch: list[list[int]]) -> None:
         for seq_id, tokens in zip(seq_ids, batch, strict=True):
             self.write(seq_id, tokens)
         counts = [len(tokens) for tokens in batch]
+        before = {seq_id: [self.table(seq_id, group) for group in self.groups()] for seq_id in seq_ids}
         self.cache.commit(i64(seq_ids), i32(counts), i32([token for tokens in batch for token in tokens]))
         for seq_id, tokens in zip(seq_ids, batch, strict=True):
             self.model.commit(seq_id, tokens)
+            self.note_full_pages(seq_id, len(tokens), before[seq_id])
+
+    def note_full_pages(self, seq_id: int, n_tokens: int, tables: list[list[int]]) -> None:
+        """Where the pages are that its last n_tokens have filled, if nobody had filled the same before. A window may
+        have passed them already."""
+        sequence = self.model.sequences[seq_id]
+        for page in range((len(sequence.tokens) - n_tokens) // PAGE, len(sequence.tokens) // PAGE):
+            for places, table in zip(self.place_of, tables, strict=True):
+                places.setdefault(sequence.prefix((page + 1) * PAGE), table[page])
 
     def write(self, seq_id: int, tokens: list[int]) -> None:
         """What a decoder does between reserve and commit; room past `tokens` gets nonsense, as after a failed step."""
@@ -232,7 +267,7 @@ class CacheAgainstModel(RuleBasedStateMachine):
                 entry: page
                 for seq_id, entries in group.tables.items()
                 for entry, page in zip(entries, self.table(seq_id, number), strict=True)
-                if entry is not None
+                if page != -1
             }
             held = {page: (group.n_holders(entry), isinstance(entry, tuple)) for entry, page in page_of.items()}
             own = told["group"] == number
@@ -243,7 +278,8 @@ class CacheAgainstModel(RuleBasedStateMachine):
                     strict=True,
                 )
             )
-            assert {page: state for page, state in found.items() if state[0]} == held
+            assert held.items() <= found.items()
+            assert sum(n_holders > 0 for n_holders, _ in found.values()) == len(group.held())
             assert all(is_indexed for n_holders, is_indexed in found.values() if not n_holders)
             assert len(found) == group.n_pages - group.n_free()
             n_pinned = sum(self.model.is_pinned(group, entry) for entry in group.indexed)
@@ -257,9 +293,13 @@ class CacheAgainstModel(RuleBasedStateMachine):
             for seq_id, entries in group.tables.items():
                 assert self.cache.length(seq_id) == len(self.model.sequences[seq_id].tokens)
                 table = self.table(seq_id, number)
-                assert [page == -1 for page in table] == [entry is None for entry in entries]
+                waiting = group.waiting[seq_id]
+                assert [page == -1 for page in table] == [
+                    entry is None or index in waiting for index, entry in enumerate(entries)
+                ]
+                assert self.cache.n_tier_tokens(seq_id) == self.model.n_tier_tokens(seq_id)
                 for entry, page in zip(entries, table, strict=True):
-                    if entry is not None:
+                    if page != -1:
                         assert page_of.setdefault(entry, page) == page
             assert len(set(page_of.values())) == len(page_of)
 
@@ -269,13 +309,15 @@ class CacheAgainstModel(RuleBasedStateMachine):
         for number, group in enumerate(self.model.groups):
             for seq_id, entries in group.tables.items():
                 for entry, page in zip(entries, self.table(seq_id, number), strict=True):
-                    if entry in group.indexed:
+                    if page != -1 and entry in group.indexed:
                         assert self.place_of[number].setdefault(entry, page) == page
 
     def forget_evicted(self) -> None:
         for number, group in enumerate(self.model.groups):
             places = self.place_of[number]
             self.place_of[number] = {entry: page for entry, page in places.items() if entry in group.indexed}
+            stored = self.stored[number]
+            self.stored[number] = {entry: content for entry, content in stored.items() if entry in group.tier}
 
     @invariant()
     def every_sequence_reads_what_was_written_for_its_tokens(self) -> None:
@@ -315,6 +357,20 @@ def test_a_chat_turn_finds_the_pages_of_the_turn_before() -> None:
     cache.release(seq_id)
     _, n_cached = run(cache, [*first_turn, *range(100, 120)])
     assert n_cached == 2 * PAGE
+
+
+def test_a_chat_turn_finds_in_the_tier_what_others_pushed_out() -> None:
+    cache = KvCache(4, PAGE, 0, 0, 0, n_tier_slots=4)
+    first_turn = list(range(40))
+    cache.release(run(cache, first_turn)[0])
+    cache.release(run(cache, list(range(100, 164)))[0])
+    seq_id, n_cached = cache.admit(i32([*first_turn, 7]))
+    assert (n_cached, cache.n_tier_tokens(seq_id)) == (2 * PAGE, 2 * PAGE)
+    assert cache.page_table(seq_id).tolist() == [-1, -1]
+    assert cache.reserve(i64([seq_id]), i32([9]))
+    assert cache.n_tier_tokens(seq_id) == 0
+    assert -1 not in cache.page_table(seq_id)
+    assert cache.stats()["n_loaded"] == 2
 
 
 def test_requests_of_other_salts_are_strangers() -> None:
@@ -371,10 +427,12 @@ def test_a_list_is_no_array() -> None:
         ({"layers": 1}, "n_kv_heads"),
         ({"dtype": "f16"}, "'f32', 'bf16' or 's8', got 'f16'"),
         ({"window": -1}, "window"),
+        ({"n_tier_slots": -1}, "n_tier_slots"),
+        ({"n_tier_slots": [1, 2]}, "n_pages and n_tier_slots must have an entry for each group, got 1 and 2"),
     ],
 )
-def test_an_impossible_cache_is_refused_by_name(wrong: dict[str, int | str], message: str) -> None:
-    sizes: dict[str, int | str] = {"n_pages": 4, "page_size": PAGE, "layers": 0, "n_kv_heads": 0, "head_dim": 0}
+def test_an_impossible_cache_is_refused_by_name(wrong: dict[str, Any], message: str) -> None:
+    sizes: dict[str, Any] = {"n_pages": 4, "page_size": PAGE, "layers": 0, "n_kv_heads": 0, "head_dim": 0}
     with pytest.raises(ValueError, match=message):
         KvCache(**{**sizes, **wrong})
 
