@@ -21,6 +21,9 @@ struct GroupedProductArgs {
   std::int64_t out_stride = 0;
   const int* out_pairs = nullptr;  // position p writes row out_pairs[p]; null: row p
   const float* weights = nullptr;  // of the rows of out; null: 1
+  // Of a dense product alone:
+  const void* bias = nullptr;  // [n] of the type of out, added last; null: none
+  bool out_is_float = false;   // out is of float32, else of the type of a
   const MoeTile* tiles = nullptr;
   const int* n_tiles = nullptr;  // [1]
   int max_tiles = 0;             // room of tiles: blocks are launched for all
@@ -50,6 +53,12 @@ struct GroupedProductArgs {
     return out_pairs != nullptr ? out_pairs[position] : position;
   }
   GPU_FUNCTION float weight(std::int64_t row) const { return weights != nullptr ? weights[row] : 1.0f; }
+
+  template <class T>
+  GPU_FUNCTION float bias_of(int column) const {
+    if (out_is_float) return static_cast<const float*>(bias)[column];
+    return to_float(static_cast<const T*>(bias)[column]);
+  }
 };
 
 }  // namespace gpu

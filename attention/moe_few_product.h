@@ -152,8 +152,14 @@ class FewProductBlock {
     float value = sum(own_column) * scale(column);
     if constexpr (is_gated)
       value = activate(value, Activation::silu) * (sum(own_column + 8) * scale(std::int64_t{args_.n} + column));
-    const std::int64_t target = args_.out_row(tile_.begin + row);
-    static_cast<T*>(args_.out)[target * args_.out_stride + column] = from_float<T>(value * args_.weight(target));
+    const std::int64_t target = args_.out_row(tile_.begin + row), at = target * args_.out_stride + column;
+    value *= args_.weight(target);
+    if (!is_gated && args_.bias != nullptr) value += args_.template bias_of<T>(column);
+    if (!is_gated && args_.out_is_float) {
+      static_cast<float*>(args_.out)[at] = value;
+    } else {
+      static_cast<T*>(args_.out)[at] = from_float<T>(value);
+    }
   }
 
   const GroupedProductArgs& args_;

@@ -77,6 +77,7 @@ class ProductBlock {
     find_rows();
     sync_block();
     walk();
+    if (!Tile::kIsGated && args_.out_is_float) return write_floats();
     sync_block();  // all are done with the rings
     stage_out();
     sync_block();
@@ -252,40 +253,61 @@ class ProductBlock {
     }
   }
 
-  // Sums to the tile of out in shared memory: its rows leave in whole chunks then.
-  GPU_FUNCTION void stage_out() const {
+  // Calls visit(row, column, values) for each pair of neighbouring results of this lane, `column` of the tile.
+  template <class Visit>
+  GPU_FUNCTION void for_each_pair(const Visit& visit) const {
     constexpr int kPerColumn = Tile::kIsGated ? 2 : 1;  // weight tiles
     const std::int64_t first_scale = std::int64_t{tile_.expert} * (kPerColumn * args_.n);
-    const auto staged = shared_array<std::uint32_t>(0, Tile::kRows * Tile::kColumns / 2);
     GPU_UNROLL
     for (int n = 0; n < kWeightTiles; n += kPerColumn) {
       const int column = (warp_n_ * kWeightTiles + n) / kPerColumn * 8 + lane() % 4 * 2;
+      const bool is_column = first_column_ + column < args_.n;
+      const bool has_bias = !Tile::kIsGated && args_.bias != nullptr;
       constexpr float kUnit = 1.0f / kUnitOf<W>;
-      float scale[2] = {kUnit, kUnit}, up_scale[2] = {kUnit, kUnit};
-      if (args_.w_scale != nullptr && first_column_ + column < args_.n) {
-        GPU_UNROLL
-        for (int i = 0; i < 2; ++i) {
+      float scale[2] = {kUnit, kUnit}, up_scale[2] = {kUnit, kUnit}, bias[2] = {};
+      GPU_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        if (args_.w_scale != nullptr && is_column) {
           scale[i] *= args_.w_scale[first_scale + first_column_ + column + i];
           if (Tile::kIsGated) up_scale[i] *= args_.w_scale[first_scale + args_.n + first_column_ + column + i];
         }
+        if (has_bias && is_column) bias[i] = args_.template bias_of<T>(first_column_ + column + i);
       }
       GPU_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
         GPU_UNROLL
         for (int half = 0; half < 2; ++half) {
           const int row = warp_m_ * Tile::kWarpRows + r * 16 + half * 8 + lane() / 4;
-          float value[2];
+          Vec<float, 2> pair;
           GPU_UNROLL
           for (int i = 0; i < 2; ++i) {
-            value[i] = sums_[r][n][half * 2 + i] * scale[i];
+            float value = sums_[r][n][half * 2 + i] * scale[i];
             if constexpr (Tile::kIsGated)
-              value[i] = activate(value[i], Activation::silu) * (sums_[r][n + 1][half * 2 + i] * up_scale[i]);
-            value[i] *= row_weight_.load(row);
+              value = activate(value, Activation::silu) * (sums_[r][n + 1][half * 2 + i] * up_scale[i]);
+            value *= row_weight_.load(row);
+            pair.values[i] = has_bias ? value + bias[i] : value;
           }
-          staged.store(Swizzle<Tile::kColumns * 2>::at(row, column / 8) / 4 + lane() % 4, pack<T>(value[0], value[1]));
+          visit(row, column, pair);
         }
       }
     }
+  }
+
+  // To the tile of out in shared memory: its rows leave in whole chunks then.
+  GPU_FUNCTION void stage_out() const {
+    const auto staged = shared_array<std::uint32_t>(0, Tile::kRows * Tile::kColumns / 2);
+    for_each_pair([&](int row, int column, const Vec<float, 2>& pair) {
+      staged.store(Swizzle<Tile::kColumns * 2>::at(row, column / 8) / 4 + lane() % 4,
+                   pack<T>(pair.values[0], pair.values[1]));
+    });
+  }
+
+  // Four lanes have 32 bytes of a row together.
+  GPU_FUNCTION void write_floats() const {
+    for_each_pair([&](int row, int column, const Vec<float, 2>& pair) {
+      if (row >= tile_.n || first_column_ + column >= args_.n) return;
+      store_vec(static_cast<float*>(args_.out) + target_.load(row) * args_.out_stride + first_column_ + column, pair);
+    });
   }
 
   GPU_FUNCTION void write_out() const {

@@ -80,6 +80,8 @@ void check_product(const GroupedProductLaunch& l) {
             " like the rows, or int8, got ", dtype_name(l.weight_dtype));
   check_arg(l.weight_dtype != Dtype::s8 || a.w_scale != nullptr, kPlace,
             "int8 weights need scales, float32, one a row of weights");
+  check_arg((a.bias == nullptr && !a.out_is_float) || (a.tiles == nullptr && a.pairs.ids == nullptr && !l.is_gated),
+            kPlace, "a bias and a float32 out are of dense products that are not gated; leave them out");
 }
 
 void grouped_product(const GroupedProductLaunch& l, Stream stream) {

@@ -14,7 +14,7 @@ constexpr int kProductTileRows[] = {8, 32, 64, 128};
 int choose_tile_rows(std::int64_t n_rows, int n_experts);
 
 struct GroupedProductLaunch {
-  Dtype dtype = Dtype::bf16;         // of a and out: bf16, f16
+  Dtype dtype = Dtype::bf16;         // of a and out: bf16, f16; a dense product may have float32 for out
   Dtype weight_dtype = Dtype::bf16;  // dtype, or s8 with scales
   bool is_gated = false;
   int tile_rows = 0;  // of kProductTileRows: as the tiles were made

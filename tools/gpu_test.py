@@ -27,6 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from llm_decoder.gpu_libraries import cublaslt_libraries
+
 ROOT = Path(__file__).parents[1]
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 DONE = (PASSED, SKIPPED)
@@ -64,7 +66,7 @@ def steps_of(build: Path, sanitizer: str | None, is_thorough: bool = False) -> l
     that do not fit into one call beside the others."""
     programs = sorted((build / "tests/cpp/on_device").glob("*_test"))
     files = [path for path in sorted((ROOT / "tests/ops").glob("test_*.py")) if ON_A_DEVICE.search(path.read_text())]
-    steps = [Step(f"cpp-{program.name}", [str(program)], CPP_LIMIT_S) for program in programs]
+    steps = [Step(f"cpp-{program.name}", [str(program)], CPP_LIMIT_S, library_path()) for program in programs]
     steps += [Step(name_of(path), pytest_of(path), OPS_LIMIT_S, watched(TEST_LIMIT_S)) for path in files]
     if sanitizer is None:
         return steps
@@ -83,6 +85,13 @@ def steps_of(build: Path, sanitizer: str | None, is_thorough: bool = False) -> l
         steps += [checked("racecheck", program.name, [str(program)]) for program in programs]
         steps += [checked("initcheck", name_of(path), pytest_of(path)) for path in without_torch]
     return steps
+
+
+def library_path() -> dict[str, str]:
+    """Where C++ tests find cuBLASLt, if pip has installed it."""
+    folders = [str(Path(library).parent) for library in cublaslt_libraries()]
+    known = [path for path in [os.environ.get("LD_LIBRARY_PATH", "")] if path]
+    return {"LD_LIBRARY_PATH": ":".join(folders + known)} if folders else {}
 
 
 def name_of(tests: Path) -> str:

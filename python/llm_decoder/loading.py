@@ -34,7 +34,7 @@ __all__ = [
 
 _FLOAT_LAYOUTS: dict[str, MatrixLayout] = {"float32": "f32", "bfloat16": "bf16"}
 _INTEGER_LAYOUTS: dict[str, MatrixLayout] = {"int8": "w8", "int4": "w4"}
-_PARTS: dict[MatrixLayout | None, Part] = {None: "float", "f32": "float", "bf16": "float", "w8": "int8", "w4": "int4"}
+_PARTS: dict[MatrixLayout | None, Part] = {"w8": "int8", "gpu_w8": "int8", "w4": "int4", "gpu_w4": "int4"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def open_checkpoint(
     if is_weights_directory(path):
         from llm_decoder.weights_dir import WeightsDirectory  # brings in a YAML reader that HF folders do without
 
-        return WeightsDirectory(path, _PARTS[layout], config_dir=Path(config_dir) if config_dir else None)
+        return WeightsDirectory(path, _PARTS.get(layout, "float"), config_dir=Path(config_dir) if config_dir else None)
     return SafetensorsCheckpoint(path)
 
 

@@ -13,25 +13,30 @@ from llm_decoder.model_config import ModelConfig
 
 __all__ = ["DATA_ALIGN", "W8_IN_W4", "CoreTensor", "Layout", "MatrixLayout", "PackedTensor", "core_tensors"]
 
-Layout = Literal["vector", "f32", "bf16", "w8", "w4"]
-MatrixLayout = Literal["f32", "bf16", "w8", "w4"]
+Layout = Literal["vector", "f32", "bf16", "w8", "w4", "gpu_bf16", "gpu_f16", "gpu_w8", "gpu_w4"]
+MatrixLayout = Literal["f32", "bf16", "w8", "w4", "gpu_bf16", "gpu_f16", "gpu_w8", "gpu_w4"]
 
 PANEL_WIDTH = 16  # output channels of a panel; cpu_kernels.h draws the layouts
 DOT_WIDTH = 4
 GROUP_WIDTH = 32  # input channels of a group of w4
 BLOCK_WIDTH = 64  # input channels of a block of w4
 BLOCK_ROW_BYTES = 36  # of it, an output channel: 64 values of 4 bits, a scale and a minimum for each half
+BRICK_OUTPUTS = 64  # output channels of a brick, in which GPUs have their weights; attention/pack_gpu_weights.h
+# Of their layouts: input channels of a brick, and its bytes an output channel.
+_BRICKS = {"gpu_bf16": (64, 128), "gpu_f16": (64, 128), "gpu_w8": (128, 128), "gpu_w4": (128, 72)}
 # Matrices that stay w8 where the others are w4: their errors go straight into every token.
 W8_IN_W4 = ("embedding", "lm_head")
+_FINER: dict[MatrixLayout, MatrixLayout] = {"w4": "w8", "gpu_w4": "gpu_w8"}
 DATA_ALIGN = 64  # bytes, of a packed matrix in memory and in files
 
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """One weight for `INT8Decoder.set_weight`.
+    """One weight for a decoder's `set_weight`.
 
     `shape` is [n] or [n, k] before packing. `data` is 1-D: float32 for vectors and f32 matrices, uint16 for bf16,
-    uint8 for w8 and w4; it may be a read-only view of a mapped file. `scales` is float32 [n] for w8 and w4, else None.
+    uint8 for w8, w4 and all of a GPU; it may be a read-only view of a mapped file. `scales` is float32 [n] for
+    integers, else None.
     """
 
     layout: Layout
@@ -51,16 +56,22 @@ class CoreTensor:
 
     @property
     def data_bytes(self) -> int:
-        return (
-            math.prod(self.shape) * 4
-            if self.layout == "vector"
-            else self.shape[0] // -PANEL_WIDTH * -PANEL_WIDTH * self.row_bytes
-        )
+        if self.layout == "vector":
+            return math.prod(self.shape) * 4
+        return -(-self.shape[0] // self.panel_rows) * self.panel_rows * self.row_bytes
+
+    @property
+    def panel_rows(self) -> int:
+        """Output channels that are packed together: packed runs of so many follow each other."""
+        return BRICK_OUTPUTS if self.layout in _BRICKS else PANEL_WIDTH
 
     @property
     def row_bytes(self) -> int:
         """Packed bytes of one output channel of a matrix."""
         n_in = self.shape[1]
+        if self.layout in _BRICKS:
+            n_inputs, n_bytes = _BRICKS[self.layout]
+            return -(-n_in // n_inputs) * n_bytes
         if self.layout == "w4":
             return -(-n_in // BLOCK_WIDTH) * BLOCK_ROW_BYTES
         if self.layout == "w8":
@@ -70,14 +81,14 @@ class CoreTensor:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the packed data in NumPy."""
-        if self.is_quantized:
+        if self.is_quantized or self.layout in _BRICKS:
             return np.dtype(np.uint8)
         return np.dtype(np.uint16 if self.layout == "bf16" else np.float32)
 
     @property
     def is_quantized(self) -> bool:
         """Whether it is a matrix of small integers with a scale a row."""
-        return self.layout in ("w8", "w4")
+        return self.layout in ("w8", "w4", "gpu_w8", "gpu_w4")
 
     @property
     def scale_bytes(self) -> int:
@@ -85,18 +96,18 @@ class CoreTensor:
 
 
 def core_tensors(config: ModelConfig, layout: MatrixLayout) -> list[CoreTensor]:
-    """Every weight the core wants for this model, in the order of the layers, its matrices in `layout` (of w4, but for
-    W8_IN_W4)."""
+    """Every weight the core wants for this model, in the order of the layers, its matrices in `layout` (of w4 and
+    gpu_w4, but for W8_IN_W4)."""
     hidden, inner = config.hidden_size, config.intermediate_size
     qkv_width = config.q_width + 2 * config.kv_width
+    finer = _FINER.get(layout, layout)
     tensors: list[CoreTensor] = []
 
     def vector(name: str, size: int, parts: tuple[str, ...]) -> None:
         tensors.append(CoreTensor(name, "vector", (size,), parts))
 
     def matrix(name: str, n_out: int, n_in: int, parts: tuple[str, ...]) -> None:
-        is_w8 = layout == "w4" and name in W8_IN_W4
-        tensors.append(CoreTensor(name, "w8" if is_w8 else layout, (n_out, n_in), parts))
+        tensors.append(CoreTensor(name, finer if name in W8_IN_W4 else layout, (n_out, n_in), parts))
 
     matrix("embedding", config.vocab_size, hidden, ("embedding",))
     for layer in range(config.n_layers):

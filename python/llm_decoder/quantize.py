@@ -1,9 +1,9 @@
 """Float rows -> the core's packed layouts, a block of rows at a time: memory stays bounded whatever the model's size.
 
-A packed matrix is a run of panels of 16 output channels, so blocks of whole panels can be packed on their own and
-written one after the other. Bf16 is float32 rounded to the nearest. W8 is symmetric, one scale a row: scale = max|w| /
-127, an all-zero row has scale 1. W4 is W8 compressed: in each group of 32 inputs the int8 weight is an integer scale
-times 0..15 plus an integer minimum.
+A packed matrix is a run of panels of output channels (16 for the CPU, 64 for a GPU), so blocks of whole panels can be
+packed on their own and written one after the other. Bf16 is float32 rounded to the nearest. W8 is symmetric, one scale
+a row: scale = max|w| / 127, an all-zero row has scale 1. W4 is W8 compressed: in each group of 32 inputs the int8
+weight is an integer scale times 0..15 plus an integer minimum.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llm_decoder import gpu_weights
 from llm_decoder.checkpoint import Checkpoint, Groups
 from llm_decoder.errors import MalformedFileError
-from llm_decoder.packed_tensor import DATA_ALIGN, PANEL_WIDTH, CoreTensor, MatrixLayout, PackedTensor, core_tensors
+from llm_decoder.packed_tensor import DATA_ALIGN, CoreTensor, MatrixLayout, PackedTensor, core_tensors
 from llm_decoder.safetensors_file import to_float32
 
 __all__ = ["Chunk", "Progress", "pack_in_memory", "packed_chunks"]
@@ -91,18 +92,13 @@ def _blocks(tensors: Iterable[CoreTensor]) -> Iterator[tuple[CoreTensor, int, in
         n_rows = tensor.shape[0]
         step = n_rows
         if tensor.layout != "vector":
-            step = max(1, _BLOCK_FLOATS // tensor.shape[1] // PANEL_WIDTH) * PANEL_WIDTH
+            step = max(1, _BLOCK_FLOATS // tensor.shape[1] // tensor.panel_rows) * tensor.panel_rows
         for begin in range(0, n_rows, step):
             yield tensor, begin, min(begin + step, n_rows)
 
 
 def _pack_block(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int) -> Chunk:
-    from llm_decoder.backends import (
-        pack_bf16,
-        pack_f32,
-        pack_w4,
-        pack_w8,
-    )  # the one door to the core
+    from llm_decoder.backends import pack_bf16, pack_f32, pack_w4, pack_w8  # the one door to the core
 
     if tensor.layout == "vector":
         values = np.concatenate([checkpoint.read(part) for part in tensor.parts])
@@ -117,12 +113,20 @@ def _pack_block(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int
         packed = pack_bf16(_fused_rows(checkpoint, tensor, begin, end))
         _check_finite(checkpoint, tensor, to_float32(packed))  # what rounds past the largest bfloat16 is infinite
         return Chunk(tensor, offset, packed, begin, None)
-    if tensor.layout == "w4":
+    if tensor.layout in ("gpu_bf16", "gpu_f16"):
+        values = _fused_rows(checkpoint, tensor, begin, end)
+        _check_finite(checkpoint, tensor, values)
+        halves = gpu_weights.half_bits(values, tensor.layout)
+        _check_finite(checkpoint, tensor, gpu_weights.half_values(halves, tensor.layout))
+        return Chunk(tensor, offset, gpu_weights.packers().pack_gpu_half(halves), begin, None)
+    if tensor.layout in ("w4", "gpu_w4"):
         groups = _fused_groups(checkpoint, tensor, begin, end)
-        return Chunk(tensor, offset, pack_w4(groups.q, groups.group_scale, groups.group_min), begin, groups.scale)
+        pack = pack_w4 if tensor.layout == "w4" else gpu_weights.packers().pack_gpu_w4
+        return Chunk(tensor, offset, pack(groups.q, groups.group_scale, groups.group_min), begin, groups.scale)
     q, scales = _fused_quantized_rows(checkpoint, tensor, begin, end)
     _check_finite(checkpoint, tensor, scales)
-    return Chunk(tensor, offset, pack_w8(q), begin, scales)
+    pack_rows = pack_w8 if tensor.layout == "w8" else gpu_weights.packers().pack_gpu_w8
+    return Chunk(tensor, offset, pack_rows(q), begin, scales)
 
 
 def _fused_rows(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int) -> npt.NDArray[np.float32]:

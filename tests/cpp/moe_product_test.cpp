@@ -212,6 +212,48 @@ TEST(rows_go_where_their_pairs_say_and_are_weighed) {
 
 TEST(a_dense_product_is_the_case_of_one_expert) { check_kinds({{19}, 40, 72}, "dense"); }
 
+template <class Out, class T>
+void check_dense(int tile_rows, bool has_int8_weights, bool has_bias) {
+  constexpr bool kIsFloat = std::is_same_v<Out, float>;
+  const Case c{{19}, 40, 72, false, has_int8_weights};
+  Problem<T> problem(c, tile_rows);
+  std::vector<Out> bias, out(problem.out.size(), from_float<Out>(77.0f));
+  for (int n = 0; n < c.n; ++n) bias.push_back(from_float<Out>(static_cast<float>(n) * 0.37f - 5.0f));
+  GroupedProductLaunch l = problem.make_launch();
+  l.args.out = out.data();
+  l.args.out_is_float = kIsFloat;
+  if (has_bias) l.args.bias = bias.data();
+  dense_product(l, nullptr);
+  const double unit = kIsFloat ? 0 : std::is_same_v<T, Bf16> ? 1.0 / 256 : 1.0 / 2048;
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const auto stride = static_cast<std::size_t>(problem.out_stride);
+    const int row = static_cast<int>(i / stride), column = static_cast<int>(i % stride);
+    const double got = to_float(out[i]);
+    if (row >= 19 || column >= c.n) {
+      CHECK_EQ(got, 77.0);
+      continue;
+    }
+    const auto sum = problem.product(row, 0, column);
+    const double b = has_bias ? to_float(bias[static_cast<std::size_t>(column)]) : 0.0, want = sum.value + b;
+    if (!(std::abs(got - want) <= 1.01 * unit * std::abs(want) + 1e-6 * (sum.size + std::abs(b)))) {
+      check::fail(__FILE__, __LINE__, "tiles of ", tile_rows, has_int8_weights ? ", int8" : "",
+                  kIsFloat ? ", floats" : "", has_bias ? ", bias" : "", ": row ", row, ", column ", column, ": got ",
+                  got, ", want ", want);
+    }
+  }
+}
+
+TEST(a_dense_product_adds_a_bias_and_gives_what_is_asked_for) {
+  for (const int tile_rows : kProductTileRows) {
+    for (const bool has_int8_weights : {false, true}) {
+      check_dense<Bf16, Bf16>(tile_rows, has_int8_weights, true);
+      check_dense<Fp16, Fp16>(tile_rows, has_int8_weights, true);
+      check_dense<float, Bf16>(tile_rows, has_int8_weights, false);
+      check_dense<float, Fp16>(tile_rows, has_int8_weights, true);
+    }
+  }
+}
+
 TEST(any_n_and_k_that_are_multiples_of_8) {
   for (const int tile_rows : {8, 32}) {
     for (const int n : {8, 16, 56, 136, 264}) {
@@ -343,6 +385,8 @@ TEST(what_no_kernel_was_compiled_for_is_refused) {
   refused("weights must be bfloat16 like the rows, or int8, got float16", [](auto& l) { l.weight_dtype = Dtype::f16; });
   refused("int8 weights need scales", [](auto& l) { l.weight_dtype = Dtype::s8; });
   refused("n_rows must not be negative, got -1", [](auto& l) { l.args.n_rows = -1; });
+  refused("a float32 out are of dense products that are not gated",
+          [](auto& l) { l.is_gated = l.args.out_is_float = true; });
 }
 
 TEST(no_rows_are_nothing_to_do) {

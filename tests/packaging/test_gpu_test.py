@@ -115,6 +115,17 @@ def test_steps_are_programs_then_files_of_ops_then_sanitizers(tmp_path: Path) ->
     assert not [name for name in names[len(alone) :] if "torch" in name]
 
 
+def test_programs_find_the_cublaslt_that_pip_has_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "tests/cpp/on_device/dense_gemm_test"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/before")
+    monkeypatch.setattr(gpu_test, "cublaslt_libraries", lambda: ["/site/nvidia/cu13/lib/libcublasLt.so.13"])
+    assert gpu_test.steps_of(tmp_path, None)[0].environment == {"LD_LIBRARY_PATH": "/site/nvidia/cu13/lib:/before"}
+    monkeypatch.setattr(gpu_test, "cublaslt_libraries", lambda: [])
+    assert gpu_test.steps_of(tmp_path, None)[0].environment == {}
+
+
 def test_every_file_with_tests_for_a_device_is_a_step() -> None:
     said = {path.name for path in (ROOT / "tests/ops").glob("test_*.py") if "device" in path.read_text()}
     steps = {Path(step.command[-1]).name for step in gpu_test.steps_of(Path("nowhere"), None)}
