@@ -14,6 +14,7 @@ namespace llm_decoder {
 namespace gpu {
 
 constexpr int kMaxHeadDim = 256;
+constexpr int kBlocksPerSm = 2;  // that the smallest blocks leave room for on a multiprocessor
 
 // Who multiplies many rows. Where it is chosen, the environment variable LLM_DECODER_ATTENTION_PATH may say mma_sync or
 // wgmma instead; what was asked for and cannot be is an error.

@@ -70,10 +70,7 @@ GpuMatrix GpuProducts::load(const char* name, const GpuMatrixSource& source) {
   matrix.k = source.k;
   matrix.packed = on_device(source.packed, stream_);
   matrix.scale = on_device(source.scale, stream_);
-  matrix.bias = on_device(source.bias, stream_);
-  std::vector<std::uint16_t> half_bias;
-  for (const float value : source.bias) half_bias.push_back(half_bits(dtype_, value));
-  matrix.half_bias = on_device<std::uint16_t>(half_bias, stream_);
+  set_bias(matrix, source.bias);
   matrix.plan = plan_small_product(source.format, source.n, source.k, n_multiprocessors_);
   synchronize(stream_);  // what is here goes now
 
@@ -81,6 +78,14 @@ GpuMatrix GpuProducts::load(const char* name, const GpuMatrixSource& source) {
   n_counters_ = std::max(n_counters_, small_product_counters(matrix.n));
   n_slice_ = std::max(n_slice_, std::int64_t{slice_rows(matrix.n, matrix.k)} * matrix.k);
   return matrix;
+}
+
+void GpuProducts::set_bias(GpuMatrix& w, Span<const float> bias) {
+  w.bias = on_device(bias, stream_);
+  std::vector<std::uint16_t> half_bias;
+  for (const float value : bias) half_bias.push_back(half_bits(dtype_, value));
+  w.half_bias = on_device<std::uint16_t>(half_bias, stream_);
+  synchronize(stream_);  // what is here goes now
 }
 
 void GpuProducts::finalize(int max_rows) {

@@ -57,6 +57,9 @@ class GpuProducts {
   // place, OutOfMemory.
   GpuMatrix load(const char* name, const GpuMatrixSource& source);
 
+  // Puts another bias [n] in the place of the one that w came with. Copied when it returns.
+  void set_bias(GpuMatrix& w, Span<const float> bias);
+
   // Scratch for products of at most max_rows with every matrix loaded so far. Throws OutOfMemory.
   void finalize(int max_rows);
   std::int64_t scratch_bytes() const;

@@ -1,9 +1,9 @@
 #include "int8_decoder.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
+#include "check_config.h"
 #include "llm_decoder/errors.h"
 #include "rope_rows.h"
 
@@ -21,49 +21,20 @@ constexpr std::int64_t kMinBlockRows = 48;
 // Products of values in +-127 that an int32 holds the sum of.
 constexpr std::int64_t kMaxExactTerms = std::numeric_limits<std::int32_t>::max() / (127 * 127);
 
-void check_positive(std::int32_t value, const char* name) {
-  check_arg(value > 0, "INT8Decoder", name, " must be positive, got ", value);
-}
-
-void check_config(const ModelConfig& c) {
-  check_positive(c.n_layers, "n_layers");
-  check_positive(c.hidden_size, "hidden_size");
-  check_positive(c.n_heads, "n_heads");
-  check_positive(c.n_kv_heads, "n_kv_heads");
-  check_positive(c.head_dim, "head_dim");
-  check_positive(c.intermediate_size, "intermediate_size");
-  check_positive(c.vocab_size, "vocab_size");
-  check_positive(c.max_model_len, "max_model_len");
+const ModelConfig& checked(const ModelConfig& c) {
   constexpr char kPlace[] = "INT8Decoder";
-  check_arg(c.n_heads % c.n_kv_heads == 0, kPlace, "n_heads must be a multiple of n_kv_heads, got ", c.n_heads, " and ",
-            c.n_kv_heads);
-  check_arg(c.windows.size() == static_cast<std::size_t>(c.n_layers), kPlace, "windows must have an entry for each of ",
-            c.n_layers, " layers, got ", c.windows.size());
-  for (const std::int32_t window : c.windows) {
-    check_arg(window >= 0, kPlace, "windows must not be negative, got ", window);
-  }
-  check_arg(2 * c.rope_inv_freq.size() <= static_cast<std::size_t>(c.head_dim), kPlace,
-            "rope_inv_freq must have at most head_dim / 2 entries, got ", c.rope_inv_freq.size(), " for head_dim ",
-            c.head_dim);
-  check_arg(std::isfinite(c.attention_scale) && c.attention_scale > 0.0f, kPlace,
-            "attention_scale must be positive, got ", c.attention_scale);
-  check_arg(std::isfinite(c.norm_eps) && c.norm_eps >= 0.0f, kPlace, "norm_eps must not be negative, got ", c.norm_eps);
-  const std::int64_t largest = std::max(std::int64_t{2} * c.intermediate_size,
-                                        (std::int64_t{c.n_heads} + 2 * std::int64_t{c.n_kv_heads}) * c.head_dim);
-  check_arg(largest <= std::numeric_limits<std::int32_t>::max() / 16, kPlace, "a layer is too wide: ", largest);
+  check_config(kPlace, c);
   const std::int64_t longest_sum =
       std::max({std::int64_t{c.hidden_size}, std::int64_t{c.intermediate_size}, std::int64_t{c.n_heads} * c.head_dim});
   check_arg(longest_sum <= kMaxExactTerms, kPlace, "a product sums ", longest_sum, " terms, int8 sums are exact up to ",
             kMaxExactTerms);
+  return c;
 }
 
 }  // namespace
 
 INT8Decoder::INT8Decoder(const ModelConfig& config, int n_threads, const char* isa)
-    : config_((check_config(config), config)),
-      kernels_(select_cpu_kernels(isa)),
-      pool_(n_threads),
-      sampler_(n_threads) {}
+    : config_(checked(config)), kernels_(select_cpu_kernels(isa)), pool_(n_threads), sampler_(n_threads) {}
 
 void INT8Decoder::set_weight(const std::string& name, const WeightView& view) {
   constexpr char kPlace[] = "INT8Decoder.set_weight";
@@ -76,7 +47,9 @@ void INT8Decoder::finalize(std::int32_t max_tokens_per_step) {
   check_arg(!is_final_, "INT8Decoder.finalize", "needs to be called once, was called twice");
   check_arg(max_tokens_per_step > 0, "INT8Decoder.finalize", "max_tokens_per_step must be positive, got ",
             max_tokens_per_step);
-  weights_ = resolve_weights(config_, named_weights_);
+  WeightResolver resolver("INT8Decoder.finalize", named_weights_);
+  weights_ = resolve_decoder_weights<Matrix>(config_, resolver);
+  is_quantized_ = resolver.is_quantized();
   std::size_t scratch_bytes = 0;
   for (const LayerWeights& layer : weights_.layers) {
     for (const Matrix* w : {&layer.attn_qkv, &layer.attn_o, &layer.mlp_gate_up, &layer.mlp_down}) {
@@ -84,8 +57,8 @@ void INT8Decoder::finalize(std::int32_t max_tokens_per_step) {
     }
   }
   scratch_bytes = std::max(scratch_bytes, product_scratch_bytes(kernels_, weights_.lm_head));
-  workspace_ = Workspace(config_, weights_.is_quantized, scratch_bytes, max_tokens_per_step, pool_.n_threads());
-  plan_.reserve(max_tokens_per_step);
+  workspace_ = Workspace(config_, is_quantized_, scratch_bytes, max_tokens_per_step, pool_.n_threads());
+  plan_.rows.reserve(max_tokens_per_step);
   is_final_ = true;
 }
 
@@ -95,7 +68,7 @@ std::int32_t INT8Decoder::step(const KvCache& cache, const StepBatch& batch) {
     profile_->begin_step(static_cast<std::int32_t>(batch.tokens.size), static_cast<std::int32_t>(batch.seq_ids.size));
   }
   plan_.make(config_, cache, batch, workspace_.max_tokens, pool_.n_threads());
-  workspace_.ensure_logits_rows(config_, static_cast<std::int32_t>(plan_.logits_tokens.size()));
+  workspace_.ensure_logits_rows(config_, static_cast<std::int32_t>(plan_.rows.logits_tokens.size()));
   const PagedKvView kv = cache.layer(0);
   workspace_.ensure_attention(kernels_.attention_scratch_bytes(kv, config_.n_heads),
                               plan_.n_states() * config_.n_heads * state_floats(kv.head_dim_padded));
@@ -160,10 +133,10 @@ void INT8Decoder::for_items(std::size_t n_items, bool is_parallel, const Fn& fn)
 }
 
 void INT8Decoder::embed() {
-  n_rows_ = static_cast<std::int32_t>(plan_.tokens.size());
+  n_rows_ = static_cast<std::int32_t>(plan_.rows.tokens.size());
   const std::int64_t half = static_cast<std::int64_t>(config_.rope_inv_freq.size());
   for_rows(all_rows(), config_.hidden_size, [&](std::int32_t row, int) {
-    const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
+    const StepRows::Token& token = plan_.rows.tokens[static_cast<std::size_t>(row)];
     embed_row(kernels_, weights_.embedding, token.id, workspace_.residual + row * workspace_.residual_stride);
     fill_rope_row(config_, token.position, workspace_.rope_cos + row * half, workspace_.rope_sin + row * half);
   });
@@ -175,12 +148,13 @@ void INT8Decoder::run_layer(std::int32_t index, const KvCache& cache) {
   const std::int32_t window = config_.windows[static_cast<std::size_t>(index)];
   const auto group_number = static_cast<std::size_t>(cache.config().layer_groups[static_cast<std::size_t>(index)]);
   const StepPlan::Group& group = plan_.groups[group_number];
+  const std::int32_t* pages = plan_.rows.token_pages[group_number].data();
   const bool is_last = index == config_.n_layers - 1;
 
   for_blocks([&](const RowBlock& block) {
     multiply_rows(block, layer.attn_qkv, normed_operand(block, layer.ln1), into_wide(block));
     spent(block, StepPart::attn_qkv);
-    store_kv(block, layer, kv, group.token_pages.data());
+    store_kv(block, layer, kv, pages);
     spent(block, StepPart::store_kv);
   });
   spent(StepPart::store_kv);  // by the slowest thread
@@ -207,7 +181,7 @@ void INT8Decoder::store_kv(const RowBlock& block, const LayerWeights& layer, con
   };
   for_rows(block, std::int64_t{n_heads + 2 * n_kv_heads} * head_dim, [&](std::int32_t i, int) {
     const std::int32_t row = block.begin + i;
-    const StepPlan::Token& token = plan_.tokens[static_cast<std::size_t>(row)];
+    const StepRows::Token& token = plan_.rows.tokens[static_cast<std::size_t>(row)];
     float* q = workspace_.wide + row * workspace_.wide_stride;
     float* k = q + std::int64_t{n_heads} * head_dim;
     const float* v = k + std::int64_t{n_kv_heads} * head_dim;
@@ -241,9 +215,9 @@ void INT8Decoder::attend(const AttentionPlan& plan, const PagedKvView& kv, std::
 
 // After the last attention only rows with logits go on: their residual and attention result move to the front.
 void INT8Decoder::keep_wanted_rows() {
-  const std::int32_t n_wanted = static_cast<std::int32_t>(plan_.logits_tokens.size());
+  const std::int32_t n_wanted = static_cast<std::int32_t>(plan_.rows.logits_tokens.size());
   for (std::int32_t i = 0; i < n_wanted; ++i) {
-    const std::int32_t row = plan_.logits_tokens[static_cast<std::size_t>(i)];
+    const std::int32_t row = plan_.rows.logits_tokens[static_cast<std::size_t>(i)];
     if (row == i) continue;
     std::copy_n(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride,
                 workspace_.residual + i * workspace_.residual_stride);
@@ -268,7 +242,7 @@ void INT8Decoder::compute_logits() {
     float* out = workspace_.hidden() + std::int64_t{row} * n_cols;
     kernels_.rms_norm(workspace_.residual + row * workspace_.residual_stride, workspace_.residual_stride,
                       weights_.final_norm, config_.norm_eps, 1, n_cols, out, n_cols);
-    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
+    if (is_quantized_) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(quantized, row));
   });
   spent(StepPart::rows);
   multiply_rows(all_rows(), weights_.lm_head, {workspace_.hidden(), n_cols, quantized},
@@ -281,10 +255,10 @@ Operand INT8Decoder::normed_operand(const RowBlock& block, const float* weight) 
   const std::int32_t n_cols = config_.hidden_size;
   const Operand operand = operand_of(block);
   for_rows(block, n_cols, [&](std::int32_t row, int thread) {
-    float* out = is_quantized() ? workspace_.row_scratch(thread) : operand.rows + row * operand.stride;
+    float* out = is_quantized_ ? workspace_.row_scratch(thread) : operand.rows + row * operand.stride;
     kernels_.rms_norm(workspace_.residual + (block.begin + row) * workspace_.residual_stride,
                       workspace_.residual_stride, weight, config_.norm_eps, 1, n_cols, out, n_cols);
-    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(operand.quantized, row));
+    if (is_quantized_) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(operand.quantized, row));
   });
   spent(block, StepPart::rows);
   return operand;
@@ -292,7 +266,7 @@ Operand INT8Decoder::normed_operand(const RowBlock& block, const float* weight) 
 
 Operand INT8Decoder::attention_operand(const RowBlock& block, std::int32_t k) {
   const Operand operand = operand_of(block);
-  if (is_quantized()) {
+  if (is_quantized_) {
     for_rows(block, k, [&](std::int32_t row, int) {
       kernels_.quantize_rows(operand.rows + row * operand.stride, operand.stride, 1, k, row_of(operand.quantized, row));
     });
@@ -307,9 +281,9 @@ Operand INT8Decoder::gated_operand(const RowBlock& block) {
   const Operand operand = operand_of(block);
   const Output wide = into_wide(block);
   for_rows(block, n_cols, [&](std::int32_t row, int thread) {
-    float* out = is_quantized() ? workspace_.row_scratch(thread) : operand.rows + row * operand.stride;
+    float* out = is_quantized_ ? workspace_.row_scratch(thread) : operand.rows + row * operand.stride;
     kernels_.silu_mul(wide.rows + row * wide.stride, wide.stride, 1, n_cols, out, n_cols);
-    if (is_quantized()) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(operand.quantized, row));
+    if (is_quantized_) kernels_.quantize_rows(out, n_cols, 1, n_cols, row_of(operand.quantized, row));
   });
   spent(block, StepPart::rows);
   return operand;

@@ -48,6 +48,7 @@ class INT8Decoder {
 
   // Of the last step; valid until the next one.
   LogitsView logits() const { return {workspace_.logits(), n_logits_rows_, config_.vocab_size}; }
+  std::int32_t n_logits_rows() const { return n_logits_rows_; }
   const float* hidden() const { return workspace_.hidden(); }  // [n_rows, hidden_size], after the final norm
 
   // Draws from the logits of the last step, threads over rows.
@@ -99,8 +100,6 @@ class INT8Decoder {
   template <class Fn>
   void for_items(std::size_t n_items, bool is_parallel, const Fn& fn);
 
-  bool is_quantized() const { return weights_.is_quantized; }
-
   ModelConfig config_;
   const CpuKernels& kernels_;
   ThreadPool pool_;
@@ -113,6 +112,7 @@ class INT8Decoder {
   std::unique_ptr<StepProfile> profile_;  // null: nobody wants to know
   std::int32_t n_rows_ = 0;         // of the residual, still carried; the last layer drops those that nobody reads
   std::int32_t n_logits_rows_ = 0;  // of the last step
+  bool is_quantized_ = false;       // all matrices are, or none
   bool is_final_ = false;
 };
 

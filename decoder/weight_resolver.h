@@ -20,6 +20,10 @@ struct Matrix {
 
 using NamedWeights = std::map<std::string, WeightView>;
 
+// Whose kernels multiply with the matrices. The CPU's want them all quantised or none, the embedding not w4; a GPU's
+// take half, w8 and w4 beside each other.
+enum class Products : std::uint8_t { cpu, gpu };
+
 // Throws std::invalid_argument naming a weight whose size or alignment cannot be.
 void check_weight(const char* place, const std::string& name, const WeightView& view);
 
@@ -27,11 +31,12 @@ void check_weight(const char* place, const std::string& name, const WeightView& 
 // that does not go with the others.
 class WeightResolver {
  public:
-  WeightResolver(const char* place, const NamedWeights& weights) : place_(place), weights_(weights) {}
+  WeightResolver(const char* place, const NamedWeights& weights, Products products = Products::cpu)
+      : place_(place), weights_(weights), products_(products) {}
 
   const float* vector(const std::string& name, std::int64_t n);
   const float* optional_vector(const std::string& name, std::int64_t n);
-  // With its bias, if any. All matrices are quantised or none, as the first that is asked for, the embedding.
+  // With its bias, if any. The first that is asked for is the embedding.
   Matrix matrix(const std::string& name, std::int64_t n, std::int64_t k);
   // Only rows of it are read: f32, bf16 or w8, whatever the others are.
   Matrix table(const std::string& name, std::int64_t n, std::int64_t k);
@@ -47,6 +52,7 @@ class WeightResolver {
 
   const char* place_;
   const NamedWeights& weights_;
+  const Products products_;
   std::set<std::string> used_;
   bool is_quantized_ = false;
   bool has_matrix_ = false;

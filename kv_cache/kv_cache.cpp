@@ -269,6 +269,8 @@ PagedKvView KvCache::layer(std::int32_t layer) const {
 
 PageStorage& KvCache::storage() { return *impl_->storage; }
 
+const PageStorage& KvCache::storage() const { return *impl_->storage; }
+
 bool KvCache::has_room(Span<const std::int32_t> n_now, Span<const std::int32_t> n_then, std::int32_t max_step) const {
   const char* place = "KvCache.has_room";
   check_arg(n_now.size == n_then.size, place, "n_now and n_then must be equally many, got ", n_now.size, " and ",

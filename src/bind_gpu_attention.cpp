@@ -23,9 +23,6 @@ namespace llm_decoder {
 namespace gpu {
 namespace {
 
-// The smallest blocks leave room for so many on a multiprocessor.
-constexpr int kBlocksPerSm = 2;
-
 PagedTensor pages_of(const Tensor& tensor) {
   return {tensor.data, tensor.strides.at(0), tensor.strides.at(1), tensor.strides.at(2), tensor.size(0)};
 }

@@ -1,13 +1,13 @@
-// _core.KvCache: the verbs of kv_cache.h on NumPy arrays. The GIL is kept: each verb takes microseconds, and it is what
-// keeps two threads of a careless program out of one cache.
+// KvCache: the verbs of kv_cache.h on NumPy arrays, the same wherever pages lie. The GIL is kept: each verb takes
+// microseconds, and it is what keeps two threads of a careless program out of one cache.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <memory>
 #include <string>
 #include <string_view>
 
 #include "array_view.h"
+#include "kv_cache_binding.h"
 #include "llm_decoder/kv_cache.h"
 
 namespace py = pybind11;
@@ -18,7 +18,9 @@ namespace {
 Dtype parse_kv_dtype(const std::string& name) {
   if (name == "f32") return Dtype::f32;
   if (name == "bf16") return Dtype::bf16;
-  check_arg(name == "s8", "KvCache", "dtype must be 'f32', 'bf16' or 's8', got '", name, "'");
+  if (name == "f16") return Dtype::f16;
+  if (name == "fp8") return Dtype::fp8;
+  check_arg(name == "s8", "KvCache", "dtype must be 'f32', 'bf16', 'f16', 'fp8' or 's8', got '", name, "'");
   return Dtype::s8;
 }
 
@@ -32,33 +34,6 @@ std::vector<std::int32_t> per_group(const py::object& value) {
 std::vector<std::int32_t> for_each_group(const py::object& value, std::size_t n_groups) {
   if (!py::isinstance<py::int_>(value)) return value.cast<std::vector<std::int32_t>>();
   return std::vector<std::int32_t>(n_groups, value.cast<std::int32_t>());
-}
-
-std::unique_ptr<KvCache> make_cache(const py::object& n_pages, std::int32_t page_size, const py::object& layers,
-                                    std::int32_t n_kv_heads, std::int32_t head_dim, const std::string& dtype,
-                                    const py::object& window, const py::object& n_tier_slots, std::uint64_t hash_mask) {
-  KvCacheConfig config;
-  const std::vector<std::int32_t> pages_of = per_group(n_pages), window_of = per_group(window);
-  check_arg(pages_of.size() == window_of.size(), "KvCache",
-            "n_pages and window must have an entry for each group, got ", pages_of.size(), " and ", window_of.size());
-  const std::vector<std::int32_t> slots_of = for_each_group(n_tier_slots, pages_of.size());
-  check_arg(pages_of.size() == slots_of.size(), "KvCache",
-            "n_pages and n_tier_slots must have an entry for each group, got ", pages_of.size(), " and ",
-            slots_of.size());
-  for (std::size_t i = 0; i < pages_of.size(); ++i) config.groups.push_back({pages_of[i], window_of[i], slots_of[i]});
-  if (py::isinstance<py::int_>(layers)) {
-    const auto n_layers = layers.cast<std::int32_t>();
-    check_arg(0 <= n_layers && n_layers <= 4096, "KvCache", "n_layers must be in [0, 4096], got ", n_layers);
-    config.layer_groups.assign(static_cast<std::size_t>(n_layers), 0);
-  } else {
-    config.layer_groups = layers.cast<std::vector<std::int32_t>>();
-  }
-  config.page_size = page_size;
-  config.n_kv_heads = n_kv_heads;
-  config.head_dim = head_dim;
-  config.dtype = parse_kv_dtype(dtype);
-  config.hash_mask = hash_mask;
-  return std::make_unique<KvCache>(config);
 }
 
 py::tuple admit(KvCache& cache, const py::array& tokens, const py::bytes& salt) {
@@ -162,23 +137,38 @@ py::dict pages(const KvCache& cache) {
 
 }  // namespace
 
-void register_kv_cache(py::module_& m) {
-  py::class_<KvCache>(m, "KvCache",
-                      "The paged KV cache: pages, page tables, prefix index. One thread owns a cache.\n\n"
-                      "Pages hold page_size tokens (a multiple of 16) of every layer of a group, the layers with one "
-                      "window. n_pages and window (in tokens, 0: everything is seen): an int for a single group, or "
-                      "a list with one for each.\nlayers: how many, or a list with the group of each; 0 keeps the "
-                      "books without any storage. dtype: 'f32', 'bf16' or 's8'. n_tier_slots: pages that a second "
-                      "tier in host memory has room for, of each group; 0: there is none. hash_mask: which bits of the "
-                      "prefix hash count, for tests.\n"
-                      "Raises ValueError for impossible sizes and MemoryError when the system refuses the memory.")
-      .def(py::init(&make_cache), py::arg("n_pages"), py::arg("page_size"), py::arg("layers"), py::arg("n_kv_heads"),
-           py::arg("head_dim"), py::arg("dtype") = "f32", py::arg("window") = 0, py::arg("n_tier_slots") = 0,
-           py::arg("hash_mask") = ~std::uint64_t{0})
-      .def("admit", &admit, py::arg("tokens"), py::arg("salt") = py::bytes(),
-           "A new sequence that will hold tokens (int32 [n]). Takes hold of the longest prefix under the same salt "
-           "that\n"
-           "is cached or in the tier. Returns (seq_id, n_cached): n_cached is a multiple of page_size, at most n - 1.")
+KvCacheConfig read_kv_cache_config(const py::object& n_pages, std::int32_t page_size, const py::object& layers,
+                                   std::int32_t n_kv_heads, std::int32_t head_dim, const std::string& dtype,
+                                   const py::object& window, const py::object& n_tier_slots, std::uint64_t hash_mask) {
+  KvCacheConfig config;
+  const std::vector<std::int32_t> pages_of = per_group(n_pages), window_of = per_group(window);
+  check_arg(pages_of.size() == window_of.size(), "KvCache",
+            "n_pages and window must have an entry for each group, got ", pages_of.size(), " and ", window_of.size());
+  const std::vector<std::int32_t> slots_of = for_each_group(n_tier_slots, pages_of.size());
+  check_arg(pages_of.size() == slots_of.size(), "KvCache",
+            "n_pages and n_tier_slots must have an entry for each group, got ", pages_of.size(), " and ",
+            slots_of.size());
+  for (std::size_t i = 0; i < pages_of.size(); ++i) config.groups.push_back({pages_of[i], window_of[i], slots_of[i]});
+  if (py::isinstance<py::int_>(layers)) {
+    const auto n_layers = layers.cast<std::int32_t>();
+    check_arg(0 <= n_layers && n_layers <= 4096, "KvCache", "n_layers must be in [0, 4096], got ", n_layers);
+    config.layer_groups.assign(static_cast<std::size_t>(n_layers), 0);
+  } else {
+    config.layer_groups = layers.cast<std::vector<std::int32_t>>();
+  }
+  config.page_size = page_size;
+  config.n_kv_heads = n_kv_heads;
+  config.head_dim = head_dim;
+  config.dtype = parse_kv_dtype(dtype);
+  config.hash_mask = hash_mask;
+  return config;
+}
+
+void add_kv_cache_verbs(py::class_<KvCache>& cls) {
+  cls.def("admit", &admit, py::arg("tokens"), py::arg("salt") = py::bytes(),
+          "A new sequence that will hold tokens (int32 [n]). Takes hold of the longest prefix under the same salt "
+          "that\n"
+          "is cached or in the tier. Returns (seq_id, n_cached): n_cached is a multiple of page_size, at most n - 1.")
       .def("reserve", &reserve, py::arg("seq_ids"), py::arg("counts"),
            "Makes room for counts[i] (int32 [n]) more tokens of each sequence (seq_ids: int64 [n]), and loads what it\n"
            "has in the tier, for all or for none. Returns False, with nothing changed, when pages run short.\n"

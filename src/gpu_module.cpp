@@ -27,6 +27,7 @@ void register_gpu_moe(py::module_& m);
 void register_gpu_rows(py::module_& m);
 void register_gpu_products(py::module_& m);
 void register_gpu_sampling(py::module_& m);
+void register_cuda_decoder(py::module_& m);
 
 namespace {
 
@@ -92,4 +93,5 @@ PYBIND11_MODULE(GPU_MODULE, m) {
   register_gpu_rows(m);
   register_gpu_products(m);
   register_gpu_sampling(m);
+  register_cuda_decoder(m);
 }

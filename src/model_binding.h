@@ -46,6 +46,28 @@ class ConfigReader {
   std::string names_;
 };
 
+// Throws std::invalid_argument for a dict that has not exactly the fields of ModelConfig.
+inline ModelConfig read_model_config(const char* place, const pybind11::dict& config) {
+  ConfigReader reader(place, config);
+  ModelConfig read;
+  reader.read("n_layers", &read.n_layers);
+  reader.read("hidden_size", &read.hidden_size);
+  reader.read("n_heads", &read.n_heads);
+  reader.read("n_kv_heads", &read.n_kv_heads);
+  reader.read("head_dim", &read.head_dim);
+  reader.read("intermediate_size", &read.intermediate_size);
+  reader.read("vocab_size", &read.vocab_size);
+  reader.read("max_model_len", &read.max_model_len);
+  reader.read("norm_eps", &read.norm_eps);
+  reader.read("attention_scale", &read.attention_scale);
+  reader.read("qk_norm", &read.qk_norm);
+  reader.read("windows", &read.windows);
+  reader.read("rope_inv_freq", &read.rope_inv_freq);
+  reader.read("rope_attention_factor", &read.rope_attention_factor);
+  reader.check_all_read();
+  return read;
+}
+
 // The arrays that a model borrows.
 class BorrowedWeights {
  public:

@@ -79,3 +79,27 @@ def is_token_of(token: int, row: np.ndarray, p: dict[str, Any]) -> bool:
 def ragged(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
     return offsets, np.array([i for x in lists for i in x], np.int32)
+
+
+def params_of(draws: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The arrays of _core.sample for draws by name."""
+
+    def each(name: str, off: float, dtype: Any) -> np.ndarray:
+        return np.array([p.get(name, off) for p in draws], dtype)
+
+    params = {
+        "temperature": each("temperature", 0, np.float32),
+        "top_k": each("top_k", 0, np.int32),
+        "top_p": each("top_p", 1, np.float32),
+        "min_p": each("min_p", 0, np.float32),
+        "repetition_penalty": each("repetition_penalty", 1, np.float32),
+        "presence_penalty": each("presence_penalty", 0, np.float32),
+        "frequency_penalty": each("frequency_penalty", 0, np.float32),
+        "seed": each("seed", 0, np.uint64),
+        "position": each("position", 0, np.int64),
+    }
+    for name, ids in (("prompt", "tokens"), ("output", "tokens"), ("banned", "ids"), ("allowed", "ids")):
+        params[f"{name}_offsets"], params[f"{name}_{ids}"] = ragged([list(p.get(name, [])) for p in draws])
+    params["bias_offsets"], params["bias_ids"] = ragged([list(p.get("bias", {})) for p in draws])
+    params["bias_values"] = np.array([v for p in draws for v in p.get("bias", {}).values()], np.float32)
+    return params

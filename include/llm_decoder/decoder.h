@@ -10,11 +10,14 @@
 
 namespace llm_decoder {
 
-// A weight as the core keeps it; memory is borrowed and must outlive the decoder (it may be a mapped file).
+// A weight as a decoder keeps it; memory is borrowed. That of the CPU's must outlive the decoder (it may be a mapped
+// file), that of a GPU's is copied to the device.
 struct WeightView {
-  enum class Layout : std::uint8_t { vector, f32, bf16, w8, w4 } layout = Layout::vector;
-  std::int64_t n = 0, k = 0;      // [n] for a vector, [n, k] for a packed matrix
-  const void* data = nullptr;     // float32 [n], or a packed matrix as in cpu_kernels.h
+  enum class Layout : std::uint8_t { vector, f32, bf16, w8, w4, half } layout = Layout::vector;
+  std::int64_t n = 0, k = 0;  // [n] for a vector, [n, k] for a packed matrix
+  // float32 [n], or a matrix packed for who multiplies: vector, f32, bf16, w8, w4 as in cpu_kernels.h, or half (16-bit
+  // floats), w8, w4 as in attention/pack_gpu_weights.h
+  const void* data = nullptr;
   const float* scales = nullptr;  // [n] for w8 and w4
 };
 

@@ -158,6 +158,7 @@ class KvCache {
   const std::vector<std::int32_t>& page_table(std::int64_t seq_id, std::int32_t group = 0) const;
   PagedKvView layer(std::int32_t layer) const;  // of pages in host memory; std::logic_error where they lie elsewhere
   PageStorage& storage();
+  const PageStorage& storage() const;
 
   // Whether pages are left, free or evictable, for sequences that grow from n_now[i] to n_then[i] tokens, each in steps
   // of at most max_step tokens, when none of them shares a page past n_now[i]. An estimate on the safe side.

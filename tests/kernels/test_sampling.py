@@ -6,34 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sampling_reference import candidates, edited, is_token_of, ragged, reference_token
+from sampling_reference import candidates, edited, is_token_of, params_of, reference_token
 
 from llm_decoder import _core
 from llm_decoder.reference import log_softmax
 
 VOCAB_SIZES = [1, 3, 31, 127, 8193, 151936]
-
-
-def params_of(draws: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    def each(name: str, off: float, dtype: Any) -> np.ndarray:
-        return np.array([p.get(name, off) for p in draws], dtype)
-
-    params = {
-        "temperature": each("temperature", 0, np.float32),
-        "top_k": each("top_k", 0, np.int32),
-        "top_p": each("top_p", 1, np.float32),
-        "min_p": each("min_p", 0, np.float32),
-        "repetition_penalty": each("repetition_penalty", 1, np.float32),
-        "presence_penalty": each("presence_penalty", 0, np.float32),
-        "frequency_penalty": each("frequency_penalty", 0, np.float32),
-        "seed": each("seed", 0, np.uint64),
-        "position": each("position", 0, np.int64),
-    }
-    for name, ids in (("prompt", "tokens"), ("output", "tokens"), ("banned", "ids"), ("allowed", "ids")):
-        params[f"{name}_offsets"], params[f"{name}_{ids}"] = ragged([list(p.get(name, [])) for p in draws])
-    params["bias_offsets"], params["bias_ids"] = ragged([list(p.get("bias", {})) for p in draws])
-    params["bias_values"] = np.array([v for p in draws for v in p.get("bias", {}).values()], np.float32)
-    return params
 
 
 def sample(logits: np.ndarray, draws: list[dict[str, Any]], rows: list[int] | None = None, n_top: int = 0) -> Any:

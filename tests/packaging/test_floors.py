@@ -15,9 +15,9 @@ MAY_INCLUDE = {
     "kv_cache": {"include"},
     "attention_cpu": {"include"},
     "attention": {"include"},
-    "decoder": {"include"},
+    "decoder": {"include", "attention"},
     "src": {"include", "attention", "decoder"},
-}  # own folder aside; kernels, cache and decoder meet through include/ only
+}  # own folder aside; the CPU's kernels, the cache and the decoders meet through include/ only
 
 
 def imported_modules(path: Path) -> set[str]:
