@@ -1,8 +1,8 @@
 // What a machine has besides kernels: memory, copies, streams and what is known of a device. Two implementations of the
 // same declarations: device_memory_cuda.cpp, and device_memory_host.cpp, where the host plays the device: its memory is
-// host memory, filled with NaN when new, and what is queued has happened when the call returns.
+// host memory, filled with NaN when new, and its streams are those of host_stream.h.
 //
-// Throws std::runtime_error with the runtime's own words where a device or its driver refuses.
+// Throws as throw_cuda_error does where a device or its driver refuses.
 #pragma once
 
 #include <cstddef>
@@ -79,9 +79,38 @@ class OwnedStream {
 // Returns when all that was queued on the stream is done.
 void synchronize(Stream stream);
 
+// A place in a stream's queue. Made when it is first recorded, on the device that the thread uses then.
+class OwnedEvent {
+ public:
+  OwnedEvent() = default;
+  ~OwnedEvent();
+  OwnedEvent(OwnedEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  OwnedEvent& operator=(OwnedEvent&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+
+  void record(Stream stream);
+  // Returns when what the stream had queued at the last record is done; at once where there was none. Throws what went
+  // wrong on the device until then, with `place`.
+  void wait(const char* place) const;
+
+ private:
+  Event event_ = nullptr;
+};
+
 // Queues a copy between any two of device, pinned and other host memory. The host goes on at once where both ends are
 // device or pinned memory; these must not change until the copy is done.
 void copy_memory(void* to, const void* from, std::int64_t n_bytes, Stream stream);
+
+// An array of at least n elements, which hold anything if it had to grow; what the stream has queued is over then.
+template <class T>
+void grow(DeviceArray<T>& array, std::int64_t n, Stream stream) {
+  if (array.size() >= n) return;
+  synchronize(stream);
+  array = {};  // before there are two
+  array = DeviceArray<T>(n);
+}
 
 struct MemoryInfo {
   std::int64_t free_bytes = 0, total_bytes = 0;
@@ -96,11 +125,24 @@ struct DeviceProperties {
   bool has_warpgroups = false;               // and the kernels that want them were compiled for it
 };
 
+// Versions of CUDA, 1000 * major + 10 * minor: the newest that the driver runs, 0 where none is loaded; that of the
+// runtime in this build. The host machine has neither.
+struct CudaVersions {
+  int driver = 0, runtime = 0;
+};
+CudaVersions cuda_versions();
+
 int n_devices();
 DeviceProperties device_properties(int device);
 // Memory, streams and launches of this thread are that device's from now on.
 void use_device(int device);
 int current_device();
+
+#if defined(LLM_DECODER_HOST_MACHINE)
+// From now on copies, and waiting for a stream, fail as those of a device whose runtime answers with this cudaError_t;
+// 0 = no longer.
+void set_host_fault(int code);
+#endif
 
 }  // namespace gpu
 }  // namespace llm_decoder

@@ -17,7 +17,7 @@ void* allocate_memory(MemoryKind kind, std::int64_t n_bytes) {
   const cudaError_t error =
       kind == MemoryKind::device ? cudaMalloc(&memory, size) : cudaHostAlloc(&memory, size, cudaHostAllocDefault);
   if (error == cudaErrorMemoryAllocation) {
-    (void)cudaGetLastError();  // said here, not by the next call
+    (void)cudaGetLastError();  // said here, not by the next launch
     if (kind == MemoryKind::pinned) {
       throw OutOfMemory(concat("[allocate_memory] needs ", n_bytes,
                                " bytes of pinned host memory, more than the system gives; ask for fewer pages in host "
@@ -41,6 +41,19 @@ OwnedStream::~OwnedStream() { (void)cudaStreamDestroy(stream_); }
 
 void synchronize(Stream stream) { check_cuda(cudaStreamSynchronize(stream), "synchronize"); }
 
+OwnedEvent::~OwnedEvent() {
+  if (event_ != nullptr) (void)cudaEventDestroy(event_);
+}
+
+void OwnedEvent::record(Stream stream) {
+  if (event_ == nullptr) check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "OwnedEvent");
+  check_cuda(cudaEventRecord(event_, stream), "OwnedEvent");
+}
+
+void OwnedEvent::wait(const char* place) const {
+  if (event_ != nullptr) check_cuda(cudaEventSynchronize(event_), place);
+}
+
 void copy_memory(void* to, const void* from, std::int64_t n_bytes, Stream stream) {
   check_cuda(cudaMemcpyAsync(to, from, static_cast<std::size_t>(n_bytes), cudaMemcpyDefault, stream), "copy_memory");
 }
@@ -49,6 +62,13 @@ MemoryInfo memory_info() {
   std::size_t free_bytes = 0, total_bytes = 0;
   check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "memory_info");
   return {static_cast<std::int64_t>(free_bytes), static_cast<std::int64_t>(total_bytes)};
+}
+
+CudaVersions cuda_versions() {
+  CudaVersions versions;
+  check_cuda(cudaDriverGetVersion(&versions.driver), "cuda_versions");
+  check_cuda(cudaRuntimeGetVersion(&versions.runtime), "cuda_versions");
+  return versions;
 }
 
 int n_devices() {

@@ -38,6 +38,7 @@
 //   load_coherent(pointer)             what other blocks wrote before an atomic that this thread has seen
 //   atomic_add(pointer, x) fence()     global memory
 //   exp2 log2 reciprocal rsqrt tanh erf fma
+//   log(x)                             of a double, within its rounding
 //   round_to_int(x)                    to the nearest, ties to even; 0 for NaN
 //
 // What devices with warpgroups have besides is in machine_hopper.h.

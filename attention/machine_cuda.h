@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "cuda_errors.h"
 #include "elements.h"
 #include "llm_decoder/errors.h"
 #include "machine_types.h"
@@ -17,12 +18,13 @@ namespace llm_decoder {
 namespace gpu {
 
 using Stream = cudaStream_t;
+using Event = cudaEvent_t;
 
-// Throws std::runtime_error with the runtime's own words.
+// Throws as throw_cuda_error does, with the runtime's own words.
 inline void check_cuda(cudaError_t error, const char* place) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(concat("[", place, "] ", cudaGetErrorName(error), ": ", cudaGetErrorString(error)));
-  }
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // said here, not by the next launch
+  throw_cuda_error(place, error, cudaGetErrorName(error), cudaGetErrorString(error));
 }
 
 // Shared memory that a kernel may have without asking for more.
@@ -271,6 +273,7 @@ GPU_FUNCTION float exp2(float x) {
   return y;
 }
 GPU_FUNCTION float log2(float x) { return __log2f(x); }
+GPU_FUNCTION double log(double x) { return ::log(x); }
 GPU_FUNCTION float reciprocal(float x) { return __frcp_rn(x); }
 GPU_FUNCTION float rsqrt(float x) { return ::rsqrtf(x); }
 GPU_FUNCTION float tanh(float x) { return ::tanhf(x); }

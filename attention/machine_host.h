@@ -7,6 +7,7 @@
 
 #include "elements.h"
 #include "host_block.h"
+#include "host_stream.h"
 #include "llm_decoder/errors.h"
 #include "machine_types.h"
 
@@ -17,14 +18,20 @@
 namespace llm_decoder {
 namespace gpu {
 
-// Work runs at once; a stream orders nothing that is not in order already.
-struct HostStream {};
 using Stream = HostStream*;
+// What its stream had queued when it was recorded.
+struct HostEvent {
+  HostStream* stream = nullptr;
+  std::uint64_t n_queued = 0;
+};
+using Event = HostEvent*;
 
 template <auto kernel, class Args>
-void launch(Stream, const LaunchShape& shape, const Args& args) {
+void launch(Stream stream, const LaunchShape& shape, const Args& args) {
   static_assert(std::is_trivially_copyable_v<Args>, "a kernel's arguments are copied to the device as bytes");
-  run_grid(shape, host_order(), [](const void* argument) { kernel(*static_cast<const Args*>(argument)); }, &args);
+  queue(stream, [shape, args] {
+    run_grid(shape, host_order(), [](const void* argument) { kernel(*static_cast<const Args*>(argument)); }, &args);
+  });
 }
 
 inline int thread_index() { return HostBlock::current().thread(); }
@@ -398,6 +405,7 @@ inline void fence() {}
 
 inline float exp2(float x) { return std::exp2(x); }
 inline float log2(float x) { return std::log2(x); }
+inline double log(double x) { return std::log(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
 inline float tanh(float x) { return std::tanh(x); }

@@ -35,7 +35,7 @@ GPU_FUNCTION StateSum sum_states(int n_states, float sink, const LseOf& lse_of) 
 struct MergeStatesArgs {
   const float* states = nullptr;                // [n_states, n_heads, head_dim]
   const float* state_lse = nullptr;             // [n_states, n_heads], base 2
-  const int* tokens = nullptr;                  // [n_tokens] that have states
+  const int* tokens = nullptr;                  // [n_tokens] that have states, or kNoToken
   const int* state_begin = nullptr;             // [n_all_tokens]
   const int* n_states = nullptr;                // [n_all_tokens]
   const PrefixStates* prefix_states = nullptr;  // [n_all_tokens] or null
@@ -55,6 +55,7 @@ GPU_KERNEL merge_states_kernel(const MergeStatesArgs args) {
   const int pair = block_index().x * (n_threads() / kWarpSize) + warp_index();
   if (pair >= args.n_tokens * args.n_heads) return;
   const int token = args.tokens[pair / args.n_heads], head = pair % args.n_heads;
+  if (token == kNoToken) return;
   const std::int64_t first = args.state_begin[token];
   const int n_states = args.n_states[token];
   const bool is_slanted = args.prefix_states != nullptr && args.alibi_slopes != nullptr;

@@ -68,6 +68,20 @@ Eight<T> eight_of(const T* rows, std::int64_t row_stride, std::int64_t n, std::i
 
 std::uint8_t biased(std::int8_t q) { return static_cast<std::uint8_t>(q + 128); }
 
+// w8 and f8: byte_of(q) is what stands for a weight.
+template <class T, class ByteOf>
+void pack_bytes(const char* place, GpuWeightFormat format, const T* q, std::int64_t row_stride, std::int64_t n,
+                std::int64_t k, std::uint8_t* out, const ByteOf& byte_of) {
+  const auto load = [&](const Brick& brick, int tile, int i, int lane, std::uint8_t* to) {
+    const std::int64_t input = input_of(format, brick, lane) + i * kEight;
+    for (int half = 0; half < 2; ++half) {
+      const auto eight = eight_of(q, row_stride, n, k, output_of(brick, tile, lane, half), input, T{0});
+      for (const T value : eight.values) *to++ = byte_of(value);
+    }
+  };
+  fill_bricks(place, format, n, k, out, load, kNothing);
+}
+
 // Eight values of four bits: the even ones in the low half of a word, the odd ones in the high half.
 std::uint32_t nibbles_of(const Eight<std::uint8_t>& q) {
   std::uint32_t word = 0;
@@ -88,15 +102,15 @@ void pack_gpu_half(const std::uint16_t* w, std::int64_t row_stride, std::int64_t
 }
 
 void pack_gpu_w8(const std::int8_t* q, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::uint8_t* out) {
-  constexpr GpuWeightFormat kFormat = GpuWeightFormat::w8;
-  const auto load = [&](const Brick& brick, int tile, int i, int lane, std::uint8_t* to) {
-    const std::int64_t input = input_of(kFormat, brick, lane) + i * kEight;
-    for (int half = 0; half < 2; ++half) {
-      const auto eight = eight_of(q, row_stride, n, k, output_of(brick, tile, lane, half), input, std::int8_t{0});
-      for (const std::int8_t value : eight.values) *to++ = biased(value);
-    }
-  };
-  fill_bricks("pack_gpu_w8", kFormat, n, k, out, load, kNothing);
+  pack_bytes("pack_gpu_w8", GpuWeightFormat::w8, q, row_stride, n, k, out, biased);
+}
+
+void pack_gpu_f8(const std::uint8_t* q, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::uint8_t* out) {
+  constexpr char kPlace[] = "pack_gpu_f8";
+  pack_bytes(kPlace, GpuWeightFormat::f8, q, row_stride, n, k, out, [&](std::uint8_t bits) {
+    check_arg((bits & 0x7f) != 0x7f, kPlace, "weights must be finite, got a NaN");
+    return bits;
+  });
 }
 
 void pack_gpu_w4(const std::uint8_t* q, std::int64_t row_stride, const std::uint8_t* group_scale,

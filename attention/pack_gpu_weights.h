@@ -4,6 +4,7 @@
 // Bricks lie in the order of [n / 64][k / (4 run)], each in memory at once:
 //   half  run 16: uint16 [4 of 16 outputs][2 of 8 inputs][2 of 8 outputs][32 lanes][8]
 //   w8    run 32: uint8 [4 of 16 outputs][4 of 8 inputs][32 lanes][2 of 8 outputs][8], q + 128
+//   f8    as w8, fp8 (e4m3) as they are
 //   w4    run 32: words [4 of 16 outputs][2 of 16 inputs][32 lanes][2 of 8 outputs][2 of 8 inputs], then a word
 //         [32 lanes][4 of 16 outputs] of {group_scale, group_min + 128} of lane / 4 and of lane / 4 + 8. Of 8 inputs in
 //         a word, the even ones lie in the low half and the odd ones in the high half, four bits each, in order. A run
@@ -19,7 +20,7 @@
 namespace llm_decoder {
 namespace gpu {
 
-enum class GpuWeightFormat : std::uint8_t { half, w8, w4 };
+enum class GpuWeightFormat : std::uint8_t { half, w8, w4, f8 };
 
 constexpr int kBrickOutputs = 64;
 constexpr int kBrickTiles = kBrickOutputs / 16;
@@ -39,6 +40,7 @@ constexpr BrickShape brick_shape(GpuWeightFormat format) {
     case GpuWeightFormat::half:
       return {16, 4, 0};
     case GpuWeightFormat::w8:
+    case GpuWeightFormat::f8:
       return {32, 4, 0};
     case GpuWeightFormat::w4:
       return {32, 2, kTileLoadBytes};
@@ -63,6 +65,8 @@ constexpr std::int64_t packed_gpu_bytes(GpuWeightFormat format, std::int64_t n, 
 void pack_gpu_half(const std::uint16_t* w, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::uint8_t* out);
 // Symmetric int8, +-127.
 void pack_gpu_w8(const std::int8_t* q, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::uint8_t* out);
+// Bits of Fp8. Throws std::invalid_argument for a NaN too.
+void pack_gpu_f8(const std::uint8_t* q, std::int64_t row_stride, std::int64_t n, std::int64_t k, std::uint8_t* out);
 // q in 0..15 [n, k], group_scale and group_min [n, ceil(k / 32)]: group_scale * q + group_min is the weight, an int8
 // within +-127, group_scale at most 16.
 void pack_gpu_w4(const std::uint8_t* q, std::int64_t row_stride, const std::uint8_t* group_scale,

@@ -27,10 +27,10 @@ struct KvScale {
 // token * group + head; an item takes rows [row_begin, row_begin + n_rows) of those that begin with token_begin.
 struct PagedAttentionItem {
   int token_begin = 0;
-  int row_begin = 0, n_rows = 0;
-  int sequence = 0;        // row of the block table, or kNoSequence
-  int first_position = 0;  // of token_begin
-  int position_step = 1;   // 0: all tokens are at the same position
+  int row_begin = 0, n_rows = 0;  // none: the item does nothing
+  int sequence = 0;               // row of the block table, or kNoSequence
+  int first_position = 0;         // of token_begin
+  int position_step = 1;          // 0: all tokens are at the same position
   int key_begin = 0, key_end = 0;
   int split = 0;  // which of its tokens' states this item writes, where they have states
 };
@@ -44,6 +44,7 @@ struct PrefixStates {
 constexpr int kNoSequence = -1;  // rows that pad the batch: they see nothing, not even a sink
 constexpr int kUnbounded = 1 << 30;
 constexpr int kNoState = -1;
+constexpr int kNoToken = -1;
 
 struct PagedAttentionArgs {
   const void* q = nullptr;  // [n_tokens, n_heads, head_dim]

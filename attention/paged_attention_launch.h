@@ -29,7 +29,7 @@ struct PagedAttentionLaunch {
   int n_narrow = 0, n_wide = 0;
   int wide_rows = kWideRows;  // of the plan
   AttentionPath path = AttentionPath::chosen;
-  const int* merged_tokens = nullptr;
+  const int* merged_tokens = nullptr;  // kNoToken: none
   const int* n_states = nullptr;
   int n_merged_tokens = 0;
   const PrefixStates* prefix_states = nullptr;  // null where no prefix is shared

@@ -100,14 +100,18 @@ int n_splits(const Run& run, int split) {
   return (run.key_end - 1) / split - run.key_begin / split + 1;
 }
 
-bool is_narrow(const Run& run, int group) { return run.n_tokens * group <= kNarrowRows; }
+bool is_narrow(const Run& run, const PlanRequest& r) {
+  const bool is_prefix = run.sequence != kNoSequence && run.position_step == 0;
+  const int narrow_rows = is_prefix ? r.narrow_prefix_rows : kNarrowRows;
+  return !r.all_wide && run.n_tokens * (r.n_heads / r.n_kv_heads) <= narrow_rows;
+}
 
 // A block of more rows than kWideRows fills the place of several: splits do not depend on which kernel runs.
 std::int64_t n_blocks_of(const std::vector<Run>& runs, const PlanRequest& r, int split) {
   const int group = r.n_heads / r.n_kv_heads;
   std::int64_t n = 0;
   for (const Run& run : runs) {
-    const int block_rows = is_narrow(run, group) ? kNarrowRows : kWideRows;
+    const int block_rows = is_narrow(run, r) ? kNarrowRows : kWideRows;
     n += ceil_div(std::int64_t{run.n_tokens} * group, block_rows) * n_splits(run, split);
   }
   return n * r.n_kv_heads;
@@ -204,9 +208,8 @@ PagedAttentionPlan plan_paged_attention(const PlanRequest& request) {
       n = 0;
     }
   }
-  const int group = request.n_heads / request.n_kv_heads;
   for (const Run& run : runs) {
-    if (is_narrow(run, group)) {
+    if (is_narrow(run, request)) {
       add_items(run, request, split, kNarrowRows, plan.narrow);
     } else {
       add_items(run, request, split, request.wide_rows, plan.wide);

@@ -32,7 +32,12 @@ struct PlanRequest {
   int wide_rows = kWideRows;  // of an item for many rows, a multiple of kWideRows
   int fixed_split =
       0;  // keys of a split whatever the batch, so that a sequence's result does not depend on it; 0: chosen
+  // Items for many rows also where there are few: a token's result does not depend on how many of its sequence come
+  // with it, if the split is fixed.
+  bool all_wide = false;
   Span<const SharedPrefix> prefixes;
+  // So many rows over a prefix go to blocks for few rows, several of them where they are more than one takes.
+  int narrow_prefix_rows = kNarrowRows;
 };
 
 struct PagedAttentionPlan {

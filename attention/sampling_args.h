@@ -10,8 +10,6 @@ namespace gpu {
 constexpr int kNotFinite = -1;    // the row holds NaN or +inf, or nothing above -inf
 constexpr int kNoTokenLeft = -2;  // the row is sound, but the draw's own edits leave nothing to choose
 
-constexpr int kMaxBest = 256;  // tokens that may be asked for beside the drawn one
-
 // A run of token ids for each draw, ids[offsets[draw] .. offsets[draw + 1]); null offsets: none for any.
 struct TokenLists {
   const std::int64_t* offsets = nullptr;
@@ -98,10 +96,12 @@ struct SamplingArgs {
   BinTable* bins = nullptr;           // [n_draws]
   std::int32_t* gathered = nullptr;   // [n_draws, vocab_size], tokens of a bin together
   // Results.
-  std::int32_t* tokens = nullptr;         // [n_draws]
-  const std::int32_t* targets = nullptr;  // [n_draws], given tokens in the place of drawn ones
-  float* logprobs = nullptr;              // [n_draws] of the raw logits; NaN without a token
-  std::int32_t* ranks = nullptr;          // [n_draws] or null, 1 + how many raw logits are larger; 0 without a token
+  int n_tokens = 1;                       // of a draw
+  std::int32_t* tokens = nullptr;         // [n_draws, n_tokens]
+  const std::int32_t* targets = nullptr;  // [n_draws, n_tokens], given tokens in the place of drawn ones
+  float* logprobs = nullptr;              // [n_draws, n_tokens] of the raw logits; NaN without a token
+  // [n_draws, n_tokens] or null, 1 + how many raw logits are larger; 0 without a token
+  std::int32_t* ranks = nullptr;
 };
 
 }  // namespace gpu

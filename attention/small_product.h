@@ -11,10 +11,10 @@
 //
 // The rows of w are the 16-row side of the product, the rows of a its 8 columns, so that one row of a costs no more
 // than eight. pack_gpu_weights.h has the weights in the order in which lanes want them as operands: nothing of them
-// goes through shared memory. Integers become Bf16 or Fp16 in registers: w8 costs a permute and an fma for two weights,
-// w4 two ands, two fmas and half a shift for four; at 4.8 TB/s a multiprocessor gets 21 bytes a cycle: 21 (w8) and 49
-// (w4) of the 128 instructions that its lanes begin in a cycle. Above 32 rows, 16 of w4, the tensor cores have more to
-// do than memory.
+// goes through shared memory. Integers and fp8 become Bf16 or Fp16 in registers: w8 costs a permute and an fma for two
+// weights, f8 a shift and two logical ones besides, w4 two ands, two fmas and half a shift for four; at 4.8 TB/s a
+// multiprocessor gets 21 bytes a cycle: 21 (w8), 53 (f8) and 49 (w4) of the 128 instructions that its lanes begin in a
+// cycle. Above 32 rows, 16 of w4, the tensor cores have more to do than memory.
 //
 // Four warps side by side have the outputs of a brick each, and two such teams the bricks along k in turn. Their sums
 // meet in shared memory in the order of the teams, and those of the blocks that share k in the order of the splits, by
@@ -69,10 +69,11 @@ struct HalfWeights {
   }
 };
 
-template <class T>
-struct W8Weights {
-  static constexpr GpuWeightFormat kFormat = GpuWeightFormat::w8;
-  static constexpr float kUnit = kWidenedUnit;
+// w8 or f8
+template <class T, GpuWeightFormat format>
+struct ByteWeights {
+  static constexpr GpuWeightFormat kFormat = format;
+  static constexpr float kUnit = format == GpuWeightFormat::w8 ? kWidenedUnit : 1.0f;
   static constexpr bool kHasGroups = false;
   static constexpr int kLoads = brick_shape(kFormat).tile_loads;
   struct Group {};
@@ -82,9 +83,13 @@ struct W8Weights {
     GPU_UNROLL
     for (int half = 0; half < 2; ++half) {
       const std::uint32_t word = loads[pair].values[2 * half + step];
-      w[half] = widen_biased<T>(word, 0, 1);
-      w[2 + half] = widen_biased<T>(word, 2, 3);
+      w[half] = widen_pair(word, 0, 1);
+      w[2 + half] = widen_pair(word, 2, 3);
     }
+  }
+
+  static GPU_FUNCTION std::uint32_t widen_pair(std::uint32_t word, int i, int j) {
+    return format == GpuWeightFormat::w8 ? widen_biased<T>(word, i, j) : widen_finite_fp8<T>(word, i, j);
   }
 };
 

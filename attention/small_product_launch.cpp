@@ -42,7 +42,9 @@ void run_format(const SmallProductLaunch& l, Stream stream) {
     case GpuWeightFormat::half:
       return run_rows<T, HalfWeights<T>>(l, stream);
     case GpuWeightFormat::w8:
-      return run_rows<T, W8Weights<T>>(l, stream);
+      return run_rows<T, ByteWeights<T, GpuWeightFormat::w8>>(l, stream);
+    case GpuWeightFormat::f8:
+      return run_rows<T, ByteWeights<T, GpuWeightFormat::f8>>(l, stream);
     case GpuWeightFormat::w4:
       return run_rows<T, W4Weights<T>>(l, stream);
   }

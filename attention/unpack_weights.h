@@ -4,11 +4,12 @@
 // Bytes bound it. A thread has a chunk of eight inputs of an output, which lies together in every format. Of a range of
 // rows a warp has all chunks of a brick for an output and for the one 8 after it, whose bytes are neighbours: it reads
 // whole sectors and writes whole lines. Rows by id are read where they lie, 32 bytes or more of each of a brick's loads
-// that have something of them, of w8 and w4 the half of that.
+// that have something of them, of w8, f8 and w4 the half of that.
 #pragma once
 
 #include "pack_gpu_weights.h"
 #include "row_array.h"
+#include "widen_bytes.h"
 
 namespace llm_decoder {
 namespace gpu {
@@ -48,6 +49,14 @@ GPU_FUNCTION void load_weights(const UnpackWeightsArgs& args, std::int64_t row, 
     GPU_UNROLL
     for (int i = 0; i < kEight; ++i) {
       x[i] = static_cast<float>(static_cast<int>(words.values[i / 4] >> (8 * (i % 4)) & 0xffu) - 128);
+    }
+  } else if constexpr (format == GpuWeightFormat::f8) {
+    const auto words = load_vec<2>(of_lane + in_run * kLoadWords + half * 2);
+    GPU_UNROLL
+    for (int i = 0; i < kEight; i += 2) {  // of Bf16 whatever H is: it has every value, and is half a float32
+      const Vec<float, 2> pair = unpack<Bf16>(widen_finite_fp8<Bf16>(words.values[i / 4], i % 4, i % 4 + 1));
+      x[i] = pair.values[0];
+      x[i + 1] = pair.values[1];
     }
   } else {
     const std::uint32_t q = load_vec<1>(of_lane + in_run / 2 * kLoadWords + half * 2 + in_run % 2).values[0];

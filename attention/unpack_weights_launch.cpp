@@ -56,6 +56,8 @@ void unpack_weights(const UnpackWeightsLaunch& l, Stream stream) {
         return run<H, GpuWeightFormat::w8>(l, stream);
       case GpuWeightFormat::w4:
         return run<H, GpuWeightFormat::w4>(l, stream);
+      case GpuWeightFormat::f8:
+        return run<H, GpuWeightFormat::f8>(l, stream);
     }
   });
 }

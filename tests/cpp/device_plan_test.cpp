@@ -112,6 +112,57 @@ TEST(a_token_behind_a_shared_prefix_knows_how_far) {
   }
 }
 
+// ---- room ------------------------------------------------------------------------------------------------------
+
+TEST(what_a_plan_leaves_of_its_room_does_nothing) {
+  const std::vector<int> lens = {2000, 90}, cu = {0, 1, 2};
+  const PagedAttentionPlan made = plan_paged_attention(request_of(lens, cu));
+  PlanRoom room = room_of(made);
+  CHECK(room.holds(made));
+  CHECK_EQ(room.n_merged_tokens, 1);
+  room.n_tokens = 5;
+  room.n_narrow += 3;
+  room.n_merged_tokens = 4;
+  room.n_states = 40;
+  StagedArrays arrays;
+  StagedPlan plan;
+  arrays.begin();
+  plan.stage(made, room, arrays);
+  arrays.upload(nullptr);
+  PagedAttentionLaunch launch;
+  launch.args.n_heads = 8;
+  launch.args.head_dim = kHeadDim;
+  const DeviceArray<float> states(room.n_state_floats(8, kHeadDim));
+  plan.fill(arrays, states.data(), launch);
+  CHECK(same(launch.narrow, made.narrow));
+  CHECK_EQ(launch.n_narrow, static_cast<int>(made.narrow.size()) + 3);
+  for (int i = launch.n_narrow - 3; i < launch.n_narrow; ++i) CHECK_EQ(launch.narrow[i].n_rows, 0);
+  CHECK_EQ(launch.n_merged_tokens, 4);
+  CHECK_EQ(launch.merged_tokens[0], 0);
+  for (int i = 1; i < 4; ++i) CHECK_EQ(launch.merged_tokens[i], kNoToken);
+  for (int i = 2; i < 5; ++i) CHECK_EQ(launch.args.state_begin[i], kNoState);
+  CHECK_EQ(launch.args.state_lse - launch.args.states, std::ptrdiff_t{40} * 8 * kHeadDim);
+  CHECK(launch.args.state_lse + 40 * 8 == states.data() + states.size());
+}
+
+TEST(a_plan_that_needs_more_than_its_room_is_refused) {
+  const std::vector<int> lens = {2000, 90}, cu = {0, 1, 2};
+  const PagedAttentionPlan made = plan_paged_attention(request_of(lens, cu));
+  StagedArrays arrays;
+  StagedPlan plan;
+  arrays.begin();
+  const auto refuses = [&](void (*take)(PlanRoom&)) {
+    PlanRoom room = room_of(made);
+    take(room);
+    CHECK(!room.holds(made));
+    CHECK_THROWS(std::logic_error, "does not fit its room", plan.stage(made, room, arrays));
+  };
+  refuses([](PlanRoom& room) { --room.n_tokens; });
+  refuses([](PlanRoom& room) { --room.n_narrow; });
+  refuses([](PlanRoom& room) { --room.n_merged_tokens; });
+  refuses([](PlanRoom& room) { --room.n_states; });
+}
+
 TEST(a_plan_for_no_tokens_is_empty) {
   DevicePlan plan;
   const std::vector<int> lens = {5}, cu = {0, 0};

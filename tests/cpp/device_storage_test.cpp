@@ -101,6 +101,7 @@ TEST(a_copy_takes_all_layers_of_its_group_and_no_other) {
   with_written_pages([](DevicePages& pages, Dtype dtype) {
     pages.copy_page(0, 1, 4);
     pages.copy_page(0, 4, 0);  // after the first
+    pages.queue_moves();
     for (const int layer : {0, 2}) {
       CHECK(holds(pages, dtype, layer, 4, 1));
       CHECK(holds(pages, dtype, layer, 0, 1));
@@ -117,11 +118,13 @@ TEST(a_page_comes_back_from_the_second_tier_as_it_was) {
       pages.store(0, slot, slot);
       pages.store(1, slot + 1, slot);
     }
+    pages.queue_moves();
     for (const int layer : {0, 1, 2}) {
       for (int page = 0; page < kPages; ++page) write(pages, dtype, layer, page, 7);
     }
     pages.load(0, 2, 4);
     pages.load(1, 0, 3);
+    pages.queue_moves();
     for (const int layer : {0, 2}) {
       CHECK(holds(pages, dtype, layer, 4, 2));
       CHECK(holds(pages, dtype, layer, 3, 7));

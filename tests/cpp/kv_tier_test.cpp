@@ -201,6 +201,22 @@ TEST(a_page_computed_again_takes_the_place_of_its_slot) {
   CHECK_EQ(decoder.cache.stats().n_loaded, 0);
 }
 
+TEST(a_sequence_that_computes_again_takes_no_slots_and_frees_them_as_it_goes) {
+  TextDecoder decoder(with_tier(4, 4));
+  const Ints prompt = prompt_of(0, 3);
+  decoder.release(decoder.run(prompt));
+  push_out(decoder, 4);
+  decoder.release(decoder.run(prompt_of(0, 1)));  // its first page is in the pool again
+  CHECK_EQ(decoder.cache.stats().n_loaded, 1);
+  const std::int64_t id = decoder.admit(prompt, "", /*with_tier=*/false);
+  CHECK_EQ(decoder.cache.length(id), kPage);
+  CHECK_EQ(decoder.cache.n_tier_tokens(id), 0);
+  CHECK_EQ(decoder.cache.stats().n_tier_used, 2);
+  CHECK(decoder.finish(id, prompt));
+  CHECK_EQ(decoder.cache.stats().n_loaded, 1);
+  CHECK_EQ(decoder.cache.stats().n_tier_used, 0);
+}
+
 TEST(a_pinned_prefix_stays_in_the_tier_and_in_the_page_it_comes_back_to) {
   TextDecoder decoder(with_tier(3, 2));
   KvCache& cache = decoder.cache;
@@ -384,7 +400,7 @@ class RandomWalk {
   // A request begins, and computes its prompt at once or later.
   void serve() {
     const Ints prompt = text();
-    const std::int64_t id = decoder.admit(prompt, salt());
+    const std::int64_t id = decoder.admit(prompt, salt(), below(3) > 0);
     if (below(4) > 0) decoder.finish(id, prompt);
   }
   // Some of the sequences go on, each by a few tokens or by pages.

@@ -12,10 +12,12 @@ namespace rig {
 using namespace llm_decoder;
 using namespace llm_decoder::gpu;
 
-constexpr GpuWeightFormat kFormats[] = {GpuWeightFormat::half, GpuWeightFormat::w8, GpuWeightFormat::w4};
+constexpr GpuWeightFormat kFormats[] = {GpuWeightFormat::half, GpuWeightFormat::w8, GpuWeightFormat::w4,
+                                        GpuWeightFormat::f8};
 
 inline const char* name_of(GpuWeightFormat format) {
-  return format == GpuWeightFormat::half ? "half" : format == GpuWeightFormat::w8 ? "w8" : "w4";
+  constexpr const char* kNames[] = {"half", "w8", "w4", "f8"};
+  return kNames[static_cast<int>(format)];
 }
 
 template <class T>
@@ -35,6 +37,7 @@ struct PackedWeights {
     if (format == GpuWeightFormat::half) make_half(random);
     if (format == GpuWeightFormat::w8) make_w8(random);
     if (format == GpuWeightFormat::w4) make_w4(random);
+    if (format == GpuWeightFormat::f8) make_f8(random);
   }
 
   int n, k;
@@ -66,6 +69,19 @@ struct PackedWeights {
       }
     }
     pack_gpu_w8(q.data(), stride, n, k, packed.data());
+  }
+
+  void make_f8(std::mt19937_64& random) {
+    const int stride = k + 1;
+    std::vector<std::uint8_t> q(at(n * stride), 0x7f);
+    for (int row = 0; row < n; ++row) {
+      for (int i = 0; i < k; ++i) {
+        const auto bits = static_cast<std::uint8_t>(random() % 127 | (random() & 0x80));
+        q[at(row * stride + i)] = bits;
+        values[at(row * k + i)] = to_float(Fp8{bits});
+      }
+    }
+    pack_gpu_f8(q.data(), stride, n, k, packed.data());
   }
 
   void make_w4(std::mt19937_64& random) {

@@ -536,13 +536,15 @@ TEST(targets_have_their_log_probabilities_ranks_and_best_alternatives) {
   }
 }
 
-TEST(the_largest_number_of_best_tokens_is_in_order_among_ties) {
+TEST(any_number_of_best_tokens_is_in_order_among_ties) {
   const int vocab_size = 4400;
   std::vector<float> x = random_logits(index(vocab_size), 12, 1.0f);
   for (float& v : x) v = std::round(v * 4) / 4;
   x[17] = -0.0f;
   x[16] = 0.0f;
-  check_run(Logits(x, vocab_size), {Params{}}, "256 best", 256);
+  for (const int n_best : {256, 257, 4400}) {
+    check_run(Logits(x, vocab_size), {Params{}}, concat(n_best, " best"), n_best);
+  }
   check_run(Logits({0.5f, -0.0f, 0.0f, -1.0f}, 4), {Params{}}, "signed zeros", 4);
 }
 

@@ -258,6 +258,10 @@ TEST(what_no_kernel_takes_is_refused) {
   expect("need partials and n_arrived", [](SmallProductLaunch& l) { l.args.partials = nullptr; });
   CHECK_THROWS(std::invalid_argument, "must be positive", plan_small_product(GpuWeightFormat::w8, 64, 0, 132));
   CHECK_THROWS(std::invalid_argument, "[pack_gpu_w8] n and k must be positive", pack_gpu_w8(nullptr, 0, 0, 8, nullptr));
+  const std::vector<std::uint8_t> with_nan(8, 0xff);
+  std::vector<std::uint8_t> packed(static_cast<std::size_t>(packed_gpu_bytes(GpuWeightFormat::f8, 1, 8)));
+  CHECK_THROWS(std::invalid_argument, "[pack_gpu_f8] weights must be finite, got a NaN",
+               pack_gpu_f8(with_nan.data(), 8, 1, 8, packed.data()));
   SmallProductLaunch nothing = right;
   nothing.args.m = 0;
   small_product(nothing, nullptr);

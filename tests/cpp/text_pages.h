@@ -61,8 +61,8 @@ class TextDecoder {
         n_groups_(static_cast<std::int32_t>(config.groups.size())) {}
 
   // A new sequence that will hold `tokens`, and holds those of them that were found.
-  std::int64_t admit(const Ints& tokens, const std::string& salt = "") {
-    const KvCache::Admission admission = cache.admit(tokens, salt);
+  std::int64_t admit(const Ints& tokens, const std::string& salt = "", bool with_tier = true) {
+    const KvCache::Admission admission = cache.admit(tokens, salt, with_tier);
     Text& text = texts_.emplace(admission.seq_id, Text(salt)).first->second;
     for (std::int32_t i = 0; i < admission.n_cached; ++i) text.add(tokens[static_cast<std::size_t>(i)]);
     check();

@@ -29,6 +29,9 @@ double weight_as_drawn(const PackedWeights<T>& w, GpuWeightFormat format, int ro
   if (format == GpuWeightFormat::w8) {
     return brick[(((tile * 4 + in_run / 8) * 32 + lane) * 2 + half) * 8 + in_run % 8] - 128;
   }
+  if (format == GpuWeightFormat::f8) {
+    return to_float(Fp8{brick[(((tile * 4 + in_run / 8) * 32 + lane) * 2 + half) * 8 + in_run % 8]});
+  }
   std::uint32_t word;
   std::memcpy(&word, brick + 4 * ((((tile * 2 + in_run / 16) * 32 + lane) * 2 + half) * 2 + in_run % 16 / 8), 4);
   const int q = static_cast<int>(word >> (in_run % 2 * 16 + in_run % 8 / 2 * 4) & 15u);

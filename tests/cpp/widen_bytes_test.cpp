@@ -31,13 +31,24 @@ constexpr int place(int pair, int i) {
   return places[pair][i];
 }
 
+struct FiniteFp8 {};
+
+template <class T, class Kv>
+GPU_FUNCTION std::uint32_t widen_pair(std::uint32_t word, int i, int j) {
+  if constexpr (std::is_same_v<Kv, FiniteFp8>) {
+    return widen_finite_fp8<T>(word, i, j);
+  } else {
+    return widen<T, Kv>(word, i, j);
+  }
+}
+
 template <class T, class Kv>
 GPU_KERNEL widen_all(const Words args) {
   for (int rotation = 0; rotation < 8; ++rotation) {
     std::uint32_t word = 0;
     for (int i = 0; i < 4; ++i) word |= static_cast<std::uint32_t>(lane() * 8 + (rotation + i) % 8) << (8 * i);
     for (int p = 0; p < 4; ++p) {
-      args.out[(lane() * 8 + rotation) * 4 + p] = widen<T, Kv>(word, place(p, 0), place(p, 1));
+      args.out[(lane() * 8 + rotation) * 4 + p] = widen_pair<T, Kv>(word, place(p, 0), place(p, 1));
     }
   }
 }
@@ -79,6 +90,11 @@ TEST(every_int8_is_exact_in_both_types) {
 TEST(every_fp8_is_exact_in_both_types) {
   check_widened<Bf16, Fp8>(fp8_or_nan);
   check_widened<Fp16, Fp8>(fp8_or_nan);
+}
+
+TEST(every_finite_fp8_is_exact_in_both_types_by_integers_alone) {
+  check_widened<Bf16, FiniteFp8>(fp8_value);
+  check_widened<Fp16, FiniteFp8>(fp8_value);
 }
 
 template <class T>

@@ -98,3 +98,6 @@ def test_a_wheel_with_it_is_small_enough_to_be_published(cuda: ModuleType, cuda_
     assert [name for name in names if re.fullmatch(r"llm_decoder/_cuda\.[^/]*so", name)]
     assert not [name for name in names if re.search("_cuda_host|_study", name)]
     assert wheel.stat().st_size < LARGEST_WHEEL_BYTES
+    major = (cuda_build / "cuda_version.txt").read_text().partition(".")[0]
+    assert wheel.name.split("-")[2] == f"1cuda{major}"
+    assert cuda.cuda_versions()[1] // 1000 == int(major)

@@ -27,7 +27,8 @@ def encode(values: Array, dtype: str) -> Array:
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
     finite = _FP8_VALUES[:127]
     above = np.clip(np.searchsorted(finite, np.abs(floats)), 1, 126)
-    is_lower = np.abs(floats) - finite[above - 1] < finite[above] - np.abs(floats)
+    to_lower, to_upper = np.abs(floats) - finite[above - 1], finite[above] - np.abs(floats)
+    is_lower = np.where(to_lower == to_upper, above % 2 == 1, to_lower < to_upper)  # ties to even
     return (np.where(is_lower, above - 1, above) | np.where(np.signbit(floats), 0x80, 0)).astype(np.uint8)
 
 

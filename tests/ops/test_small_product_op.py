@@ -17,7 +17,7 @@ from llm_decoder.ops.products import MAX_ROWS
 
 COVER = cover(
     {
-        "format": ("half", "w8", "w4", "int8"),
+        "format": ("half", "w8", "w4", "f8", "int8"),
         "dtype": ("bfloat16", "float16"),
         "m": (1, 3, 8, 17, 64),
         "n": (1, 33, 256, 300),
@@ -29,15 +29,22 @@ COVER = cover(
     seed=6,
 )
 # The largest error of a weight, of the largest of its row: half a step of 127, or of a group's 15.
-STEP = {"half": 0.0, "w8": 0.5 / 127, "w4": 0.6 / 7.5, "int8": 0.0}
+STEP = {"half": 0.0, "w8": 0.5 / 127, "w4": 0.6 / 7.5, "f8": 0.0, "int8": 0.0}
 
 
 def weights_of(n: int, k: int, dtype: str) -> np.ndarray:
     return encode(np.random.default_rng(n * k).normal(size=(n, k)) * 0.3, dtype)
 
 
+def as_fp8(weights: np.ndarray) -> np.ndarray:
+    scale = (np.abs(weights).max(axis=1, keepdims=True) / 448).astype(np.float32)
+    return decode(encode(weights.astype(np.float32) / scale, "fp8"), "fp8") * scale
+
+
 @pytest.mark.parametrize("case", COVER, ids=lambda case: "-".join(str(level) for level in case.values()))
 def test_rows_meet_packed_weights(case: dict[str, Any], any_machine: str) -> None:
+    if any_machine == "cpu" and case["format"] == "f8":
+        pytest.skip("the CPU has no products of fp8")
     dtype, m, n, k = case["dtype"], case["m"], case["n"], case["k"]
     random = np.random.default_rng(7)
     a = encode(random.normal(size=(m, k)), dtype)
@@ -53,7 +60,7 @@ def test_rows_meet_packed_weights(case: dict[str, Any], any_machine: str) -> Non
         packed = ops.pack_weights(w, "w8", **options)
     else:
         w = weights_of(n, k, dtype)
-        want_weights = decode(w, dtype)
+        want_weights = as_fp8(decode(w, dtype)) if case["format"] == "f8" else decode(w, dtype)
         packed = ops.pack_weights(w, case["format"], dtype=dtype)
     bias = random.normal(size=n).astype(np.float32) if case["has_bias"] else None
     out = np.full((m, n), np.nan, np.float32) if case["out_is_float"] else None
@@ -71,12 +78,15 @@ def test_rows_meet_packed_weights(case: dict[str, Any], any_machine: str) -> Non
         sigma = sigma + 0.5 / 127 * np.abs(rows).max(axis=1)[:, None] * np.linalg.norm(want_weights, axis=1)
     size = np.abs(rows) @ np.abs(want_weights).T + 1
     rounding = ROUNDING[of] * np.abs(want) + (2 * ROUNDING[dtype] if case["format"] == "int8" else 1e-5) * size
-    assert (error <= 5 * sigma + rounding + (ROUNDING[dtype] * size if case["format"] in ("w8", "w4") else 0)).all()
+    assert (
+        error <= 5 * sigma + rounding + (ROUNDING[dtype] * size if case["format"] in ("w8", "w4", "f8") else 0)
+    ).all()
 
 
-@pytest.mark.usefixtures("any_machine")
-@pytest.mark.parametrize("format", ["half", "w8", "w4"])
-def test_a_row_does_not_depend_on_the_others_nor_on_earlier_calls(format: str) -> None:
+@pytest.mark.parametrize("format", ["half", "w8", "w4", "f8"])
+def test_a_row_does_not_depend_on_the_others_nor_on_earlier_calls(format: str, any_machine: str) -> None:
+    if any_machine == "cpu" and format == "f8":
+        pytest.skip("the CPU has no products of fp8")
     packed = ops.pack_weights(weights_of(300, 512, "bfloat16"), format, dtype="bfloat16")
     a = encode(np.random.default_rng(0).normal(size=(17, 512)), "bfloat16")
     together = ops.small_product(a, packed, dtype="bfloat16")
@@ -158,8 +168,8 @@ W = np.ones((8, 64), np.float32)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": W, "format": W}, "format must be one of half, w8, w4, got array"),
-        ({"weights": W, "format": "w5"}, "format must be one of half, w8, w4, got 'w5'"),
+        ({"weights": W, "format": W}, "format must be one of half, w8, w4, f8, got array"),
+        ({"weights": W, "format": "w5"}, "format must be one of half, w8, w4, f8, got 'w5'"),
         ({"weights": W[0], "format": "w8"}, r"weights must have shape \[N, K\]"),
         ({"weights": W[:0], "format": "w8"}, r"weights must have at least one row and one column, got \[0, 64\]"),
         ({"weights": W.astype(np.float64), "format": "w8"}, "weights must be float32 or bfloat16 or float16 or int8"),
@@ -179,6 +189,7 @@ W = np.ones((8, 64), np.float32)
             "scale must be finite and not negative",
         ),
         ({"weights": W * np.nan, "format": "w4"}, "weights that are to be quantised must be finite"),
+        ({"weights": W, "format": "f8"}, "no kernel of the CPU multiplies weights of f8; supported are"),
         ({"weights": W, "format": "w8", "device": "tpu"}, "device must be cpu, cuda or cuda:N, got 'tpu'"),
     ],
 )

@@ -25,8 +25,7 @@ from llm_decoder.ops.tensors import Tensor, device_of, make_like, view_floats, v
 Array = npt.NDArray[Any]
 Lists = tuple[Any, Any]
 
-MAX_BEST = 256  # of a GPU
-MAX_VOCAB_SIZE = 1 << 19
+MAX_VOCAB_SIZE = 1 << 19  # of a GPU
 NOT_FINITE = -1
 NO_TOKEN_LEFT = -2
 
@@ -198,9 +197,8 @@ def best_of_beams(
     if n_choices >= 1 << 31:
         raise checks.refuse(place, f"n_beams * V must be below 2^31, got {n_choices}")
     count = checks.check_count(place, "n", min(2 * group, n_choices) if n is None else n, 1)
-    most = n_choices if call.kernels is None else min(MAX_BEST, n_choices)
-    if count > most:
-        raise checks.refuse(place, f"n must be at most {most}, got {count}")
+    if count > n_choices:
+        raise checks.refuse(place, f"n must be at most {n_choices}, got {count}")
     before = call.read("scores", scores, "float32", n_rows)
     if before.device == "cpu" and not (before.array() < np.inf).all():
         raise checks.refuse(place, "scores must be below infinity and no NaN; -inf leaves a beam out")
@@ -277,9 +275,8 @@ class _Logits:
     def make_results(self, n: int, n_best: int, *, has_tokens: bool) -> _Results:
         count = checks.check_count(self.place, "n_best", n_best)
         n_vocab = self.tensor.shape[1]
-        most = n_vocab if self.kernels is None else min(MAX_BEST, n_vocab)
-        if count > most:
-            raise checks.refuse(self.place, f"n_best must be at most {most}, got {count}")
+        if count > n_vocab:
+            raise checks.refuse(self.place, f"n_best must be at most {n_vocab}, got {count}")
         kinds = [("int32", (n,)), ("float32", (n,)), ("int32", (n,)), ("int32", (n, count)), ("float32", (n, count))]
         values = [
             None if i == 0 and not has_tokens else make_like(self.place, self.tensor, shape, kind)
