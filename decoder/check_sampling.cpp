@@ -90,4 +90,10 @@ void check_n_top(const char* place, std::int32_t n_top, std::int32_t vocab_size)
   check_arg(n_top >= 0 && n_top <= vocab_size, place, "n_top must be in [0, ", vocab_size, "], got ", n_top);
 }
 
+void check_continuations(std::int32_t n, std::int32_t n_top, std::int32_t vocab_size) {
+  constexpr char kHere[] = "continuations";
+  check_n_top(kHere, n_top, vocab_size);
+  check_arg(n >= 1 && n <= vocab_size, kHere, "n must be in [1, ", vocab_size, "], got ", n);
+}
+
 }  // namespace llm_decoder

@@ -1,15 +1,18 @@
 #include "cuda_decoder.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
+#include <string>
 #include <utility>
 
 #include "append_kv_launch.h"
 #include "check_config.h"
+#include "cuda_errors.h"
 #include "device_guard.h"
 #include "embed_launch.h"
+#include "feed_tokens_launch.h"
 #include "gated_launch.h"
-#include "llm_decoder/cpu_kernels.h"
 #include "llm_decoder/errors.h"
 #include "norm_launch.h"
 #include "paged_attention_launch.h"
@@ -63,11 +66,17 @@ std::unique_ptr<GpuProducts> products_for(const CudaOptions& options, Stream str
   return std::make_unique<GpuProducts>(options.dtype, make_gemm(options.gemm_libraries), stream, products);
 }
 
-template <class T>
-void grow(DeviceArray<T>& array, std::int64_t n) {
-  if (array.size() >= n) return;
-  array = {};  // before there are two
-  array = DeviceArray<T>(n);
+bool graphs_are_switched_off() {
+  constexpr char kVariable[] = "LLM_DECODER_CUDA_GRAPHS";
+  const char* const value = std::getenv(kVariable);
+  if (value == nullptr || *value == '\0' || std::string(value) == "1") return false;
+  check_arg(std::string(value) == "0", kPlace, kVariable, " must be 0 or 1, got ", value);
+  return true;
+}
+
+CudaOptions with_environment(CudaOptions options) {
+  if (graphs_are_switched_off()) options.graphs = false;
+  return options;
 }
 
 RowTensor read_rows(const OutRowTensor& rows) { return {rows.data, rows.dtype, rows.stride}; }
@@ -76,10 +85,10 @@ RowTensor read_rows(const OutRowTensor& rows) { return {rows.data, rows.dtype, r
 
 CUDADecoder::CUDADecoder(const ModelConfig& config, const CudaOptions& options)
     : config_(checked(config)),
-      options_(checked(options)),
+      options_(with_environment(checked(options))),
       stream_(stream_on(options.device)),
       products_(products_for(options, stream_->get())),
-      step_(cut_for(options)) {}
+      cut_(cut_for(options)) {}
 
 CUDADecoder::~CUDADecoder() {
   try {
@@ -112,12 +121,15 @@ void CUDADecoder::finalize(std::int32_t max_tokens_per_step) {
 }
 
 std::int64_t CUDADecoder::Scratch::n_bytes() const {
-  return residual.n_bytes() + wide.n_bytes() + operand.n_bytes() + result.n_bytes() + kept_residual.n_bytes() +
-         logits.n_bytes() + hidden.n_bytes();
+  return residual.n_bytes() + wide.n_bytes() + operand.n_bytes() + result.n_bytes();
 }
 
 std::int64_t CUDADecoder::workspace_bytes() const {
-  return scratch_.n_bytes() + products_->scratch_bytes() + sampler_.n_bytes();
+  std::int64_t n_bytes = scratch_.n_bytes() + graph_logits_.n_bytes() + more_logits_.n_bytes() + step_.n_bytes() +
+                         graphs_.step.n_bytes() + products_->scratch_bytes() + sampler_.n_bytes() +
+                         continuations_.n_bytes();
+  for (const auto& [size, of_size] : graphs_.by_size) n_bytes += of_size.graph.n_bytes();
+  return n_bytes;
 }
 
 void CUDADecoder::spent(StepPart part) {
@@ -133,36 +145,149 @@ std::int32_t CUDADecoder::step(const KvCache& cache, const StepBatch& batch) {
   if (profile_ != nullptr) {
     profile_->begin_step(static_cast<std::int32_t>(batch.tokens.size), static_cast<std::int32_t>(batch.seq_ids.size));
   }
-  const auto* pages = dynamic_cast<const DevicePages*>(&cache.storage());
-  check_arg(pages != nullptr && pages->stream() == stream_->get(), kHere,
-            "the cache must have its pages on the device, of this decoder; make it with the decoder");
-  const Dtype kv_dtype = cache.config().dtype;
-  check_arg(kv_dtype == options_.dtype || element_bytes(kv_dtype) == 1, kHere, "pages must be ",
-            dtype_name(options_.dtype), " like the decoder's rows, fp8 or int8, got ", dtype_name(kv_dtype));
-  rows_.make(kHere, config_, cache, batch, max_tokens_);
+  const DevicePages& pages = pages_of(kHere, cache);
+  rows_.make(kHere, config_, cache, batch, max_tokens_, sampler_.n_drawn());
   n_logits_rows_ = 0;
   host_logits_.clear();
   host_hidden_.clear();
-  synchronize(stream_->get());  // before memory goes that the step before reads
-  make_room_for_logits(static_cast<std::int64_t>(rows_.logits_tokens.size()));
-  step_.update(config_, cache, rows_, stream_->get());
+  const auto n_rows = static_cast<std::int64_t>(rows_.logits_tokens.size());
+  const StepPlans plans = plan_step(config_, cut_, cache, rows_);
+  const DecodeGraph* const graph = profile_ == nullptr ? graphs_.find(pages.id(), rows_, plans) : nullptr;
+  DeviceStep& step = graph != nullptr ? graphs_.step : step_;
+  step.stage(config_, cache, rows_, plans, graph != nullptr ? &graph->room : nullptr, rope_);
+  step.upload(stream_->get());
+  feed_drawn_tokens(batch, step);
   spent(StepPart::plan);
 
-  n_rows_ = static_cast<std::int32_t>(rows_.tokens.size());
-  residual_ = scratch_.residual.data();
-  has_result_ = false;
-  products_->embed(*resolved_.embedding, step_.ids(), n_rows_, {residual_, Dtype::f32, config_.hidden_size});
-  spent(StepPart::embed);
-  for (std::int32_t i = 0; i < config_.n_layers; ++i) run_layer(i, cache, *pages);
-  if (n_rows_ > 0) compute_logits();
-  n_logits_rows_ = n_rows_;
+  running_ = &step;
+  if (graph != nullptr) {
+    logits_ = &graph_logits_;
+    graph->graph.launch(stream_->get());
+    ++n_graph_steps_;
+  } else {
+    LogitScratch& logits = n_rows <= graph_logits_.n_rows ? graph_logits_ : more_logits_;
+    reserve_logits(n_rows, logits);
+    logits_ = &logits;
+    run_layers(cache, pages);
+  }
+  n_logits_rows_ = static_cast<std::int32_t>(n_rows);
   return n_logits_rows_;
 }
 
-void CUDADecoder::make_room_for_logits(std::int64_t n_rows) {
-  grow(scratch_.kept_residual, n_rows * config_.hidden_size);
-  grow(scratch_.hidden, n_rows * config_.hidden_size);
-  grow(scratch_.logits, n_rows * logits_stride());
+const DevicePages& CUDADecoder::pages_of(const char* place, const KvCache& cache) const {
+  const auto* const pages = dynamic_cast<const DevicePages*>(&cache.storage());
+  check_arg(pages != nullptr && pages->stream() == stream_->get(), place,
+            "the cache must have its pages on the device, of this decoder; make it with the decoder");
+  const Dtype kv_dtype = cache.config().dtype;
+  check_arg(kv_dtype == options_.dtype || element_bytes(kv_dtype) == 1, place, "pages must be ",
+            dtype_name(options_.dtype), " like the decoder's rows, fp8 or int8, got ", dtype_name(kv_dtype));
+  return *pages;
+}
+
+void CUDADecoder::feed_drawn_tokens(const StepBatch& batch, const DeviceStep& step) {
+  if (std::none_of(batch.tokens.begin(), batch.tokens.end(), [](std::int32_t id) { return id < 0; })) return;
+  feed_tokens(step.ids(), sampler_.drawn(), static_cast<int>(batch.tokens.size), stream_->get());
+}
+
+std::int64_t CUDADecoder::logit_bytes(std::int64_t n_rows) const {
+  return n_rows * (logits_stride() * 4 + config_.hidden_size * std::int64_t{4 + 2});
+}
+
+void CUDADecoder::reserve_logits(std::int64_t n_rows, LogitScratch& logits) {
+  grow(logits.residual, n_rows * config_.hidden_size, stream_->get());
+  grow(logits.hidden, n_rows * config_.hidden_size, stream_->get());
+  grow(logits.logits, n_rows * logits_stride(), stream_->get());
+  logits.n_rows = std::max(logits.n_rows, n_rows);
+}
+
+// ---- graphs ----------------------------------------------------------------------------------------------------
+
+void CUDADecoder::capture(const KvCache& cache, std::int32_t max_batch, std::int64_t max_bytes) {
+  constexpr char kHere[] = "CUDADecoder.capture";
+  check_arg(max_tokens_ > 0, kHere, "needs finalize first");
+  check_arg(max_batch > 0 && max_bytes >= 0, kHere, "max_batch must be positive and max_bytes not negative, got ",
+            max_batch, " and ", max_bytes);
+  check_arg(profile_ == nullptr, kHere, "a profile waits for every part of a step; stop it first");
+  const DeviceGuard guard(options_.device);
+  const DevicePages& pages = pages_of(kHere, cache);
+  rows_.clear(cache);
+  n_logits_rows_ = 0;
+  std::string why = options_.graphs ? why_no_room(config_, cut_) : "they are switched off";
+  std::vector<std::int32_t> sizes;
+  if (why.empty()) sizes = graph_sizes(std::min(max_batch, max_tokens_));
+  for (drop_graphs(); !sizes.empty(); sizes.pop_back()) {
+    const std::string why_not_these = record_graphs(cache, pages, sizes, max_bytes);
+    if (why_not_these.empty()) break;
+    why = why_not_these;
+    drop_graphs();
+  }
+  graphs_.why_not_more = why;
+}
+
+void CUDADecoder::drop_graphs() {
+  synchronize(stream_->get());  // they may be running
+  graphs_ = {};
+  graph_logits_ = {};
+}
+
+// Says why they cannot be, or nothing.
+std::string CUDADecoder::record_graphs(const KvCache& cache, const DevicePages& pages,
+                                       const std::vector<std::int32_t>& sizes, std::int64_t max_bytes) {
+  const StepPlans nothing = plan_step(config_, cut_, cache, rows_);
+  const auto stage = [&](const StepRoom& room) { graphs_.step.stage(config_, cache, rows_, nothing, &room, rope_); };
+  // Memory of the largest first: graphs know addresses.
+  const std::int32_t largest = sizes.back();
+  stage(room_for(config_, cut_, cache.config(), largest));
+  std::int64_t n_bytes = graphs_.step.n_upload_bytes() + logit_bytes(largest);
+  if (n_bytes > max_bytes) {
+    return concat("arrays for ", largest, " sequences need ", n_bytes, " bytes, may take ", max_bytes);
+  }
+  graphs_.step.upload(stream_->get());
+  reserve_logits(largest, graph_logits_);
+  graphs_.pages_id = pages.id();
+  running_ = &graphs_.step;
+  logits_ = &graph_logits_;
+  for (const std::int32_t size : sizes) {
+    DecodeGraph of_size{room_for(config_, cut_, cache.config(), size), {}};
+    stage(of_size.room);
+    graphs_.step.upload(stream_->get());
+    run_layers(cache, pages);  // by itself first: kernels are loaded, and what is wrong with them shows
+    synchronize(stream_->get());
+    try {
+      of_size.graph = record_graph(stream_->get(), [&] { run_layers(cache, pages); });
+    } catch (const DeviceLost&) {
+      throw;
+    } catch (const std::runtime_error& error) {
+      return concat("a step of ", size, " sequences cannot be recorded: ", error.what());
+    } catch (const OutOfMemory& error) {
+      return concat("a step of ", size, " sequences cannot be recorded: ", error.what());
+    }
+    n_bytes += of_size.graph.n_bytes();
+    if (n_bytes > max_bytes) {
+      return concat("graphs up to ", size, " sequences need ", n_bytes, " bytes, may take ", max_bytes);
+    }
+    graphs_.by_size.emplace(size, std::move(of_size));
+  }
+  return {};
+}
+
+std::vector<std::int32_t> CUDADecoder::graphs() const {
+  std::vector<std::int32_t> sizes;
+  for (const auto& [size, of_size] : graphs_.by_size) sizes.push_back(size);
+  return sizes;
+}
+
+// ---- layers ----------------------------------------------------------------------------------------------------
+
+// From ids to logits, all of it queued on the stream.
+void CUDADecoder::run_layers(const KvCache& cache, const DevicePages& pages) {
+  n_rows_ = running_->n_tokens();
+  residual_ = scratch_.residual.data();
+  has_result_ = false;
+  products_->embed(*resolved_.embedding, running_->ids(), n_rows_, {residual_, Dtype::f32, config_.hidden_size});
+  spent(StepPart::embed);
+  for (std::int32_t i = 0; i < config_.n_layers; ++i) run_layer(i, cache, pages);
+  if (n_rows_ > 0) compute_logits();
 }
 
 void CUDADecoder::run_layer(std::int32_t index, const KvCache& cache, const DevicePages& pages) {
@@ -170,24 +295,21 @@ void CUDADecoder::run_layer(std::int32_t index, const KvCache& cache, const Devi
   const std::int32_t group_number = cache.config().layer_groups[static_cast<std::size_t>(index)];
   const Dtype kv_dtype = cache.config().dtype;
   const std::int32_t page_size = cache.config().page_size, hidden = config_.hidden_size;
-  const DeviceGroup group = step_.group(group_number);
   const PagedLayer kv = pages.layer(index);
 
   norm(layer.ln1, half_rows(scratch_.operand, hidden));
   spent(StepPart::rows);
   multiply(*layer.attn_qkv, scratch_.operand, scratch_.wide);
   spent(StepPart::attn_qkv);
-  store_kv(layer, kv, group, kv_dtype, page_size);
+  store_kv(layer, kv, running_->group(group_number), kv_dtype, page_size);
   spent(StepPart::store_kv);
   RowTensor q = read_rows(half_rows(scratch_.wide, layer.attn_qkv->n));
-  const bool is_last = index == config_.n_layers - 1;
-  if (is_last) {
+  if (index == config_.n_layers - 1 && !rows_.all_get_logits()) {
     keep_wanted_rows();
     if (n_rows_ == 0) return;
     q = read_rows(half_rows(scratch_.result, q_size()));
   }
-  const std::int32_t window = config_.windows[static_cast<std::size_t>(index)];
-  attend(is_last ? step_.last_plan() : step_.plan(group_number, window), q, kv, group, kv_dtype, page_size);
+  attend(index, q, kv, cache.config());
   spent(StepPart::attention);
   multiply(*layer.attn_o, scratch_.operand, scratch_.result);
   has_result_ = true;
@@ -220,8 +342,8 @@ void CUDADecoder::store_kv(const LayerWeightsOf<const GpuMatrix*>& layer, const 
   args.k_norm = layer.k_norm;
   args.norm_eps = config_.norm_eps;
   args.half = static_cast<int>(config_.rope_inv_freq.size());
-  args.cos = step_.cos();
-  args.sin = step_.sin();
+  args.cos = running_->cos();
+  args.sin = running_->sin();
   append_kv(launch, stream_->get());
 }
 
@@ -231,15 +353,17 @@ void CUDADecoder::keep_wanted_rows() {
   const std::int32_t n_wide = q_size() + 2 * kv_size(), hidden = config_.hidden_size;
   n_rows_ = static_cast<std::int32_t>(rows_.logits_tokens.size());
   gather(read_rows(half_rows(scratch_.wide, n_wide)), n_from, q_size(), half_rows(scratch_.result, q_size()));
-  gather({residual_, Dtype::f32, hidden}, n_from, hidden, {scratch_.kept_residual.data(), Dtype::f32, hidden});
-  residual_ = scratch_.kept_residual.data();
+  gather({residual_, Dtype::f32, hidden}, n_from, hidden, {logits_->residual.data(), Dtype::f32, hidden});
+  residual_ = logits_->residual.data();
 }
 
-void CUDADecoder::attend(const DevicePlan& plan, const RowTensor& q, const PagedLayer& kv, const DeviceGroup& group,
-                         Dtype kv_dtype, std::int32_t page_size) {
+void CUDADecoder::attend(std::int32_t index, const RowTensor& q, const PagedLayer& kv, const KvCacheConfig& cache) {
+  const std::int32_t window = config_.windows[static_cast<std::size_t>(index)];
+  const std::int32_t group_number = cache.layer_groups[static_cast<std::size_t>(index)];
+  const DeviceGroup group = running_->group(group_number);
   PagedAttentionLaunch launch;
   launch.q_dtype = options_.dtype;
-  launch.kv_dtype = kv_dtype;
+  launch.kv_dtype = cache.dtype;
   PagedAttentionArgs& args = launch.args;
   args.q = q.data;
   args.q_token_stride = q.stride;
@@ -252,9 +376,17 @@ void CUDADecoder::attend(const DevicePlan& plan, const RowTensor& q, const Paged
   args.v_scale = kv.v_scale;
   args.block_table = group.block_table;
   args.block_table_stride = group.block_table_stride;
-  args.page_size = page_size;
+  args.page_size = cache.page_size;
+  args.n_heads = config_.n_heads;
+  args.n_kv_heads = config_.n_kv_heads;
+  args.head_dim = config_.head_dim;
   args.scale = config_.attention_scale;
-  plan.fill(launch);
+  if (window > 0) args.window_left = window - 1;
+  if (index == config_.n_layers - 1 && !rows_.all_get_logits()) {
+    running_->fill_last(launch);
+  } else {
+    running_->fill({group_number, window}, launch);
+  }
   paged_attention(launch, stream_->get());
 }
 
@@ -277,10 +409,10 @@ void CUDADecoder::run_mlp(const LayerWeightsOf<const GpuMatrix*>& layer) {
 }
 
 void CUDADecoder::compute_logits() {
-  const OutRowTensor hidden = half_rows(scratch_.hidden, config_.hidden_size);
+  const OutRowTensor hidden = half_rows(logits_->hidden, config_.hidden_size);
   norm(resolved_.final_norm, hidden);
   spent(StepPart::rows);
-  products_->multiply(*resolved_.lm_head, read_rows(hidden), {scratch_.logits.data(), Dtype::f32, logits_stride()},
+  products_->multiply(*resolved_.lm_head, read_rows(hidden), {logits_->logits.data(), Dtype::f32, logits_stride()},
                       n_rows_);
   spent(StepPart::lm_head);
 }
@@ -312,7 +444,7 @@ void CUDADecoder::multiply(const GpuMatrix& w, const DeviceArray<std::uint16_t>&
 void CUDADecoder::gather(const RowTensor& from, std::int64_t n_from, std::int32_t n_cols, const OutRowTensor& to) {
   EmbedLaunch launch;
   launch.table = from;
-  launch.ids = step_.wanted();
+  launch.ids = running_->wanted();
   launch.out = to;
   launch.n_rows = n_rows_;
   launch.vocab_size = static_cast<int>(n_from);
@@ -321,7 +453,7 @@ void CUDADecoder::gather(const RowTensor& from, std::int64_t n_from, std::int32_
 }
 
 LogitRowsTensor CUDADecoder::device_logits() const {
-  return {{scratch_.logits.data(), Dtype::f32, logits_stride()}, n_logits_rows_, config_.vocab_size};
+  return {{logits_->logits.data(), Dtype::f32, logits_stride()}, n_logits_rows_, config_.vocab_size};
 }
 
 LogitsView CUDADecoder::logits() {
@@ -330,7 +462,7 @@ LogitsView CUDADecoder::logits() {
     const std::int64_t n_cols = config_.vocab_size;
     host_logits_.resize(static_cast<std::size_t>(n_logits_rows_ * n_cols));
     for (std::int64_t row = 0; row < n_logits_rows_; ++row) {
-      copy_memory(host_logits_.data() + row * n_cols, scratch_.logits.data() + row * logits_stride(),
+      copy_memory(host_logits_.data() + row * n_cols, logits_->logits.data() + row * logits_stride(),
                   n_cols * static_cast<std::int64_t>(sizeof(float)), stream_->get());
     }
     synchronize(stream_->get());
@@ -342,7 +474,7 @@ const float* CUDADecoder::hidden() {
   if (host_hidden_.empty() && n_logits_rows_ > 0) {
     const DeviceGuard guard(options_.device);
     std::vector<std::uint16_t> halves(static_cast<std::size_t>(n_logits_rows_ * std::int64_t{config_.hidden_size}));
-    copy_memory(halves.data(), scratch_.hidden.data(), static_cast<std::int64_t>(halves.size() * sizeof(std::uint16_t)),
+    copy_memory(halves.data(), logits_->hidden.data(), static_cast<std::int64_t>(halves.size() * sizeof(std::uint16_t)),
                 stream_->get());
     synchronize(stream_->get());
     for (const std::uint16_t bits : halves) {
@@ -352,16 +484,29 @@ const float* CUDADecoder::hidden() {
   return host_hidden_.data();
 }
 
-void CUDADecoder::sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result) {
+void CUDADecoder::begin_sample(const SamplingParams& params, std::int32_t n_top) {
   const DeviceGuard guard(options_.device);
   spent(StepPart::outside);
-  sampler_.sample(device_logits(), params, n_top, result, stream_->get());
+  sampler_.begin_sample(device_logits(), params, n_top, stream_->get());
   spent(StepPart::sample);
 }
 
+void CUDADecoder::end_sample(const SampleResult& result) {
+  const DeviceGuard guard(options_.device);
+  sampler_.end_sample(result);
+}
+
+void CUDADecoder::sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result) {
+  check_arg(sampler_.n_outstanding() == 0, "CUDADecoder.sample", "end the draws first that were begun, got ",
+            sampler_.n_outstanding());
+  begin_sample(params, n_top);
+  end_sample(result);
+}
+
 void CUDADecoder::continuations(const SamplingParams& params, const ContinuationResult& result) {
+  const DeviceGuard guard(options_.device);
   spent(StepPart::outside);
-  host_sampler_.continuations(logits(), params, select_cpu_kernels("auto"), host_pool_, result);
+  continuations_.find(device_logits(), params, result, stream_->get());
   spent(StepPart::sample);
 }
 

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "decode_graphs.h"
+#include "device_continuations.h"
 #include "device_sampler.h"
 #include "device_step.h"
 #include "device_storage.h"
@@ -15,7 +17,6 @@
 #include "llm_decoder/decoder.h"
 #include "llm_decoder/kv_cache.h"
 #include "llm_decoder/model_config.h"
-#include "llm_decoder/parallel.h"
 #include "sampler.h"
 #include "step_profile.h"
 #include "step_rows.h"
@@ -30,6 +31,9 @@ struct CudaOptions {
   // alike whatever the batch.
   bool is_deterministic = false;
   std::vector<std::string> gemm_libraries;  // as make_gemm takes them
+  // Decode steps may be repeated as graphs; the environment variable LLM_DECODER_CUDA_GRAPHS=0 says no for all
+  // decoders.
+  bool graphs = true;
 };
 
 // Verbs as those of INT8Decoder. Not thread-safe: one thread uses a decoder at a time.
@@ -47,7 +51,17 @@ class CUDADecoder {
   // fault, OutOfMemory.
   void finalize(std::int32_t max_tokens_per_step);
 
-  // cache: of DevicePages on this decoder's stream. Waits for nothing but the step before.
+  // Records decode steps over the pages of this cache as graphs, for up to max_batch sequences, the fewest first, while
+  // all that they need takes at most max_bytes of device memory. Steps of one token a sequence, each with logits, go by
+  // graph from then on, as long as their attention fits the room of the graph. Graphs that were there go.
+  void capture(const KvCache& cache, std::int32_t max_batch, std::int64_t max_bytes);
+  std::vector<std::int32_t> graphs() const;  // sequences of each
+  const std::string& why_no_more_graphs() const { return graphs_.why_not_more; }
+  std::int64_t n_graph_steps() const { return n_graph_steps_; }
+
+  // cache: of DevicePages on this decoder's stream. Returns when all is queued: what the device then finds wrong comes
+  // out of what waits for it. Token t < 0: the one that draw -1 - t of the last begin_sample gives, 0 where it gives
+  // none.
   std::int32_t step(const KvCache& cache, const StepBatch& batch);
 
   // Of the last step, on the host; valid until the next one.
@@ -55,6 +69,12 @@ class CUDADecoder {
   std::int32_t n_logits_rows() const { return n_logits_rows_; }
   const float* hidden();  // [n_rows, hidden_size], after the final norm
 
+  // Queues a draw on the logits of the last step; end_sample waits for the oldest that was not ended. At most two are
+  // begun and not ended.
+  void begin_sample(const SamplingParams& params, std::int32_t n_top);
+  void end_sample(const SampleResult& result);
+  DeviceSampler::DrawSize next_draw() const { return sampler_.next_size(); }  // what end_sample will give
+  // Both; none may be begun and not ended.
   void sample(const SamplingParams& params, std::int32_t n_top, const SampleResult& result);
   void continuations(const SamplingParams& params, const ContinuationResult& result);
   void log_probs(Span<const std::int32_t> targets, std::int32_t n_top, const SampleResult& result);
@@ -74,20 +94,31 @@ class CUDADecoder {
   struct Scratch {
     DeviceArray<float> residual;                       // [max_tokens, hidden_size]
     DeviceArray<std::uint16_t> wide, operand, result;  // [max_tokens, ...]
-    // Of the rows that get logits.
-    DeviceArray<float> kept_residual, logits;  // [n_rows, hidden_size], [n_rows, logits_stride]
-    DeviceArray<std::uint16_t> hidden;         // [n_rows, hidden_size]
 
     std::int64_t n_bytes() const;
   };
+  // Of the rows that get logits.
+  struct LogitScratch {
+    DeviceArray<float> residual, logits;  // [n_rows, hidden_size], [n_rows, logits_stride]
+    DeviceArray<std::uint16_t> hidden;    // [n_rows, hidden_size]
+    std::int64_t n_rows = 0;
 
-  void make_room_for_logits(std::int64_t n_rows);
+    std::int64_t n_bytes() const { return residual.n_bytes() + logits.n_bytes() + hidden.n_bytes(); }
+  };
+
+  const DevicePages& pages_of(const char* place, const KvCache& cache) const;
+  void feed_drawn_tokens(const StepBatch& batch, const DeviceStep& step);
+  std::int64_t logit_bytes(std::int64_t n_rows) const;
+  void reserve_logits(std::int64_t n_rows, LogitScratch& logits);
+  void drop_graphs();
+  std::string record_graphs(const KvCache& cache, const DevicePages& pages, const std::vector<std::int32_t>& sizes,
+                            std::int64_t max_bytes);
+  void run_layers(const KvCache& cache, const DevicePages& pages);
   void run_layer(std::int32_t index, const KvCache& cache, const DevicePages& pages);
   void store_kv(const LayerWeightsOf<const GpuMatrix*>& layer, const PagedLayer& kv, const DeviceGroup& group,
                 Dtype kv_dtype, std::int32_t page_size);
   void keep_wanted_rows();
-  void attend(const DevicePlan& plan, const RowTensor& q, const PagedLayer& kv, const DeviceGroup& group,
-              Dtype kv_dtype, std::int32_t page_size);
+  void attend(std::int32_t index, const RowTensor& q, const PagedLayer& kv, const KvCacheConfig& cache);
   void run_mlp(const LayerWeightsOf<const GpuMatrix*>& layer);
   void compute_logits();
 
@@ -112,9 +143,19 @@ class CUDADecoder {
   DeviceWeights weights_;
   DeviceDecoderWeights resolved_;
   Scratch scratch_;
+  // The first is what graphs write to, and stays where it is; steps of more rows write to the other.
+  LogitScratch graph_logits_, more_logits_;
+  const AttentionCut cut_;
   StepRows rows_;
+  RopeTable rope_;
   DeviceStep step_;
+  DecodeGraphs graphs_;
+  std::int64_t n_graph_steps_ = 0;
   DeviceSampler sampler_;
+  DeviceContinuations continuations_;
+  // Of the step that is being queued, and of the last one.
+  const DeviceStep* running_ = nullptr;
+  const LogitScratch* logits_ = &more_logits_;
   float* residual_ = nullptr;  // of the rows that go on
   bool has_result_ = false;    // of a product, still to be added to the residual
   std::int32_t n_rows_ = 0;    // that go on: the last layer drops those that nobody reads
@@ -124,8 +165,6 @@ class CUDADecoder {
 
   // What the host has asked for of the last step.
   std::vector<float> host_logits_, host_hidden_;
-  ThreadPool host_pool_{1};
-  Sampler host_sampler_{1};
 };
 
 }  // namespace gpu

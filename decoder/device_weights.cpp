@@ -16,12 +16,13 @@ GpuWeightFormat format_of(const std::string& name, Layout layout) {
       return GpuWeightFormat::w8;
     case Layout::w4:
       return GpuWeightFormat::w4;
+    case Layout::f8:
+      return GpuWeightFormat::f8;
     default:
       break;
   }
   check_arg(false, "CUDADecoder.set_weight", name,
-            " must be a vector, half, w8 or w4; pack_gpu_half and its like "
-            "return such matrices");
+            " must be a vector, half, w8, w4 or f8; pack_gpu_half and its like return such matrices");
   return {};
 }
 

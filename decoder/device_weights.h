@@ -20,7 +20,7 @@ using DeviceDecoderWeights = DecoderWeightsOf<const GpuMatrix*>;  // vectors are
 
 class DeviceWeights {
  public:
-  // view: on the host, half, w8 and w4 matrices packed as in pack_gpu_weights.h. Copied when it returns. Throws
+  // view: on the host, half, w8, w4 and f8 matrices packed as in pack_gpu_weights.h. Copied when it returns. Throws
   // std::invalid_argument for sizes that contradict each other, OutOfMemory.
   void set(const std::string& name, const WeightView& view, GpuProducts& products);
 

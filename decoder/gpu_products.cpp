@@ -60,7 +60,7 @@ GpuMatrix GpuProducts::load(const char* name, const GpuMatrixSource& source) {
   check_arg(source.packed.size == n_bytes, name, "packed weights of ", source.n, " x ", source.k, " must have ",
             n_bytes, " bytes, got ", source.packed.size);
   check_arg(source.scale.size == (is_half ? 0 : n), name, "scale must have ", is_half ? 0 : n,
-            " values (one a row of integers, none of 16 bits), got ", source.scale.size);
+            " values (one a row of quantised weights, none of 16 bits), got ", source.scale.size);
   check_arg(source.bias.empty() || source.bias.size == n, name, "bias must have ", n, " values or none, got ",
             source.bias.size);
 

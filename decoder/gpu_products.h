@@ -30,7 +30,7 @@ struct GpuMatrixSource {
   GpuWeightFormat format = GpuWeightFormat::half;  // half: bits of the dtype of GpuProducts
   int n = 0, k = 0;                                // k a multiple of 8
   Span<const std::uint8_t> packed;                 // packed_gpu_bytes
-  Span<const float> scale;                         // [n], of w8 and w4
+  Span<const float> scale;                         // [n], but for half
   Span<const float> bias;                          // [n], or empty
 };
 

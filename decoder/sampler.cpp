@@ -6,7 +6,6 @@
 
 #include "check_sampling.h"
 #include "draw.h"
-#include "llm_decoder/errors.h"
 #include "llm_decoder/philox.h"
 #include "logit_edits.h"
 
@@ -160,11 +159,9 @@ void Sampler::sample(const LogitsView& logits, const SamplingParams& params, std
 
 void Sampler::continuations(const LogitsView& logits, const SamplingParams& params, const CpuKernels& kernels,
                             ThreadPool& pool, const ContinuationResult& result) {
-  constexpr char kHere[] = "continuations";
   check_sampling(params, logits.n_rows, logits.vocab_size);
-  check_n_top(kHere, result.n_top, logits.vocab_size);
+  check_continuations(result.n, result.n_top, logits.vocab_size);
   const std::int32_t n = logits.vocab_size;
-  check_arg(result.n >= 1 && result.n <= n, kHere, "n must be in [1, ", n, "], got ", result.n);
   for (Scratch& scratch : scratch_) {
     scratch.reserve(n, params.allowed.ids.size);
     scratch.keys.resize(static_cast<std::size_t>(n));

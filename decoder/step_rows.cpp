@@ -50,11 +50,19 @@ void StepRows::reserve(std::int32_t max_tokens) {
   sorted_ids_.reserve(n);
 }
 
-void StepRows::make(const char* place, const ModelConfig& config, const KvCache& cache, const StepBatch& batch,
-                    std::int32_t max_tokens) {
+void StepRows::clear(const KvCache& cache) {
   tokens.clear();
   logits_tokens.clear();
   sequences.clear();
+  token_pages.assign(cache.config().groups.size(), {});
+}
+
+void StepRows::make(const char* place, const ModelConfig& config, const KvCache& cache, const StepBatch& batch,
+                    std::int32_t max_tokens, std::int32_t n_drawn) {
+  tokens.clear();
+  logits_tokens.clear();
+  sequences.clear();
+  n_drawn_ = n_drawn;
 
   check_cache(place, config, cache.config());
   check_sizes(place, batch, max_tokens);
@@ -99,8 +107,8 @@ void StepRows::add_tokens(const char* place, const ModelConfig& config, const Kv
     const std::int32_t row = sequence.token_begin + i;
     const std::int32_t id = batch.tokens[static_cast<std::size_t>(row)];
     const std::int32_t position = sequence.position_begin + i;
-    check_arg(id >= 0 && id < config.vocab_size, place, "tokens must be in [0, ", config.vocab_size, "), got ", id,
-              " at index ", row);
+    check_arg(id >= -n_drawn_ && id < config.vocab_size, place, "tokens must be in [", -n_drawn_, ", ",
+              config.vocab_size, "), got ", id, " at index ", row);
     tokens.push_back({id, position, position % page_size});
     if (i >= sequence.n_skipped()) logits_tokens.push_back(row);
   }

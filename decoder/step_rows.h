@@ -34,12 +34,17 @@ class StepRows {
   // [n_groups][n_tokens], where each token's KV goes in the pages of each group of the cache
   std::vector<std::vector<std::int32_t>> token_pages;
 
+  bool all_get_logits() const { return logits_tokens.size() == tokens.size(); }
+
   // Reserves memory for steps of up to max_tokens tokens.
   void reserve(std::int32_t max_tokens);
 
-  // Throws std::invalid_argument, saying `place`, when the batch does not fit the model, the cache or its reservations.
+  // n_drawn: ids down to -n_drawn stand for tokens that the decoder has drawn and the host has not seen. Throws
+  // std::invalid_argument, saying `place`, when the batch does not fit the model, the cache or its reservations.
   void make(const char* place, const ModelConfig& config, const KvCache& cache, const StepBatch& batch,
-            std::int32_t max_tokens);
+            std::int32_t max_tokens, std::int32_t n_drawn = 0);
+  // A step of no tokens.
+  void clear(const KvCache& cache);
 
  private:
   void check_distinct(const char* place, const StepBatch& batch);
@@ -50,6 +55,7 @@ class StepRows {
   void add_pages(const char* place, const KvCache& cache, std::int32_t group);
 
   std::vector<std::int64_t> sorted_ids_;
+  std::int32_t n_drawn_ = 0;
 };
 
 }  // namespace llm_decoder

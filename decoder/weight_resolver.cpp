@@ -23,9 +23,13 @@ const char* name_of(Layout layout) {
       return "w4";
     case Layout::half:
       return "half";
+    case Layout::f8:
+      return "f8";
   }
   return "?";
 }
+
+bool is_only_of_gpus(Layout layout) { return layout == Layout::half || layout == Layout::f8; }
 
 std::string shape_text(const WeightView& view) {
   if (view.layout == Layout::vector) return concat("vector [", view.n, "]");
@@ -63,7 +67,7 @@ Matrix WeightResolver::matrix(const std::string& name, std::int64_t n, std::int6
 
 Matrix WeightResolver::table(const std::string& name, std::int64_t n, std::int64_t k) {
   const WeightView& view = need_matrix(name, n, k);
-  check_arg(view.layout != Layout::w4 && view.layout != Layout::half, place_, name, " must be f32, bf16 or w8, got ",
+  check_arg(view.layout != Layout::w4 && !is_only_of_gpus(view.layout), place_, name, " must be f32, bf16 or w8, got ",
             shape_text(view));
   return {view.layout, static_cast<std::int32_t>(n), static_cast<std::int32_t>(k), view.data, view.scales, nullptr};
 }
@@ -90,11 +94,11 @@ const WeightView& WeightResolver::need_matrix(const std::string& name, std::int6
 
 void WeightResolver::check_kind(const std::string& name, const WeightView& view) {
   if (products_ == Products::gpu) {
-    check_arg(view.layout == Layout::half || llm_decoder::is_quantized(view.layout), place_, name,
-              " must be half, w8 or w4, got ", shape_text(view));
+    check_arg(is_only_of_gpus(view.layout) || llm_decoder::is_quantized(view.layout), place_, name,
+              " must be half, w8, w4 or f8, got ", shape_text(view));
     return;
   }
-  check_arg(view.layout != Layout::half, place_, name, " must be f32, bf16, w8 or w4, got ", shape_text(view));
+  check_arg(!is_only_of_gpus(view.layout), place_, name, " must be f32, bf16, w8 or w4, got ", shape_text(view));
   if (!has_matrix_) {
     check_arg(view.layout != Layout::w4, place_, name, " must be f32, bf16 or w8, got ", shape_text(view));
     is_quantized_ = llm_decoder::is_quantized(view.layout);

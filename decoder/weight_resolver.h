@@ -14,14 +14,14 @@ struct Matrix {
   WeightView::Layout layout = WeightView::Layout::f32;
   std::int32_t n = 0, k = 0;      // out = in . [n, k]^T
   const void* data = nullptr;     // packed
-  const float* scales = nullptr;  // [n] for w8 and w4
+  const float* scales = nullptr;  // [n] for w8, w4 and f8
   const float* bias = nullptr;    // [n] or null
 };
 
 using NamedWeights = std::map<std::string, WeightView>;
 
 // Whose kernels multiply with the matrices. The CPU's want them all quantised or none, the embedding not w4; a GPU's
-// take half, w8 and w4 beside each other.
+// take half, w8, w4 and f8 beside each other.
 enum class Products : std::uint8_t { cpu, gpu };
 
 // Throws std::invalid_argument naming a weight whose size or alignment cannot be.

@@ -54,7 +54,7 @@ KvCache::Impl::Impl(const KvCacheConfig& config_, std::unique_ptr<PageStorage> s
 }
 
 KvCache::Impl::Match KvCache::Impl::longest_match(Span<const std::int32_t> tokens, std::string_view salt,
-                                                  std::int32_t max_pages) const {
+                                                  std::int32_t max_pages, bool with_tier) const {
   std::int32_t node = index.find_root(salt);
   Match best{node, 0};
   if (node == kNone) return best;
@@ -65,7 +65,8 @@ KvCache::Impl::Match KvCache::Impl::longest_match(Span<const std::int32_t> token
     bool is_whole = true;
     for (const PageGroup& group : groups) {
       std::int32_t& n = n_present[static_cast<std::size_t>(group.number)];
-      n = group.has(node) ? n + 1 : 0;
+      const bool is_known = with_tier ? group.has(node) : group.pool.page_of(node) != kNone;
+      n = is_known ? n + 1 : 0;
       is_whole = is_whole && n >= depth - group.n_dead_at(depth * config.page_size);
     }
     if (is_whole) best = {node, depth};
@@ -119,12 +120,13 @@ KvCache::KvCache(const KvCacheConfig& config, std::unique_ptr<PageStorage> stora
 
 KvCache::~KvCache() = default;
 
-KvCache::Admission KvCache::admit(Span<const std::int32_t> tokens, std::string_view salt) {
+KvCache::Admission KvCache::admit(Span<const std::int32_t> tokens, std::string_view salt, bool with_tier) {
   Impl& self = *impl_;
   check_arg(static_cast<std::int64_t>(tokens.size) <= kMaxTokens, "KvCache.admit", "a sequence has at most ",
             kMaxTokens, " tokens, got ", tokens.size);
   const auto n_tokens = static_cast<std::int32_t>(tokens.size);
-  const Impl::Match match = self.longest_match(tokens, salt, std::max(0, n_tokens - 1) / self.config.page_size);
+  const std::int32_t max_pages = std::max(0, n_tokens - 1) / self.config.page_size;
+  const Impl::Match match = self.longest_match(tokens, salt, max_pages, with_tier);
 
   Admission admission{0, match.n_pages * self.config.page_size};
   Sequence& sequence = self.sequences.create(&admission.seq_id);
@@ -153,6 +155,7 @@ bool KvCache::reserve(Span<const std::int64_t> seq_ids, Span<const std::int32_t>
     for (PageGroup& group : self.groups) group.make_room(*self.batch[i], counts[i]);
     self.batch[i]->n_reserved = counts[i];
   }
+  self.storage->queue_moves();
   return true;
 }
 
@@ -337,6 +340,8 @@ KvCacheStats KvCache::stats() const {
   stats.n_hit_tokens = self.n_hit_tokens;
   return stats;
 }
+
+MoveTimes KvCache::load_times() const { return impl_->storage->load_times(); }
 
 std::vector<KvPageState> KvCache::pages() const {
   std::vector<KvPageState> states;

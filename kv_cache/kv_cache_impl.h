@@ -28,8 +28,10 @@ struct KvCache::Impl {
 
   Impl(const KvCacheConfig& config, std::unique_ptr<PageStorage> storage);
 
-  // The longest chain of at most max_pages full pages from which a sequence could go on.
-  Match longest_match(Span<const std::int32_t> tokens, std::string_view salt, std::int32_t max_pages) const;
+  // The longest chain of at most max_pages full pages from which a sequence could go on; without the tier, with what is
+  // in the pool alone.
+  Match longest_match(Span<const std::int32_t> tokens, std::string_view salt, std::int32_t max_pages,
+                      bool with_tier = true) const;
 
   // Reserve and commit. resolve fills `batch`, or throws having changed nothing.
   void resolve(Span<const std::int64_t> seq_ids, Span<const std::int32_t> counts, const char* place);

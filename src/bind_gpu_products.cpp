@@ -8,6 +8,7 @@
 #include "device_memory.h"
 #include "gpu_tensor.h"
 #include "pack_gpu_weights.h"
+#include "quantize_f8.h"
 #include "small_product_launch.h"
 
 namespace py = pybind11;
@@ -17,12 +18,14 @@ namespace gpu {
 namespace {
 
 GpuWeightFormat format_named(const std::string& name) {
-  const std::pair<const char*, GpuWeightFormat> choices[] = {
-      {"half", GpuWeightFormat::half}, {"w8", GpuWeightFormat::w8}, {"w4", GpuWeightFormat::w4}};
+  const std::pair<const char*, GpuWeightFormat> choices[] = {{"half", GpuWeightFormat::half},
+                                                             {"w8", GpuWeightFormat::w8},
+                                                             {"w4", GpuWeightFormat::w4},
+                                                             {"f8", GpuWeightFormat::f8}};
   for (const auto& [known, format] : choices) {
     if (name == known) return format;
   }
-  throw std::invalid_argument(concat("[small_product] format must be half, w8 or w4, got ", name));
+  throw std::invalid_argument(concat("[small_product] format must be half, w8, w4 or f8, got ", name));
 }
 
 // fn(n, k, bytes of the packed weights), into a new array.
@@ -57,6 +60,26 @@ py::array_t<std::uint8_t> py_pack_w4(const py::array& q, const py::array& group_
   return packed_array(GpuWeightFormat::w4, q, [&](std::int64_t n, std::int64_t k, std::uint8_t* out) {
     pack_gpu_w4(data, k, scales, minima, n, k, out);
   });
+}
+
+py::array_t<std::uint8_t> py_pack_f8(const py::array& q) {
+  const auto* data = read_array<std::uint8_t>(q, "pack_gpu_f8", "q", {kAny, kAny}).data;
+  return packed_array(GpuWeightFormat::f8, q,
+                      [&](std::int64_t n, std::int64_t k, std::uint8_t* out) { pack_gpu_f8(data, k, n, k, out); });
+}
+
+std::pair<py::array_t<std::uint8_t>, py::array_t<float>> py_quantize_f8_rows(const py::array& w) {
+  const auto* data = read_array<float>(w, "quantize_f8_rows", "w", {kAny, kAny}).data;
+  const py::ssize_t n = w.shape(0), k = w.shape(1);
+  py::array_t<std::uint8_t> q({n, k});
+  py::array_t<float> scale(n);
+  std::uint8_t* const to = q.mutable_data();
+  float* const scales = scale.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    quantize_f8_rows(data, k, n, k, to, scales);
+  }
+  return {q, scale};
 }
 
 // (bricks_per_split, n_splits), for a device.
@@ -107,6 +130,10 @@ void register_gpu_products(py::module_& m) {
   m.def("pack_gpu_w8", &py_pack_w8, "int8 [n, k] -> uint8 [packed]", arg("q"));
   m.def("pack_gpu_w4", &py_pack_w4, "uint8 [n, k], uint8 and int8 [n, ceil(k / 32)] -> uint8 [packed]", arg("q"),
         arg("group_scale"), arg("group_min"));
+  m.def("pack_gpu_f8", &py_pack_f8, "uint8 [n, k], bits of finite fp8 (e4m3) -> uint8 [packed]", arg("q"));
+  m.def("quantize_f8_rows", &py_quantize_f8_rows,
+        "float32 [n, k] -> bits of fp8 (e4m3) uint8 [n, k], scale float32 [n]: max|w| / 448, w / scale to the nearest.",
+        arg("w"));
   m.def("plan_small_product", &plan_for, arg("format"), arg("n"), arg("k"), arg("device"));
   m.def("small_product_partials", &partials_of, "Floats that a product of m rows needs.", arg("plan"), arg("m"),
         arg("n"));

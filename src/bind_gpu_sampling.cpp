@@ -162,7 +162,6 @@ void register_gpu_sampling(py::module_& m) {
       arg("logits"), arg("n_beams"), arg("n"));
   m.def("best_of_beams", &run_best_of_beams, arg("logits"), arg("scores"), arg("n_beams"), arg("n"), arg("tokens"),
         arg("beams"), arg("new_scores"), arg("workspace"), arg("device"), arg("stream"));
-  m.attr("MAX_BEST") = kMaxBest;
   m.attr("MAX_VOCAB_SIZE") = kMaxVocabSize;
 }
 

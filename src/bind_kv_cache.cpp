@@ -36,9 +36,9 @@ std::vector<std::int32_t> for_each_group(const py::object& value, std::size_t n_
   return std::vector<std::int32_t>(n_groups, value.cast<std::int32_t>());
 }
 
-py::tuple admit(KvCache& cache, const py::array& tokens, const py::bytes& salt) {
+py::tuple admit(KvCache& cache, const py::array& tokens, const py::bytes& salt, bool with_tier) {
   const KvCache::Admission admission =
-      cache.admit(read_array<std::int32_t>(tokens, "KvCache.admit", "tokens"), std::string_view(salt));
+      cache.admit(read_array<std::int32_t>(tokens, "KvCache.admit", "tokens"), std::string_view(salt), with_tier);
   return py::make_tuple(admission.seq_id, admission.n_cached);
 }
 
@@ -165,10 +165,11 @@ KvCacheConfig read_kv_cache_config(const py::object& n_pages, std::int32_t page_
 }
 
 void add_kv_cache_verbs(py::class_<KvCache>& cls) {
-  cls.def("admit", &admit, py::arg("tokens"), py::arg("salt") = py::bytes(),
+  cls.def("admit", &admit, py::arg("tokens"), py::arg("salt") = py::bytes(), py::arg("with_tier") = true,
           "A new sequence that will hold tokens (int32 [n]). Takes hold of the longest prefix under the same salt "
           "that\n"
-          "is cached or in the tier. Returns (seq_id, n_cached): n_cached is a multiple of page_size, at most n - 1.")
+          "is cached or, with_tier, in the tier. Returns (seq_id, n_cached): n_cached is a multiple of page_size, at "
+          "most n - 1.")
       .def("reserve", &reserve, py::arg("seq_ids"), py::arg("counts"),
            "Makes room for counts[i] (int32 [n]) more tokens of each sequence (seq_ids: int64 [n]), and loads what it\n"
            "has in the tier, for all or for none. Returns False, with nothing changed, when pages run short.\n"
@@ -216,6 +217,13 @@ void add_kv_cache_verbs(py::class_<KvCache>& cls) {
            "Of pages in the prefix index, in seconds: {'bounds': [...], and of 'lifetime' (taken to evicted), "
            "'idle_before_eviction' and\n'reuse_gap' (without a holder) a pair (counts, sum)}. counts[i] is of those "
            "in (bounds[i - 1], bounds[i]], the last of those above all.")
+      .def(
+          "load_times",
+          [](const KvCache& cache) {
+            const MoveTimes times = cache.load_times();
+            return py::make_tuple(times.n_bytes, times.seconds);
+          },
+          "(bytes, seconds) of pages that came back from the tier, as far as that was measured; (0, 0.0) before.")
       .def("check_integrity", &KvCache::check_integrity, "Raises RuntimeError saying what is broken, if anything is.")
       .def_property_readonly("page_size", [](const KvCache& cache) { return cache.config().page_size; });
 }

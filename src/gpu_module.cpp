@@ -6,10 +6,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <exception>
 #include <iterator>
 #include <string>
 #include <utility>
 
+#include "cuda_errors.h"
 #include "device_guard.h"
 #include "device_memory.h"
 #if defined(LLM_DECODER_HOST_MACHINE)
@@ -44,6 +46,17 @@ py::dict describe_device(int device) {
   return out;
 }
 
+// What DeviceLost becomes; never let go, for exceptions outlive modules.
+PyObject* device_lost_type = PyExc_RuntimeError;
+
+void translate_device_lost(std::exception_ptr raised) {
+  try {
+    if (raised) std::rethrow_exception(raised);
+  } catch (const DeviceLost& error) {
+    PyErr_SetString(device_lost_type, error.what());
+  }
+}
+
 #if defined(LLM_DECODER_HOST_MACHINE)
 constexpr std::pair<const char*, Order::Kind> kOrders[] = {{"ascending", Order::Kind::ascending},
                                                            {"descending", Order::Kind::descending},
@@ -74,6 +87,19 @@ PYBIND11_MODULE(GPU_MODULE, m) {
   m.def("n_devices", &n_devices, "RuntimeError with the runtime's words where there is no driver, or one too old.");
   m.def("describe_device", &describe_device, py::arg("device"));
   m.def(
+      "cuda_versions",
+      [] {
+        const CudaVersions versions = cuda_versions();
+        return py::make_tuple(versions.driver, versions.runtime);
+      },
+      "(the newest CUDA that the driver runs, 0 where none is loaded; that of this build's runtime), 1000 * major + 10 "
+      "* "
+      "minor.");
+  py::register_local_exception_translator(translate_device_lost);
+  m.def(
+      "raise_device_lost_as", [](const py::type& type) { device_lost_type = type.inc_ref().ptr(); },
+      "What a device that is lost to the process raises from now on, RuntimeError before.", py::arg("type"));
+  m.def(
       "synchronize",
       [](int device, std::uintptr_t stream) {
         const DeviceGuard guard(device);
@@ -86,6 +112,11 @@ PYBIND11_MODULE(GPU_MODULE, m) {
         "In which the launches of this thread run theirs from now on: ascending, descending or shuffled.",
         py::arg("kind"), py::arg("seed") = 0);
   m.def("order_of_threads", &order_of_threads, "(kind, seed)");
+  m.def("set_late_streams", &set_late_streams,
+        "Whether what is queued on a stream from now on happens only when somebody waits for it.", py::arg("are_late"));
+  m.def("set_host_fault", &set_host_fault,
+        "From now on steps fail as they would on a device whose runtime answers with this cudaError_t; 0 = no longer.",
+        py::arg("code"));
 #endif
   register_gpu_attention(m);
   register_gpu_pages(m);

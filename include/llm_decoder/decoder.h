@@ -13,12 +13,12 @@ namespace llm_decoder {
 // A weight as a decoder keeps it; memory is borrowed. That of the CPU's must outlive the decoder (it may be a mapped
 // file), that of a GPU's is copied to the device.
 struct WeightView {
-  enum class Layout : std::uint8_t { vector, f32, bf16, w8, w4, half } layout = Layout::vector;
+  enum class Layout : std::uint8_t { vector, f32, bf16, w8, w4, half, f8 } layout = Layout::vector;
   std::int64_t n = 0, k = 0;  // [n] for a vector, [n, k] for a packed matrix
   // float32 [n], or a matrix packed for who multiplies: vector, f32, bf16, w8, w4 as in cpu_kernels.h, or half (16-bit
-  // floats), w8, w4 as in attention/pack_gpu_weights.h
+  // floats), w8, w4, f8 as in attention/pack_gpu_weights.h
   const void* data = nullptr;
-  const float* scales = nullptr;  // [n] for w8 and w4
+  const float* scales = nullptr;  // [n] for w8, w4 and f8
 };
 
 // Whether products with such a matrix take int8 activations.

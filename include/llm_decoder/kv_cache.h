@@ -126,9 +126,10 @@ class KvCache {
   };
 
   // A new sequence that will hold `tokens`; takes hold of the longest chain of cached full pages with the same tokens,
-  // parents and salt. Takes no page: what is in the tier stays there until the sequence is reserved for.
+  // parents and salt. Takes no page: what is in the tier stays there until the sequence is reserved for. Without the
+  // tier only pages count: what is in slots will be computed again, and the slots are free when it is.
   // length(seq_id) is n_cached afterwards.
-  Admission admit(Span<const std::int32_t> tokens, std::string_view salt);
+  Admission admit(Span<const std::int32_t> tokens, std::string_view salt, bool with_tier = true);
 
   // Makes room for counts[i] more tokens of every sequence past its length, evicting cached pages, copying a shared
   // partial page where one would be written to and loading what the sequence has in the tier; for all of them or, when
@@ -167,6 +168,7 @@ class KvCache {
   std::int64_t max_tokens(std::int32_t max_step) const;
   const KvCacheConfig& config() const;
   KvCacheStats stats() const;
+  MoveTimes load_times() const;  // of pages that came back from the tier, as far as the storage measures
 
   std::vector<KvPageState> pages() const;  // those that are not free, group by group, by their ids
 
