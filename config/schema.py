@@ -47,11 +47,12 @@ def _text() -> Any:
 class RuntimeSettings:
     """runtime_config.yaml: how a model runs, how it is sampled when a request does not say, and how it is served."""
 
-    device: str | None = _choice("auto", "cpu", "cuda")
-    quantization: str | None = _choice("auto", "none", "int8", "int4")
-    dtype: str | None = _choice("auto", "float32", "bfloat16")
-    kv_cache_dtype: str | None = _choice("auto", "float32", "bfloat16", "int8")
+    device: str | None = _choice("auto", "cpu", "cuda", *(f"cuda:{index}" for index in range(16)))
+    quantization: str | None = _choice("auto", "none", "int8", "int4", "fp8")
+    dtype: str | None = _choice("auto", "float32", "bfloat16", "float16")
+    kv_cache_dtype: str | None = _choice("auto", "float32", "bfloat16", "float16", "fp8", "int8")
     kv_cache_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 1, "high": 2**50})
+    kv_tier_bytes: int | None = field(default=None, metadata={"kind": "size", "low": 0, "high": 2**50})
     max_model_len: int | None = _integer(1, 2**26)
     page_size: int | None = _integer(16, 4096, step=16)
     threads: int | None = _integer(1, 1024)
@@ -95,9 +96,9 @@ class RuntimeSettings:
     def engine_arguments(self) -> dict[str, Any]:
         """What is given of LLM's keyword arguments."""
         return self._given(
-            *("device", "quantization", "dtype", "kv_cache_dtype", "kv_cache_bytes", "max_model_len", "page_size"),
-            *("threads", "max_num_seqs", "speculation", "speculative_tokens", "max_tokens_per_step", "seed"),
-            "generation_config",
+            *("device", "quantization", "dtype", "kv_cache_dtype", "kv_cache_bytes", "kv_tier_bytes", "max_model_len"),
+            *("page_size", "threads", "max_num_seqs", "speculation", "speculative_tokens", "max_tokens_per_step"),
+            *("seed", "generation_config"),
         )
 
     def sampling_defaults(self) -> dict[str, Any]:

@@ -15,8 +15,9 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_weight_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Packed weights of tests go to a folder of the run."""
+def _own_weight_cache_and_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Packed weights of tests go to a folder of the run, and models to the CPU, also where a GPU is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_DECODER_CACHE_DIR", str(tmp_path_factory.mktemp("weight_cache")))
+        patch.setenv("LLM_DECODER_DEVICE", "cpu")
         yield

@@ -7,6 +7,7 @@ shared, copied, evicted or handed on wrongly shows up as a wrong history, and so
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ class FakeCache(_core.KvCache):
             window=[window for _, window in groups],
         )
         self.pool = np.full((n_pages, page_size), POISON, np.int32)
+        self.queue: Callable[[Callable[[], None]], None] = lambda operation: operation()
 
     def reserve(self, seq_ids: npt.NDArray[np.int64], counts: Ints) -> bool:
         before = [self.page_table(seq_id) for seq_id in seq_ids.tolist()]
@@ -57,11 +59,17 @@ class FakeCache(_core.KvCache):
             n_new = self.length(seq_id) % self.page_size
             for i, page in enumerate(new.tolist()):
                 if i >= len(old):
-                    self.pool[page] = POISON
+                    self.queue(functools.partial(self._take, page))
                 elif page != old[i]:  # copied on write
-                    self.pool[page] = POISON
-                    self.pool[page, :n_new] = self.pool[old[i], :n_new]
+                    self.queue(functools.partial(self._copy, old[i], page, n_new))
         return True
+
+    def _take(self, page: int) -> None:
+        self.pool[page] = POISON
+
+    def _copy(self, old: int, page: int, n_tokens: int) -> None:
+        self.pool[page] = POISON
+        self.pool[page, :n_tokens] = self.pool[old, :n_tokens]
 
 
 class FakeBackend:
@@ -69,6 +77,8 @@ class FakeBackend:
 
     spoil(history, logits) may change a row in place; before_step() may raise.
     """
+
+    runs_ahead = False
 
     def __init__(
         self,
@@ -91,25 +101,33 @@ class FakeBackend:
         self._logits = np.zeros((0, vocab_size), np.float32)
 
     def step(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints, want: npt.NDArray[np.uint8]) -> int:
+        self._check(tokens, seq_ids, counts)
+        self._compute(tokens, self._places(seq_ids), counts.tolist(), want.tolist())
+        return len(self._logits)
+
+    def _check(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints) -> None:
         self.before_step()
         self.cache.check_integrity()
         assert len(tokens) == counts.sum() <= self.max_tokens_per_step
         assert (counts > 0).all()
         assert len(set(seq_ids.tolist())) == len(seq_ids)
         self.steps.append(list(zip(seq_ids.tolist(), counts.tolist(), strict=True)))
+
+    def _places(self, seq_ids: npt.NDArray[np.int64]) -> list[tuple[int, Ints]]:
+        """How many tokens each has in its pages, and these."""
+        return [(self.cache.length(seq_id), self.cache.page_table(seq_id)) for seq_id in seq_ids.tolist()]
+
+    def _compute(self, tokens: Ints, places: list[tuple[int, Ints]], counts: list[int], want: list[int]) -> None:
         rows: list[npt.NDArray[np.float32]] = []
         start = 0
-        for seq_id, count, wanted in zip(seq_ids.tolist(), counts.tolist(), want.tolist(), strict=True):
-            history = self._write_and_read(seq_id, tokens[start : start + count])
+        for place, count, wanted in zip(places, counts, want, strict=True):
+            history = self._write_and_read(*place, tokens[start : start + count])
             start += count
             first = {0: count, 1: count - 1, 2: 0}[wanted]
             rows.extend(self._row(history[: len(history) - count + i + 1]) for i in range(first, count))
         self._logits = np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
-        return len(rows)
 
-    def _write_and_read(self, seq_id: int, tokens: Ints) -> Ints:
-        length = self.cache.length(seq_id)
-        table = self.cache.page_table(seq_id)
+    def _write_and_read(self, length: int, table: Ints, tokens: Ints) -> Ints:
         positions = np.arange(length, length + len(tokens))
         self.cache.pool[table[positions // self.page_size], positions % self.page_size] = tokens
         positions = np.arange(length + len(tokens))
@@ -142,6 +160,94 @@ class FakeBackend:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+class BrokenContract(BaseException):
+    """An engine has asked for what AheadBackend does not promise. No Exception, as these may be told to a request."""
+
+
+class FakeAheadBackend(FakeBackend):
+    """The AheadBackend of backends.py over the same model. What is asked of it is queued, moves of pages too, and done
+    when somebody waits for it: as late as on a device that is slow. before_end() may raise.
+
+    n_ahead: steps that counted on a token that was not read."""
+
+    runs_ahead = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.before_end: Callable[[], None] = lambda: None
+        self.n_ahead = 0
+        self._queue: deque[Callable[[], None]] = deque()
+        self.cache.queue = self._queue.append
+        self._begun: deque[list[Any]] = deque()  # of each draw that is not ended: what it gave, once it has run
+        self._n_drawn = 0  # rows of the latest draw
+        self._drawn: Ints = np.zeros(0, np.int32)  # its tokens, on the device
+
+    def step(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints, want: npt.NDArray[np.uint8]) -> int:
+        numbers = -1 - tokens[tokens < 0]
+        self._must(not numbers.size or numbers.max() < self._n_drawn, "a token is of the latest draw")
+        self._must(len(set(numbers.tolist())) == numbers.size, "a draw is of one sequence")
+        self._check(tokens, seq_ids, counts)
+        self.n_ahead += numbers.size > 0
+        asked = tokens.copy(), self._places(seq_ids), counts.tolist(), want.tolist()
+        self._queue.append(lambda: self._compute(self._resolved(asked[0]), *asked[1:]))
+        return sum({0: 0, 1: 1, 2: count}[wanted] for count, wanted in zip(asked[2], asked[3], strict=True))
+
+    def _resolved(self, tokens: Ints) -> Ints:
+        unread = tokens < 0
+        tokens[unread] = np.maximum(self._drawn[-1 - tokens[unread]], 0)
+        return tokens
+
+    def begin_sample(self, rows: Ints, params: dict[str, Any], n_top: int) -> None:
+        self._must(len(self._begun) < 2, "at most two draws are begun and not ended")
+        self._begun.append([])
+        self._n_drawn = len(rows)
+        given, rows, params = self._begun[-1], rows.copy(), {name: values.copy() for name, values in params.items()}
+
+        def draw() -> None:
+            given.extend(_core.sample(self._logits, rows, params, n_top))
+            self._drawn = given[0]
+
+        self._queue.append(draw)
+
+    def end_sample(self) -> Any:
+        self._must(bool(self._begun), "a draw that is ended was begun")
+        given = self._begun.popleft()
+        self.before_end()
+        while not given:
+            self._queue.popleft()()
+        return tuple(values.copy() for values in given)
+
+    def _wait(self) -> None:
+        self._must(not self._begun, "what a step gave is read with no draw begun")
+        while self._queue:
+            self._queue.popleft()()
+
+    @staticmethod
+    def _must(condition: bool, what: str) -> None:
+        if not condition:
+            raise BrokenContract(what)
+
+    def sample(self, rows: Ints, params: dict[str, Any], n_top: int) -> Any:
+        self._wait()
+        return super().sample(rows, params, n_top)
+
+    def continuations(self, rows: Ints, params: dict[str, Any], n: int, n_top: int) -> Any:
+        self._wait()
+        return super().continuations(rows, params, n, n_top)
+
+    def log_probs(self, targets: Ints, n_top: int) -> Any:
+        self._wait()
+        return super().log_probs(targets, n_top)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        self._wait()
+        return super().logits()
+
+    def hidden(self) -> npt.NDArray[np.float32]:
+        self._wait()
+        return super().hidden()
 
 
 def fake_logits(history: Ints, vocab_size: int) -> npt.NDArray[np.float32]:

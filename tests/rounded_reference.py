@@ -36,6 +36,13 @@ def rounded_page(x: Array, kv_dtype: str) -> Array:
     return np.asarray(codes.astype(np.float64) * scale)
 
 
+def fp8_rows(weight: Any) -> tuple[Any, Any]:
+    """Rows of a float32 matrix [n, k] in fp8: codes [n, k] of ml_dtypes, scale float32 [n]."""
+    scale = np.abs(weight).max(axis=1) / np.float32(448)
+    scale[scale == 0.0] = 1.0
+    return (weight / scale[:, None]).astype(ml_dtypes.float8_e4m3fn), scale
+
+
 def forward(config: dict[str, Any], weights: Any, token_ids: Sequence[int], dtype: str, kv_dtype: str) -> Array:
     """Logits float64 [n_tokens, vocab_size]; the residual is not rounded."""
 

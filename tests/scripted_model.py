@@ -33,11 +33,11 @@ class ScriptedModel:
     def __init__(self, template: str = REASONING) -> None:
         self._tokenizer = load_tokenizer(embedded_model())
         self._tokenizer.chat_template = ChatTemplate(template, tokens=self._tokenizer.special_tokens)
-        self._backend = FakeBackend(n_pages=256, vocab_size=4096, max_model_len=1024)
-        self._backend.spoil = self._write
+        self.backend = FakeBackend(n_pages=256, vocab_size=4096, max_model_len=1024)
+        self.backend.spoil = self._write
         self._script: list[int] = []
         self._n_prompt: int | None = None
-        engine = Engine(lambda: self._backend, self._tokenizer, EngineOptions(eos_token_ids=frozenset({self._end})))
+        engine = Engine(lambda: self.backend, self._tokenizer, EngineOptions(eos_token_ids=frozenset({self._end})))
         self.llm = LLM.over(engine, self._tokenizer, "scripted")
 
     @property

@@ -1,4 +1,4 @@
-"""LLM inference for the box you have: INT8 kernels on an x86 CPU, one paged KV cache under everything.
+"""LLM inference for the box you have: INT8 kernels on an x86 CPU, or an NVIDIA GPU; one paged KV cache under all of it.
 
 >>> from llm_decoder import LLM, SamplingParams
 >>> with LLM() as llm:
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from llm_decoder.answers import AnswerMessage, Part, ToolCall
     from llm_decoder.async_llm import AsyncLLM
     from llm_decoder.backends import DeviceInfo, devices
-    from llm_decoder.decoders import INT8Decoder
+    from llm_decoder.decoders import CUDADecoder, INT8Decoder
     from llm_decoder.encoders.cross_encoder import CrossEncoder, RankedDocument, ReadPairs
     from llm_decoder.encoders.sentence_encoder import SentenceEncoder
     from llm_decoder.errors import (
         BackendError,
         ConfigError,
         ContextLengthExceededError,
+        DeviceLostError,
         EngineClosedError,
         InvalidArgumentError,
         InvalidRequestError,
@@ -57,12 +58,14 @@ __all__ = [
     "AnswerMessage",
     "AsyncLLM",
     "BackendError",
+    "CUDADecoder",
     "CandidateScores",
     "Completion",
     "ConfigError",
     "ContextLengthExceededError",
     "CrossEncoder",
     "DeviceInfo",
+    "DeviceLostError",
     "EngineClosedError",
     "INT8Decoder",
     "InvalidArgumentError",
@@ -99,6 +102,7 @@ __all__ = [
 _HOMES = {
     "AnswerMessage": "answers",
     "AsyncLLM": "async_llm",
+    "CUDADecoder": "decoders",
     "CandidateScores": "outputs",
     "Completion": "outputs",
     "CrossEncoder": "encoders.cross_encoder",

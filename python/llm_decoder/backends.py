@@ -6,7 +6,8 @@ import importlib
 import math
 import operator
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,18 +49,23 @@ from llm_decoder._core import (
 from llm_decoder._core import Encoder as CoreEncoder
 from llm_decoder._core import INT8Decoder as CoreDecoder
 from llm_decoder.cpu_topology import cpu_name, last_cache_bytes, usable_cores
-from llm_decoder.errors import BackendError, ConfigError, NotEnoughMemoryError
+from llm_decoder.device_info import DeviceInfo, cuda_devices, gpu_name
+from llm_decoder.errors import BackendError, ConfigError, DeviceLostError, NotEnoughMemoryError
 from llm_decoder.fit import auto_kv_dtype, available_memory_bytes
 from llm_decoder.kv_pool import KvPool, divide_pool
 
 if TYPE_CHECKING:
     from llm_decoder.encoders.config import EncoderConfig
+    from llm_decoder.gpu_weights import GpuDtype
     from llm_decoder.model_config import ModelConfig
-    from llm_decoder.packed_tensor import PackedTensor
+    from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
+    from llm_decoder.quantize import Progress
 
 __all__ = [
+    "AheadBackend",
     "Backend",
     "BackendOptions",
+    "CoreBackend",
     "CoreDecoder",
     "CpuBackend",
     "DeviceInfo",
@@ -72,6 +78,9 @@ __all__ = [
     "append_kv_op",
     "best_of_beams_op",
     "check_integer",
+    "check_kv_dtype",
+    "check_max_model_len",
+    "choose_device",
     "choose_isa",
     "choose_threads",
     "create_backend",
@@ -101,6 +110,8 @@ __all__ = [
     "rms_norm_op",
     "sample_op",
     "unpack_w8",
+    "usable_gpu",
+    "usable_gpus",
 ]
 
 Floats = npt.NDArray[np.float32]
@@ -119,17 +130,30 @@ MAX_THREADS = 1024
 _LIMITS_CACHES = 4
 _LIMITS_BYTES = 1 << 30
 _KV_DTYPES = {"float32": "f32", "bfloat16": "bf16", "int8": "s8"}
-_LEAST_COMPUTE_CAPABILITY = (8, 0)
+_GPU_KV_DTYPES = ("bfloat16", "float16", "fp8", "int8")
 
 
 class Model(Protocol):
-    """What a backend needs of a loaded model: the numbers, the packed weights by core name, what to call it."""
+    """What a backend needs of a loaded model: the numbers, the packed weights by core name, what to call it.
+
+    layout: of the matrices. device: that they are packed for, "cpu" or the name of a GPU. dtype: of the rows between
+    products on a GPU, None on the CPU.
+    """
 
     @property
     def config(self) -> ModelConfig: ...
 
     @property
     def weights(self) -> Mapping[str, PackedTensor]: ...
+
+    @property
+    def layout(self) -> MatrixLayout: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def dtype(self) -> GpuDtype | None: ...
 
     @property
     def name(self) -> str: ...
@@ -142,7 +166,11 @@ class Backend(Protocol):
     how
     many rows of logits there are: of sequence i none, the last token's or all, as want[i] uint8 is 0, 1 or 2. sample,
     log_probs, logits and hidden read these rows until the next step. Sizes in tokens.
+
+    runs_ahead: it is an AheadBackend.
     """
+
+    runs_ahead: bool
 
     vocab_size: int
     max_model_len: int
@@ -181,6 +209,24 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+class AheadBackend(Backend, Protocol):
+    """A backend whose step returns as soon as everything is queued, so that the next one can be launched before its
+    tokens are read.
+
+    In step's `tokens` t < 0 stands for draw number -1 - t of the latest begin_sample, whether that is ended or not; a
+    draw that gave no token feeds 0, and the engine throws away what comes of it. Arrays are read before a call returns,
+    and what is queued happens in the order of calls, moves of the cache's pages included. close may come with draws
+    begun.
+    """
+
+    def begin_sample(self, rows: Ints, params: SampleParams, n_top: int) -> None:
+        """Queues a draw on the last step's logits. At most two are begun and not ended; none, where sample,
+        continuations, log_probs, logits or hidden is called."""
+
+    def end_sample(self) -> tuple[Ints, Floats, Ints, Ints, Floats]:
+        """Waits for the oldest draw and returns what sample would. Raising ends the draw too."""
+
+
 @dataclass(frozen=True)
 class StepTimes:
     """Where the time of steps went: seconds float64 [n_steps, n_parts], parts as named in `parts` (what each is stands
@@ -194,30 +240,17 @@ class StepTimes:
 
 
 @dataclass(frozen=True)
-class DeviceInfo:
-    """A device of this machine. reason: why it cannot be used, empty when it can. threads: how many compute unless told
-    otherwise. cores: physical ones that this process may use. isas: of CPU kernels. memory_bytes: free."""
-
-    name: str
-    description: str
-    threads: int
-    cores: int
-    memory_bytes: int
-    isas: tuple[str, ...] = ()
-    reason: str = ""
-
-    @property
-    def is_usable(self) -> bool:
-        return not self.reason
-
-
-@dataclass(frozen=True)
 class BackendOptions:
-    """device: "auto" or "cpu". kv_cache_dtype: "auto" (that of float weights, int8 with quantised ones),
-    "float32", "bfloat16", "int8". kv_cache_bytes: size of the pool; None = four sequences of max_model_len, or 32768
-    tokens if that is more, at most a quarter of the free memory. page_size: tokens a page, a multiple of 16.
+    """device: "auto" (LLM_DECODER_DEVICE, else that of the model), "cpu", "cuda" or "cuda:1". kv_cache_dtype: on the
+    CPU "auto" (that of float weights, int8 with quantised ones), "float32", "bfloat16", "int8"; on a GPU "auto" (that
+    of the rows between products), "bfloat16" or "float16" (the same), "fp8", "int8". kv_cache_bytes: size of the pool;
+    None = on the CPU four sequences of max_model_len, or 32768 tokens if that is more, at most a quarter of the free
+    memory, on a GPU what is free (cuda_backend.py). page_size: tokens a page, a multiple of 16.
     max_model_len: tokens of a sequence; None = the model's, or what the pool holds if that is less. isa: a name of
-    devices()[0].isas.
+    devices()[0].isas. threads and isa are of what the CPU computes.
+    kv_tier_bytes: host memory that pages of a GPU go to when they give way, and come back from; 0 = none, None = on a
+    GPU twice the pool, but no more than a quarter of the free host memory and 16 GiB. On the CPU there is none.
+    max_num_seqs: sequences that a GPU records graphs of decode steps for.
     deterministic: a sequence's results must not depend on what else is computed; CpuBackend keeps that in float32 and
     int8 alike, so there it changes nothing."""
 
@@ -225,28 +258,38 @@ class BackendOptions:
     threads: int | None = None
     kv_cache_dtype: str = "auto"
     kv_cache_bytes: int | None = None
+    kv_tier_bytes: int | None = None
     page_size: int | None = None
     max_model_len: int | None = None
     max_tokens_per_step: int = 512
+    max_num_seqs: int = 64
     isa: str = "auto"
     deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value of the wrong type or out of its limits: before minutes of loading."""
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"[device] must be auto, cpu or cuda, got {self.device!r}")
-        if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
-            raise ConfigError(f"[kv_cache_dtype] must be auto, float32, bfloat16 or int8, got {self.kv_cache_dtype!r}")
+        check_kv_dtype(choose_device(self.device), self.kv_cache_dtype)
         choose_threads(self.threads)
         check_integer("kv_cache_bytes", self.kv_cache_bytes, 1)
+        check_integer("kv_tier_bytes", self.kv_tier_bytes, 0)
         check_integer("page_size", self.page_size, 16, 4096)
         if self.page_size is not None and self.page_size % 16:
             raise ConfigError(f"[page_size] must be a multiple of 16, got {self.page_size}")
         check_integer("max_model_len", self.max_model_len, 1)
         check_integer("max_tokens_per_step", self.max_tokens_per_step, 1, 1 << 16, optional=False)
+        check_integer("max_num_seqs", self.max_num_seqs, 1, optional=False)
         choose_isa(self.isa)
         if not isinstance(self.deterministic, bool):
             raise ConfigError(f"[deterministic] must be True or False, got {self.deterministic!r}")
+
+
+def check_no_tier(options: BackendOptions) -> None:
+    """Raises ConfigError where a second tier is asked for on the CPU."""
+    if options.kv_tier_bytes:
+        raise ConfigError(
+            "[kv_tier_bytes] must be 0 or None on the CPU, whose pages are in host memory already, got "
+            f"{options.kv_tier_bytes}; raise kv_cache_bytes, or use device='cuda'"
+        )
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None, *, optional: bool = True) -> None:
@@ -257,6 +300,26 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None, *,
     if not is_integer or not least <= operator.index(value) <= (math.inf if most is None else most):
         limits = f"from {least} to {most}" if most is not None else f"of at least {least}"
         raise ConfigError(f"[{name}] must be an integer {limits}, got {value!r}")
+
+
+def choose_device(device: str = "auto") -> str:
+    """The device named, or forced by LLM_DECODER_DEVICE, as "auto", "cpu", "cuda" or, of other GPUs than the first,
+    "cuda:1". Raises ConfigError for another name."""
+    place, name = ("device", device)
+    if device == "auto" and os.environ.get("LLM_DECODER_DEVICE"):
+        place, name = "LLM_DECODER_DEVICE", os.environ["LLM_DECODER_DEVICE"]
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise ConfigError(f"[{place}] must be auto, cpu, cuda, or cuda:1 and so on, got {name!r:.60}")
+    return gpu_name(int(name.removeprefix("cuda:"))) if name.startswith("cuda:") else name
+
+
+def check_kv_dtype(device: str, kv_cache_dtype: str) -> None:
+    """Raises ConfigError for a name that the device ("auto": any) has no pages of."""
+    known = {"auto": (*_KV_DTYPES, *_GPU_KV_DTYPES), "cpu": tuple(_KV_DTYPES)}.get(device, _GPU_KV_DTYPES)
+    if kv_cache_dtype not in ("auto", *known):
+        names = ", ".join(dict.fromkeys(("auto", *known)))
+        place = {"auto": "", "cpu": " on the CPU"}.get(device, " on a GPU")
+        raise ConfigError(f"[kv_cache_dtype] must be one of {names}{place}, got {kv_cache_dtype!r:.60}")
 
 
 def choose_isa(isa: str = "auto") -> str:
@@ -318,7 +381,7 @@ def devices() -> list[DeviceInfo]:
         memory_bytes=available_memory_bytes(),
         isas=tuple(isas()),
     )
-    return [cpu, *_cuda_devices()]
+    return [cpu, *cuda_devices(load_cuda)]
 
 
 def load_cuda() -> ModuleType:
@@ -327,55 +390,55 @@ def load_cuda() -> ModuleType:
     Raises BackendError with the reason why it is not there.
     """
     try:
-        return importlib.import_module("llm_decoder._cuda")
+        cuda = importlib.import_module("llm_decoder._cuda")
     except ModuleNotFoundError as error:
         raise BackendError(
-            "this build has no CUDA extension (built where nvcc and a device are, or with LLM_DECODER_CUDA=on)"
+            "this build has no CUDA extension (a wheel with one has cuda in its name; from the sources, where nvcc is: "
+            "LLM_DECODER_CUDA=on pip install .)"
         ) from error
     except ImportError as error:
         raise BackendError(f"the CUDA extension does not load: {error}") from error
+    cuda.raise_device_lost_as(DeviceLostError)
+    return cuda
 
 
-def _cuda_devices() -> list[DeviceInfo]:
-    """Every NVIDIA GPU, or one entry that says why there is none."""
-    try:
-        cuda = load_cuda()
-        found = [_cuda_device(cuda, index) for index in range(cuda.n_devices())]
-        reason = "the driver knows no NVIDIA GPU"
-    except (BackendError, RuntimeError) as error:
-        found, reason = [], str(error)
-        if "cudaErrorInsufficientDriver" in reason:
-            reason = f"no NVIDIA driver is loaded, or one older than the CUDA runtime of this build ({reason})"
-    return found or [DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason=reason)]
+def usable_gpus() -> Iterator[DeviceInfo]:
+    """Those that can be used, in order; each is looked at when it is its turn."""
+    return (gpu for gpu in cuda_devices(load_cuda) if gpu.is_usable)
 
 
-def _cuda_device(cuda: ModuleType, index: int) -> DeviceInfo:
-    device = cuda.describe_device(index)
-    capability = device["compute_capability"]
-    major, minor = capability
-    reason = ""
-    if capability < _LEAST_COMPUTE_CAPABILITY:
-        reason = f"its compute capability is {major}.{minor}; the kernels need 8.0 or above"
-    return DeviceInfo(
-        name=f"cuda:{index}" if index else "cuda",
-        description=f"{device['name']}, compute capability {major}.{minor}, {device['n_sms']} multiprocessors",
-        threads=0,
-        cores=0,
-        memory_bytes=device["free_bytes"],
-        reason=reason,
-    )
+def usable_gpu(name: str) -> DeviceInfo:
+    """The GPU that is called so. Raises BackendError when there is no such or it cannot be used, with the reason."""
+    gpu = next(cuda_devices(load_cuda, name))
+    if not gpu.is_usable:
+        raise BackendError(f"[device] {name} cannot be used: {gpu.reason}; use device='cpu'")
+    return gpu
 
 
-def create_backend(model: Model, options: BackendOptions) -> Backend:
-    """The backend of `options.device` for a loaded model.
+def create_backend(model: Model, options: BackendOptions, progress: Progress | None = None) -> Backend:
+    """The backend of `options.device` for a loaded model, "auto" being the device that its weights are packed for.
 
-    Raises BackendError for a device that is not there, ConfigError for an option out of its limits,
-    NotEnoughMemoryError for a pool that holds not one sequence of max_model_len.
+    progress(n_done_bytes, n_total_bytes, what) is called while weights are copied to a GPU. Raises BackendError for a
+    device that is not there, ConfigError for an option out of its limits, NotEnoughMemoryError for a pool that holds
+    not one sequence of max_model_len.
     """
-    if options.device == "cuda":
-        reason = _cuda_devices()[0].reason or "models are computed on the CPU; on the GPU there is llm_decoder.ops"
-        raise BackendError(f"[device] cuda cannot be used: {reason}; use device='cpu'")
-    return CpuBackend(model, options)
+    device = choose_device(options.device)
+    if device == "cpu" or (device == "auto" and model.device == "cpu"):
+        return CpuBackend(model, options)
+    from llm_decoder.cuda_backend import CudaBackend
+
+    return CudaBackend(model, options, usable_gpu(model.device if device == "auto" else device), progress)
+
+
+def check_max_model_len(model: Model, options: BackendOptions) -> None:
+    """Raises ConfigError where more tokens are asked for than the model takes."""
+    config = model.config
+    if options.max_model_len is not None and options.max_model_len > config.max_model_len:
+        reason = f"; {config.limit_reason}" if config.limit_reason else ""
+        raise ConfigError(
+            f"[max_model_len] must be from 1 to {config.max_model_len}, the context of {model.name}, "
+            f"got {options.max_model_len}{reason}"
+        )
 
 
 def create_decoder(model: Model, options: BackendOptions, max_model_len: int) -> CoreDecoder:
@@ -391,22 +454,55 @@ def create_decoder(model: Model, options: BackendOptions, max_model_len: int) ->
     return decoder
 
 
-class CpuBackend:
+class CoreBackend:
+    """What a decoder of the core does for any backend."""
+
+    _decoder: Any
+    cache: KvCache
+
+    def step(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints, want: npt.NDArray[np.uint8]) -> int:
+        return self._decoder.step(self.cache, tokens, seq_ids, counts, want)
+
+    def sample(self, rows: Ints, params: SampleParams, n_top: int) -> tuple[Ints, Floats, Ints, Ints, Floats]:
+        return self._decoder.sample(rows, params, n_top)
+
+    def continuations(self, rows: Ints, params: SampleParams, n: int, n_top: int) -> Continuations:
+        return self._decoder.continuations(rows, params, n, n_top)
+
+    def log_probs(self, targets: Ints, n_top: int) -> tuple[Floats, Ints, Ints, Floats]:
+        return self._decoder.log_probs(targets, n_top)
+
+    def logits(self) -> Floats:
+        return self._decoder.logits()
+
+    def hidden(self) -> Floats:
+        return self._decoder.hidden()
+
+    def start_profile(self) -> None:
+        self._decoder.start_profile()
+
+    def stop_profile(self) -> StepTimes:
+        return StepTimes(STEP_PARTS, *self._decoder.stop_profile())
+
+    def close(self) -> None:
+        """Lets the pool, the workspace and the weights go."""
+        del self._decoder, self.cache
+
+
+class CpuBackend(CoreBackend):
     """The INT8Decoder and the KV cache in host memory."""
 
+    runs_ahead = False
+
     def __init__(self, model: Model, options: BackendOptions) -> None:
+        check_no_tier(options)
         config = model.config
-        if options.max_model_len is not None and options.max_model_len > config.max_model_len:
-            reason = f"; {config.limit_reason}" if config.limit_reason else ""
-            raise ConfigError(
-                f"[max_model_len] must be from 1 to {config.max_model_len}, the context of {model.name}, "
-                f"got {options.max_model_len}{reason}"
-            )
+        check_max_model_len(model, options)
         self.page_size = options.page_size or DEFAULT_PAGE_SIZE
         self.vocab_size = config.vocab_size
         self.max_tokens_per_step = options.max_tokens_per_step
         self.kv_cache_dtype = _kv_dtype(model, options)
-        self._layout = model.weights["layer_0/attn_qkv"].layout
+        self._layout = model.layout
         wanted_len = options.max_model_len or config.max_model_len
         pool = divide_pool(
             config,
@@ -439,24 +535,6 @@ class CpuBackend:
                 f"[KV cache] {pool.pool_bytes} bytes do not fit the memory; lower kv_cache_bytes"
             ) from error
 
-    def step(self, tokens: Ints, seq_ids: npt.NDArray[np.int64], counts: Ints, want: npt.NDArray[np.uint8]) -> int:
-        return self._decoder.step(self.cache, tokens, seq_ids, counts, want)
-
-    def sample(self, rows: Ints, params: SampleParams, n_top: int) -> tuple[Ints, Floats, Ints, Ints, Floats]:
-        return self._decoder.sample(rows, params, n_top)
-
-    def continuations(self, rows: Ints, params: SampleParams, n: int, n_top: int) -> Continuations:
-        return self._decoder.continuations(rows, params, n, n_top)
-
-    def log_probs(self, targets: Ints, n_top: int) -> tuple[Floats, Ints, Ints, Floats]:
-        return self._decoder.log_probs(targets, n_top)
-
-    def logits(self) -> Floats:
-        return self._decoder.logits()
-
-    def hidden(self) -> Floats:
-        return self._decoder.hidden()
-
     def info(self) -> dict[str, Any]:
         """What was chosen: device, isa, threads, layout of the matrices, kv_cache_dtype, sizes in tokens and bytes."""
         return {
@@ -470,20 +548,11 @@ class CpuBackend:
             "workspace_bytes": self._decoder.workspace_bytes,
         }
 
-    def start_profile(self) -> None:
-        self._decoder.start_profile()
-
-    def stop_profile(self) -> StepTimes:
-        return StepTimes(STEP_PARTS, *self._decoder.stop_profile())
-
-    def close(self) -> None:
-        """Lets the pool, the workspace and the weights go."""
-        del self._decoder, self.cache
-
 
 def _kv_dtype(model: Model, options: BackendOptions) -> str:
     if options.kv_cache_dtype == "auto":
-        return auto_kv_dtype(model.weights["layer_0/attn_qkv"].layout)
+        return auto_kv_dtype(model.layout)
+    check_kv_dtype("cpu", options.kv_cache_dtype)
     return options.kv_cache_dtype
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from llm_decoder.sequence import Sequence
 
-__all__ = ["SamplingBatch", "StepBatch"]
+__all__ = ["SamplingBatch", "StepBatch", "has_penalty"]
 
 WANT_NONE, WANT_LAST, WANT_ALL = 0, 1, 2
 
@@ -18,8 +18,9 @@ WANT_NONE, WANT_LAST, WANT_ALL = 0, 1, 2
 class StepBatch:
     """One ragged step: prompt chunks and single tokens alike.
 
-    tokens int32 [n_tokens], sequences one after the other; seq_ids int64 [n_seqs]; counts int32 [n_seqs]; want uint8
-    [n_seqs]: 0 no logits, 1 of the last token, 2 of every token. All are views, good until the next fill.
+    tokens int32 [n_tokens], sequences one after the other, below 0 where one is not read yet (Sequence.next_token);
+    seq_ids int64 [n_seqs]; counts int32 [n_seqs]; want uint8 [n_seqs]: 0 no logits, 1 of the last token, 2 of every
+    token. All are views, good until the next fill.
     """
 
     def __init__(self, max_tokens_per_step: int) -> None:
@@ -44,12 +45,18 @@ class StepBatch:
             if sequence.wants_rows or sequence.n_drafted:
                 self._want[i] = WANT_ALL
             else:
-                self._want[i] = WANT_LAST if sequence.n_computed + count == sequence.n_tokens else WANT_NONE
+                is_complete = sequence.n_computed + count == sequence.n_tokens + sequence.n_unread
+                self._want[i] = WANT_LAST if is_complete else WANT_NONE
         self.sequences = list(sequences)
         self.tokens = self._tokens[:n_tokens]
         self.seq_ids = self._seq_ids[: len(sequences)]
         self.counts = self._counts[: len(sequences)]
         self.want = self._want[: len(sequences)]
+
+    def put_tokens(self, drawn: npt.NDArray[np.int32]) -> None:
+        """`drawn` is what was not read when the batch was filled."""
+        unread = self.tokens < 0
+        self.tokens[unread] = drawn[-1 - self.tokens[unread]]
 
 
 class SamplingBatch:
@@ -75,11 +82,15 @@ class SamplingBatch:
         self.n_top = 0
 
     def params(self, sequences: list[Sequence]) -> dict[str, npt.NDArray[Any]]:
-        """A row a sequence, and one for each token it has drafted: of what would be drawn behind that. The arrays are
-        good until the next call."""
+        """A row a sequence, behind the token that is not read yet where there is one, and a row for each token it has
+        drafted: of what would be drawn behind that. The arrays are good until the next call."""
         if sequences != self._sequences:
             self._rebuild(sequences)
-        rows = [(sequence, n_ahead) for sequence in sequences for n_ahead in range(1 + sequence.n_drafted)]
+        rows = [
+            (sequence, n_ahead)
+            for sequence in sequences
+            for n_ahead in range(sequence.n_unread, sequence.n_unread + 1 + sequence.n_drafted)
+        ]
         params = self._params if len(rows) == len(sequences) else self._expanded(sequences, rows)
         params["position"] = np.array([sequence.n_generated + n for sequence, n in rows], np.int64)
         if self._has_histories:
@@ -110,7 +121,7 @@ class SamplingBatch:
         }
         requests = [sequence.request for sequence in sequences]
         self._has_ids = any(len(r.bias_ids) or len(r.banned_ids) or len(r.allowed_ids) for r in requests)
-        self._has_histories = any(_has_penalty(sequence) for sequence in sequences)
+        self._has_histories = any(has_penalty(sequence) for sequence in sequences)
         self._has_moving_bans = any(
             s.request.bad_runs or s.n_generated < s.request.params.min_tokens for s in sequences
         )
@@ -146,16 +157,17 @@ def _no_ids(n_rows: int) -> dict[str, npt.NDArray[Any]]:
 
 def _add_histories(params: dict[str, npt.NDArray[Any]], rows: list[tuple[Sequence, int]]) -> None:
     empty = np.zeros(0, np.int32)
-    penalised = [(sequence, n_ahead, _has_penalty(sequence)) for sequence, n_ahead in rows]
+    penalised = [(*row, has_penalty(row[0])) for row in rows]
     params["prompt_offsets"], params["prompt_tokens"] = _ragged(
-        [sequence.prompt_tokens if has_penalty else empty for sequence, _, has_penalty in penalised]
+        [sequence.prompt_tokens if is_penalised else empty for sequence, _, is_penalised in penalised]
     )
     params["output_offsets"], params["output_tokens"] = _ragged(
-        [sequence.history(n_ahead) if has_penalty else empty for sequence, n_ahead, has_penalty in penalised]
+        [sequence.history(n_ahead) if is_penalised else empty for sequence, n_ahead, is_penalised in penalised]
     )
 
 
-def _has_penalty(sequence: Sequence) -> bool:
+def has_penalty(sequence: Sequence) -> bool:
+    """Whether the tokens it has so far change what it draws."""
     params = sequence.request.params
     return params.repetition_penalty != 1.0 or bool(params.presence_penalty) or bool(params.frequency_penalty)
 

@@ -66,7 +66,7 @@ class Checkpoint(Protocol):
         ...
 
     def stored_dtype(self, name: str) -> str:
-        """What a weight is stored as: "float32", "float16", "bfloat16", "int8" or "int4"."""
+        """What a weight is stored as: "float32", "float16", "bfloat16", "int8", "int4" or "fp8"."""
         ...
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
@@ -86,6 +86,11 @@ class Checkpoint(Protocol):
 
     def grouped_rows(self, name: str, begin: int, end: int) -> Groups | None:
         """Rows of a matrix that is stored in 4 bits; None when it is not."""
+        ...
+
+    def fp8_rows(self, name: str, begin: int, end: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | None:
+        """Rows of a matrix that is stored in fp8, as codes [n, n_in] with scale float32 [n], NaN where a row is not
+        finite; None when it is not stored so."""
         ...
 
     @property

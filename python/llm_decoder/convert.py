@@ -70,6 +70,8 @@ def convert(
         raise UnsupportedModelError(f"[{path}] need a HF folder, got a weights directory already")
     _refuse_to_replace(place, path)
     checkpoint = SafetensorsCheckpoint(path)
+    if float_weights and "fp8" in checkpoint.forms:
+        raise UnsupportedModelError(f"[{path}] need matrices in floats to copy, got fp8; leave them out (--no-float)")
     # Small files first: what is wrong with them is said before gigabytes are written.
     template = load_tokenizer(path).chat_template if has_tokenizer(path) else None
     writer = _Writer(checkpoint, template, float_weights, int8, int4, progress)
@@ -137,8 +139,9 @@ class _Writer:
     def _bytes_of(self, name: str) -> int:
         shape = self._shapes[name]
         is_matrix = len(shape) == 2
-        float_bytes = math.prod(shape) * _ITEM_BYTES[self._checkpoint.stored_dtype(name)]
-        total = float_bytes if self._float_weights or not is_matrix else 0
+        total = 0
+        if self._float_weights or not is_matrix:
+            total = math.prod(shape) * _ITEM_BYTES[self._checkpoint.stored_dtype(name)]
         if self._int8 and is_matrix:
             total += stored_bytes(standard_int8_file(name, shape))
         if self._int4 and is_matrix:

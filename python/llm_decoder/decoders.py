@@ -1,8 +1,10 @@
-"""INT8Decoder for those who bring their own loop: weights in, steps, logits out, with no engine and no tokenizer."""
+"""INT8Decoder and CUDADecoder for those who bring their own loop: weights in, steps, logits out, with no engine and no
+tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,21 +13,24 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from llm_decoder.backends import BackendOptions, CpuBackend, KvCache
+from llm_decoder.backends import Backend, BackendOptions, KvCache, choose_device, create_backend, usable_gpu
+from llm_decoder.checkpoint import Checkpoint
 from llm_decoder.engine_core import EngineCore
 from llm_decoder.errors import ConfigError, InvalidRequestError, ModelNotFoundError
 from llm_decoder.fit import check_fit
-from llm_decoder.loading import choose_layout, find_model, open_checkpoint, stored_layout
+from llm_decoder.gpu_weights import GpuDtype, check_gpu_precision
+from llm_decoder.loading import WeightsPackedWhenRead, choose_layout, find_model, open_checkpoint, stored_layout
 from llm_decoder.model_config import ModelConfig
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.packed_tensor import MatrixLayout, PackedTensor
+from llm_decoder.placement import Placement, place_on_gpu
 from llm_decoder.quantize import pack_in_memory
 from llm_decoder.sampling import SamplingParams, resolve_params
 from llm_decoder.sequence import Limits, build_request
 from llm_decoder.weights_config import INT8_FOLDER
 from llm_decoder.weights_dir import WeightsDirectory, is_weights_directory
 
-__all__ = ["INT8Decoder"]
+__all__ = ["CUDADecoder", "INT8Decoder"]
 
 _Integer = TypeVar("_Integer", bound=np.integer[Any])
 
@@ -34,67 +39,47 @@ _NOT_HERE = frozenset(
 )
 
 
-class INT8Decoder:
-    """A decoder on the CPU with a paged KV cache of its own. For one thread. Also a context manager, which closes it.
+class _Decoder(ABC):
+    """A decoder with a paged KV cache of its own. For one thread. Also a context manager, which closes it."""
 
-    threads, kv_cache_dtype, kv_cache_bytes, page_size, max_model_len, max_tokens_per_step, isa: as for LLM.
+    _quantizations: tuple[str, ...] = ("int8", "int4")
 
-        decoder = INT8Decoder()
-        decoder.load_weights("path/to/a/model")
-        decoder.quantize_weights()
-        tokens = decoder.generate([1, 2, 3], max_tokens=16)
-    """
-
-    def __init__(
-        self,
-        *,
-        threads: int | None = None,
-        kv_cache_dtype: str = "auto",
-        kv_cache_bytes: int | None = None,
-        page_size: int | None = None,
-        max_model_len: int | None = None,
-        max_tokens_per_step: int = 512,
-        isa: str = "auto",
-    ) -> None:
-        self._options = BackendOptions(
-            threads=threads,
-            kv_cache_dtype=kv_cache_dtype,
-            kv_cache_bytes=kv_cache_bytes,
-            page_size=page_size,
-            max_model_len=max_model_len,
-            max_tokens_per_step=max_tokens_per_step,
-            isa=isa,
-        )
+    def __init__(self, options: BackendOptions) -> None:
+        self._options = options
         self._path: Path | None = None
+        self._dtype = "auto"  # as load_weights was told
         self._config: ModelConfig | None = None
-        self._backend: CpuBackend | None = None
+        self._backend: Backend | None = None
 
     def load_weights(self, directory: str | Path, dtype: str = "auto") -> None:
-        """Reads float weights, from a Hugging Face folder or a `weights/` directory, as matrices of `dtype`: "float32",
-        "bfloat16", or "auto", which is bfloat16 when all matrices are stored so, else float32.
+        """Reads float weights, from a Hugging Face folder or a `weights/` directory, as matrices of `dtype`, a name
+        that LLM takes for this device or "auto", as there.
 
         Raises ModelLoadError, ConfigError, or NotEnoughMemoryError before anything large is read.
         """
-        self._load(_folder("load_weights", directory), choose_layout("none", dtype))
+        self._load(self._folder("load_weights", directory), "none", dtype)
 
     def quantize_weights(self, quantization: str = "int8") -> None:
-        """Puts quantised matrices, "int8" (a scale a row) or "int4" (groups of 32), in the place of those that
-        load_weights read. An empty cache comes with them.
+        """Puts quantised matrices, "int8" (a scale a row), "int4" (groups of 32) or, on a GPU, "fp8" (a scale a row),
+        in the place of those that load_weights read. An empty cache comes with them.
 
         Raises ConfigError for another name, InvalidRequestError without weights.
         """
-        if quantization not in ("int8", "int4"):
-            raise ConfigError(f"[INT8Decoder.quantize_weights] need int8 or int4, got {quantization!r:.60}")
+        if quantization not in self._quantizations:
+            known = " or ".join(self._quantizations)
+            raise ConfigError(f"[{self._name}.quantize_weights] need {known}, got {quantization!r:.60}")
         if self._path is None:
-            raise InvalidRequestError("[INT8Decoder.quantize_weights] needs weights, got none; call load_weights first")
-        self._load(self._path, choose_layout(quantization, "auto"))
+            raise InvalidRequestError(
+                f"[{self._name}.quantize_weights] needs weights, got none; call load_weights first"
+            )
+        self._load(self._path, quantization, self._dtype)
 
     def load_quantized_weights(self, directory: str | Path) -> None:
         """Reads the int8 matrices of a `weights/` directory, or of its int8/ folder.
 
         Raises ModelNotFoundError when there are none; otherwise as load_weights.
         """
-        path = _folder("load_quantized_weights", directory)
+        path = self._folder("load_quantized_weights", directory)
         if path.name == INT8_FOLDER and is_weights_directory(path.parent):
             path = path.parent
         if not is_weights_directory(path) or WeightsDirectory(path, "int8").part != "int8":
@@ -102,19 +87,22 @@ class INT8Decoder:
                 f"[{directory}] needs int8 weights (int8/embedding.bin and so on), got none; write them with "
                 "`llm-decoder convert`, or call load_weights and quantize_weights"
             )
-        self._load(path, "w8")
+        self._load(path, "int8", "auto")
 
-    def _load(self, path: Path, layout: MatrixLayout | None) -> None:
-        """`layout`: of the matrices; None = the checkpoint's own."""
-        checkpoint = open_checkpoint(path, layout)
-        layout = layout or stored_layout(checkpoint)
-        check_fit(
-            checkpoint.config, layout, name=str(path), is_mapped=False, kv_cache_bytes=self._options.kv_cache_bytes
-        )
-        weights = pack_in_memory(checkpoint, layout)
+    def _load(self, path: Path, quantization: str, dtype: str) -> None:
+        checkpoint, placement = self._place(path, quantization, dtype)
+        weights = self._pack(checkpoint, placement.layout)
         self.close()
-        self._backend = CpuBackend(_Model(checkpoint.config, weights, str(path)), self._options)
-        self._path, self._config = path, checkpoint.config
+        model = _Model(checkpoint.config, weights, str(path), placement.layout, placement.device, placement.dtype)
+        self._backend = create_backend(model, self._options)
+        self._path, self._dtype, self._config = path, dtype, checkpoint.config
+
+    @abstractmethod
+    def _place(self, path: Path, quantization: str, dtype: str) -> tuple[Checkpoint, Placement]:
+        """The reader of what is nearest to the matrices that are wanted, and how these lie on the device."""
+
+    @abstractmethod
+    def _pack(self, checkpoint: Checkpoint, layout: MatrixLayout) -> Mapping[str, PackedTensor]: ...
 
     @property
     def config(self) -> ModelConfig:
@@ -137,12 +125,12 @@ class INT8Decoder:
         cache before, commit after. Returns logits, float32 [n_rows, vocab_size]. Raises InvalidRequestError for a
         batch that does not fit the model, the cache or what was reserved.
         """
-        backend = self._ready("step")
+        backend, place = self._ready("step"), f"{self._name}.step"
         batch = (
-            _integers("tokens", tokens, np.int32),
-            _integers("seq_ids", seq_ids, np.int64),
-            _integers("counts", counts, np.int32),
-            _integers("want", want, np.uint8),
+            _integers(place, "tokens", tokens, np.int32),
+            _integers(place, "seq_ids", seq_ids, np.int64),
+            _integers(place, "counts", counts, np.int32),
+            _integers(place, "want", want, np.uint8),
         )
         try:
             backend.step(*batch)
@@ -164,7 +152,7 @@ class INT8Decoder:
         refused = sorted(_NOT_HERE.intersection(sampling))
         if refused:
             raise InvalidRequestError(
-                f"[INT8Decoder.generate] {refused[0]} needs an engine or a tokenizer; use LLM", param=refused[0]
+                f"[{self._name}.generate] {refused[0]} needs an engine or a tokenizer; use LLM", param=refused[0]
             )
         params = resolve_params(SamplingParams(max_tokens=max_tokens, temperature=temperature, **sampling))
         sent: list[StreamEvent | RequestOutput | Exception] = []
@@ -192,7 +180,7 @@ class INT8Decoder:
         return output.outputs[0].token_ids
 
     def info(self) -> dict[str, Any]:
-        """What was chosen: isa, threads, kv_cache_dtype, sizes in bytes."""
+        """What was chosen: device, layout of the matrices, kv_cache_dtype, sizes in bytes, and what its device has."""
         return self._ready("info").info()
 
     def close(self) -> None:
@@ -209,21 +197,122 @@ class INT8Decoder:
     ) -> None:
         self.close()
 
-    def _ready(self, verb: str) -> CpuBackend:
+    def _ready(self, verb: str) -> Backend:
         if self._backend is None:
             raise InvalidRequestError(
-                f"[INT8Decoder.{verb}] needs weights, got none; call load_weights or load_quantized_weights first"
+                f"[{self._name}.{verb}] needs weights, got none; call load_weights or load_quantized_weights first"
             )
         return self._backend
 
+    def _folder(self, verb: str, directory: str | Path) -> Path:
+        if not isinstance(directory, (str, Path)):
+            raise ModelNotFoundError(
+                f"[{self._name}.{verb}] needs the path of a folder with weights, got {directory!r:.60}"
+            )
+        return find_model(Path(directory))
 
-def _folder(verb: str, directory: str | Path) -> Path:
-    if not isinstance(directory, (str, Path)):
-        raise ModelNotFoundError(f"[INT8Decoder.{verb}] needs the path of a folder with weights, got {directory!r:.60}")
-    return find_model(Path(directory))
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
 
-def _integers(name: str, values: Sequence[int], dtype: type[_Integer]) -> npt.NDArray[_Integer]:
+class INT8Decoder(_Decoder):
+    """A decoder on the CPU with a paged KV cache of its own. For one thread. Also a context manager, which closes it.
+
+    threads, kv_cache_dtype, kv_cache_bytes, page_size, max_model_len, max_tokens_per_step, isa: as for LLM.
+
+        decoder = INT8Decoder()
+        decoder.load_weights("path/to/a/model")
+        decoder.quantize_weights()
+        tokens = decoder.generate([1, 2, 3], max_tokens=16)
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int | None = None,
+        kv_cache_dtype: str = "auto",
+        kv_cache_bytes: int | None = None,
+        page_size: int | None = None,
+        max_model_len: int | None = None,
+        max_tokens_per_step: int = 512,
+        isa: str = "auto",
+    ) -> None:
+        super().__init__(
+            BackendOptions(
+                device="cpu",
+                threads=threads,
+                kv_cache_dtype=kv_cache_dtype,
+                kv_cache_bytes=kv_cache_bytes,
+                page_size=page_size,
+                max_model_len=max_model_len,
+                max_tokens_per_step=max_tokens_per_step,
+                isa=isa,
+            )
+        )
+
+    def _place(self, path: Path, quantization: str, dtype: str) -> tuple[Checkpoint, Placement]:
+        wanted = choose_layout(quantization, dtype)
+        checkpoint = open_checkpoint(path, wanted)
+        layout = wanted or stored_layout(checkpoint)
+        pool_bytes = self._options.kv_cache_bytes
+        check_fit(checkpoint.config, layout, name=str(path), is_mapped=False, kv_cache_bytes=pool_bytes)
+        return checkpoint, Placement("cpu", layout)
+
+    def _pack(self, checkpoint: Checkpoint, layout: MatrixLayout) -> Mapping[str, PackedTensor]:
+        return pack_in_memory(checkpoint, layout)
+
+
+class CUDADecoder(_Decoder):
+    """A decoder on an NVIDIA GPU, weights and the pages of its KV cache in the GPU's memory. For one thread. Also a
+    context manager, which closes it.
+
+    device: "cuda", the first one, or "cuda:1" and so on. kv_cache_dtype, kv_cache_bytes, page_size, max_model_len,
+    max_tokens_per_step, deterministic: as for LLM.
+
+        decoder = CUDADecoder()
+        decoder.load_weights("path/to/a/model")
+        tokens = decoder.generate([1, 2, 3], max_tokens=16)
+    """
+
+    _quantizations = ("int8", "int4", "fp8")
+
+    def __init__(
+        self,
+        *,
+        device: str = "cuda",
+        kv_cache_dtype: str = "auto",
+        kv_cache_bytes: int | None = None,
+        page_size: int | None = None,
+        max_model_len: int | None = None,
+        max_tokens_per_step: int = 512,
+        deterministic: bool = False,
+    ) -> None:
+        options = BackendOptions(
+            device=device,
+            kv_cache_dtype=kv_cache_dtype,
+            kv_cache_bytes=kv_cache_bytes,
+            kv_tier_bytes=0,  # no sequence of a loop of one's own gives way to another
+            page_size=page_size,
+            max_model_len=max_model_len,
+            max_tokens_per_step=max_tokens_per_step,
+            deterministic=deterministic,
+        )
+        if device in ("auto", "cpu"):
+            raise ConfigError(f"[device] must be cuda, or cuda:1 and so on, got {device!r}; INT8Decoder is for the CPU")
+        super().__init__(options)
+
+    def _place(self, path: Path, quantization: str, dtype: str) -> tuple[Checkpoint, Placement]:
+        check_gpu_precision(quantization, dtype)
+        gpu = usable_gpu(choose_device(self._options.device))
+        checkpoint = open_checkpoint(path, choose_layout("none" if quantization == "fp8" else quantization, "auto"))
+        return checkpoint, place_on_gpu(checkpoint, gpu, self._options, quantization, dtype, name=str(path))
+
+    def _pack(self, checkpoint: Checkpoint, layout: MatrixLayout) -> Mapping[str, PackedTensor]:
+        return WeightsPackedWhenRead(checkpoint, layout)
+
+
+def _integers(place: str, name: str, values: Sequence[int], dtype: type[_Integer]) -> npt.NDArray[_Integer]:
     """A flat array of `dtype`, refused rather than rounded or wrapped."""
     array = np.asarray(values)
     limits = np.iinfo(dtype)
@@ -231,8 +320,7 @@ def _integers(name: str, values: Sequence[int], dtype: type[_Integer]) -> npt.ND
         return np.zeros(0, dtype)
     if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < limits.min or array.max() > limits.max:
         raise InvalidRequestError(
-            f"[INT8Decoder.step] {name} must be a flat list of integers from {limits.min} to {limits.max}, "
-            f"got {values!r:.60}",
+            f"[{place}] {name} must be a flat list of integers from {limits.min} to {limits.max}, got {values!r:.60}",
             param=name,
         )
     return array.astype(dtype)
@@ -241,15 +329,18 @@ def _integers(name: str, values: Sequence[int], dtype: type[_Integer]) -> npt.ND
 @dataclass(frozen=True)
 class _Model:
     config: ModelConfig
-    weights: dict[str, PackedTensor]
+    weights: Mapping[str, PackedTensor]
     name: str
+    layout: MatrixLayout
+    device: str
+    dtype: GpuDtype | None
 
 
 class _NoText:
     """Stands for a tokenizer where there is none."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        raise InvalidRequestError("[INT8Decoder] needs token ids, got text; LLM takes text", param="prompt")
+        raise InvalidRequestError("[prompt] needs token ids, got text; LLM takes text", param="prompt")
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return ""

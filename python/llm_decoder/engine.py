@@ -21,7 +21,7 @@ import numpy.typing as npt
 from llm_decoder.backends import Backend, check_integer
 from llm_decoder.detokenizer import TextDecoder
 from llm_decoder.engine_core import EngineCore
-from llm_decoder.errors import EngineClosedError, InvalidRequestError, QueueFullError
+from llm_decoder.errors import DeviceLostError, EngineClosedError, InvalidRequestError, QueueFullError
 from llm_decoder.grammars import Grammar
 from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams, derive_seed, resolve_params
@@ -121,8 +121,7 @@ class _Worker:
         try:
             self._loop(core)
         except BaseException as cause:  # noqa: BLE001 - it is told to every request
-            end = EngineClosedError(f"[engine] its thread has died: {cause!r}; make a new LLM")
-            end.__cause__ = cause
+            end = _death(cause)
         self._end(core, end)
 
     def _loop(self, core: EngineCore) -> None:
@@ -169,6 +168,14 @@ class _Worker:
                 if command is not None:
                     command.refuse(_copy(end))
         core.backend.close()
+
+
+def _death(cause: BaseException) -> EngineClosedError:
+    """What every request is told of what has ended the thread; of a device that is lost, a new LLM would be too."""
+    told = str(cause) if isinstance(cause, DeviceLostError) else f"{cause!r}; make a new LLM"
+    end = EngineClosedError(f"[engine] its thread has died: {told}")
+    end.__cause__ = cause
+    return end
 
 
 def _copy(error: EngineClosedError) -> EngineClosedError:

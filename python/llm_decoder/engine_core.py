@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as AnySequence
 from collections.abc import Set as AbstractSet
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,12 @@ import numpy.typing as npt
 from llm_decoder.backends import Backend
 from llm_decoder.batch import SamplingBatch, StepBatch
 from llm_decoder.detokenizer import TextDecoder
-from llm_decoder.errors import RequestFailedError
+from llm_decoder.draws import NO_TOKEN_LEFT, NOT_FINITE, Drawn, Draws, MadeStep, Scores, n_accepted
+from llm_decoder.errors import DeviceLostError, RequestFailedError
 from llm_decoder.histograms import EngineHistograms
 from llm_decoder.outputs import Completion, FinishReason, RequestOutput, StreamEvent, TokenLogprob
 from llm_decoder.pace import Pace
+from llm_decoder.run_ahead import waits_for_tokens
 from llm_decoder.scheduler import Scheduler, SchedulerLimits
 from llm_decoder.search.group import SearchGroup
 from llm_decoder.search.params import SearchParams
@@ -27,18 +28,9 @@ from llm_decoder.search.search import Search
 from llm_decoder.search.searches import begin_search, candidates_of, make_offers
 from llm_decoder.search.steps import StepGroup
 from llm_decoder.sequence import Request, Sequence
-from llm_decoder.speculation import Speculation, StepCost
+from llm_decoder.speculation import Gain, Speculation, StepCost
 
 __all__ = ["EngineCore"]
-
-# logprobs [n_rows], ranks [n_rows], top_ids [n_rows, n_top], top_logprobs [n_rows, n_top], as Backend gives them.
-Scores: TypeAlias = AnySequence[npt.NDArray[Any]]
-# A sequence, the tokens it drew (or NOT_FINITE, NO_TOKEN_LEFT), and the rows of these scores that tell of them, from
-# the number given. One token, and one for each draft before it.
-Drawn: TypeAlias = tuple[Sequence, list[int], int, Scores]
-
-# What the sampler gives in the place of a token, see decoder/sampler.h.
-NOT_FINITE, NO_TOKEN_LEFT = -1, -2
 
 # Rows of logits are as wide as the vocabulary; a step makes no more of them than fit here for those who want every row.
 MAX_ROWS_BYTES = 64 << 20
@@ -63,6 +55,7 @@ class EngineCore:
         )
         self.backend = backend
         self._step_cost = StepCost()
+        self._gain = Gain()
         self._pace = Pace(self._step_cost)
         self.scheduler = Scheduler(backend.cache, limits, self._pace)
         self.requests: dict[str, Request] = {}
@@ -71,7 +64,9 @@ class EngineCore:
         self._aside = aside
         self._scored: set[Request] = set()  # requests whose answers are being scored
         self._batch = StepBatch(backend.max_tokens_per_step)
-        self._sampling = SamplingBatch()
+        self._draws = Draws(backend, self._attempt)
+        self._unread: MadeStep | None = None  # what it draws is begun, and read when the next one is launched
+        self._is_behind = False  # the last step drew nothing, so that nobody waits for its end
         self._beam_sampling = SamplingBatch()
         self._n_finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
         self._n_prompt_tokens = self._n_generated_tokens = self._n_computed_tokens = self._n_steps = 0
@@ -121,7 +116,8 @@ class EngineCore:
     # -- a step
 
     def step(self) -> bool:
-        """Makes one step. False when there is nothing to do.
+        """Makes one step and reads what it has drawn. Where the backend runs ahead, and everybody lets it
+        (run_ahead.py), that is read after the next one is launched. False when there is nothing to do.
 
         What is raised on behalf of one request ends that request (_attempt). What the cache raises, or the decoder's
         step, ends the engine: engine and core then disagree about who holds which pages, and no answer could be trusted
@@ -129,25 +125,70 @@ class EngineCore:
         """
         started_s = time.perf_counter()
         self.backend.cache.set_time(started_s)
-        stuck = self.scheduler.plan(self._batch)
-        if stuck is not None:
-            self._fail(stuck.request, RequestFailedError(self.scheduler.describe_shortage(stuck)))
-            return True
-        batch = self._batch
-        if not batch.sequences:
-            return self._go_on_without_a_step()
-        try:
-            n_rows = self.backend.step(batch.tokens, batch.seq_ids, batch.counts, batch.want)
-        except MemoryError as error:
-            self._give_way(error)
-            return True
-        draws, rows, collectors, searching = self._rows()
-        not_finite = self._collect(collectors, n_rows) if collectors else set()
-        drawn = self._draw(draws, rows) if draws else []
-        not_finite |= self._make_offers(searching)
+        batch, before = self._batch, self._unread
+        if before is not None:
+            self.scheduler.plan_ahead(batch, self._gain.is_worth_waiting)
+        else:
+            stuck = self.scheduler.plan(batch)
+            if stuck is not None:
+                self._fail(stuck.request, RequestFailedError(self.scheduler.describe_shortage(stuck)))
+                return True
+            if not batch.sequences:
+                return self._go_on_without_a_step()
+        n_rows = 0
+        if batch.sequences:
+            try:
+                n_rows = self.backend.step(batch.tokens, batch.seq_ids, batch.counts, batch.want)
+            except MemoryError as error:
+                if before is None:
+                    self._give_way(error)
+                    return True
+                batch.fill([])  # it is planned again, with nothing unread
+        made = self._made_step(started_s)
+        if before is None and self._reads_at_once():
+            self._read(made, n_rows)
+        else:
+            self._read_one_behind(before, made)
+        if made.n_tokens:
+            self._n_steps += 1
+            self._histograms.step_tokens.add(made.n_tokens)
+        self._busy_s += time.perf_counter() - started_s
+        return True
+
+    def _reads_at_once(self) -> bool:
+        return not self.backend.runs_ahead or any(waits_for_tokens(sequence) for sequence in self._batch.sequences)
+
+    def _read(self, made: MadeStep, n_rows: int) -> None:
+        not_finite = self._collect(made.collectors, n_rows) if made.collectors else set()
+        drawn = self._draws.take(made.draws, made.rows) if made.draws else []
+        not_finite |= self._make_offers(made.searching)
         self._drawn_s = time.perf_counter()
+        self._settle(made, drawn, made, not_finite)
+        self._learn(made, time.perf_counter() - made.started_s)
+        self._is_behind = False
+
+    def _read_one_behind(self, before: MadeStep | None, made: MadeStep) -> None:
+        """What `made` draws is begun; what the step before it has drawn is read."""
+        is_begun = bool(made.draws) and self._draws.begin(made.draws, made.rows)
+        self._unread = made if is_begun else None
+        drawn: list[Drawn] = []
+        if before is not None:
+            drawn = self._draws.end(self._batch)
+            last_drawn_s, self._drawn_s = self._drawn_s, time.perf_counter()
+            self._learn(before, self._drawn_s - max(before.started_s, last_drawn_s))
+        self._settle(before or made, drawn, made, set())
+        if made.draws and not is_begun:
+            self._batch.fill([])
+            drawn = self._draws.take(made.draws, made.rows)
+            self._drawn_s = time.perf_counter()
+            self._settle(made, drawn, MadeStep(made.started_s), set())
+        if made.n_tokens:
+            self._is_behind = not made.draws
+
+    def _settle(self, drew: MadeStep, drawn: list[Drawn], made: MadeStep, not_finite: set[Request]) -> None:
+        """drawn: what the step `drew` has drawn. made: that step, or the one behind it; its tokens are in pages now."""
         not_finite.update(sequence.request for sequence, tokens, _, _ in drawn if tokens[0] == NOT_FINITE)
-        n_decodes, n_drafted = self._verify(drawn)
+        self._verify(drawn, drew)
         for request in not_finite:
             if not request.finished:
                 self._n_corrupted += 1
@@ -156,25 +197,27 @@ class EngineCore:
         if not_finite:
             # Earlier chunks of a prompt may be in the index with the same broken numbers: nobody shall find them.
             self.backend.cache.clear_prefix_index()
-        self._fan_out()
+        for root, others in made.roots:
+            if not root.request.finished:
+                self.scheduler.fan_out(root, others)
         for sequence, tokens, row, scores in drawn:
-            if not sequence.request.finished:
+            if sequence.finish_reason is None:
                 self._attempt(sequence.request, self._advance_all, sequence, tokens, row, scores)
-        advanced = [sequence.request for sequence, _ in searching] + [drew[0].request for drew in drawn]
+        advanced = [sequence.request for sequence, _ in drew.searching] + [entry[0].request for entry in drawn]
         for request in dict.fromkeys(advanced):
             if not request.finished:
                 self._attempt(request, self._take_turn, request)
         self._finish_prompts_that_want_no_answer()
-        self._n_steps += 1
-        self._histograms.step_tokens.add(len(batch.tokens))
-        step_s = time.perf_counter() - started_s
-        self._busy_s += step_s
-        n_prompt_tokens = len(batch.tokens) - n_decodes - n_drafted
+
+    def _learn(self, made: MadeStep, seconds: float) -> None:
+        """The step took so long."""
+        n_prompt_tokens = made.n_tokens - made.n_decodes - made.n_drafted
+        if made.is_behind:
+            return
         if not n_prompt_tokens:
-            self._step_cost.learn(len(batch.tokens), step_s)
-        elif not n_drafted:
-            self._pace.learn(n_decodes, n_prompt_tokens, step_s)
-        return True
+            self._step_cost.learn(made.n_tokens, seconds)
+        elif not made.n_drafted:
+            self._pace.learn(made.n_decodes, n_prompt_tokens, seconds)
 
     def _give_way(self, error: MemoryError) -> None:
         """The step found no memory. It asks for it, for its rows of logits, before it writes to any page, so cache and
@@ -186,34 +229,31 @@ class EngineCore:
         widest = max(youngest_first, key=lambda sequence: sequence.n_scheduled if sequence.wants_rows else 1)
         self._fail(widest.request, _failure(widest.request, error))
 
-    def _rows(self) -> tuple[list[Sequence], list[int], list[tuple[Sequence, int]], list[tuple[Sequence, int]]]:
-        """Who draws a token, each one's first row of the step's logits (more follow, one a draft), (who wants every
-        row, its first row), and (who is a beam, its row).
-
-        A prompt that is complete gets the sequences of its other answers here: they draw from the same row.
-        """
-        draws: list[Sequence] = []
-        rows: list[int] = []
-        collectors: list[tuple[Sequence, int]] = []
-        searching: list[tuple[Sequence, int]] = []
+    def _made_step(self, started_s: float) -> MadeStep:
+        """A prompt that is complete gets the sequences of its other answers here: they draw from the same row."""
+        made = MadeStep(started_s, len(self._batch.tokens), is_behind=self._is_behind)
+        draws, rows = made.draws, made.rows
         n_rows = 0
         for sequence in self._batch.sequences:
             count = sequence.n_scheduled
+            n_pending = sequence.n_pending
+            made.n_decodes += n_pending == 1
             if sequence.n_drafted:
+                made.n_drafted += sequence.n_drafted
                 draws.append(sequence)
                 rows.append(n_rows)
                 n_rows += count
                 continue
-            is_complete = sequence.n_computed + count == sequence.n_tokens
+            is_complete = count == n_pending
             if sequence.wants_rows:
-                collectors.append((sequence, n_rows))
+                made.collectors.append((sequence, n_rows))
                 n_rows += count
             elif is_complete:
                 n_rows += 1
             if not is_complete or sequence.request.max_new == 0:
                 continue
             if sequence.request.beams is not None:
-                searching.append((sequence, n_rows - 1))
+                made.searching.append((sequence, n_rows - 1))
                 continue
             draws.append(sequence)
             rows.append(n_rows - 1)
@@ -222,9 +262,11 @@ class EngineCore:
             n_before = len(sequence.request.sequences)
             self._attempt(sequence.request, self._add_others, sequence.request)
             others = sequence.request.sequences[n_before:]
-            draws.extend(others)
-            rows.extend([n_rows - 1] * len(others))
-        return draws, rows, collectors, searching
+            if others:
+                made.roots.append((sequence, others))
+                draws.extend(others)
+                rows.extend([n_rows - 1] * len(others))
+        return made
 
     def _add_others(self, request: Request) -> None:
         """Sequences for the answers that have none yet."""
@@ -296,35 +338,6 @@ class EngineCore:
         # -inf is an answer (a token with no chance at all), NaN is none.
         if np.isnan(scores[0][row : row + len(following)]).any():
             not_finite.add(request)
-
-    def _draw(self, draws: list[Sequence], rows: list[int]) -> list[Drawn]:
-        """What each draws from its row. When the draw for all of them raises, each draws alone: a token depends on its
-        own row and parameters only, so it is the same, and only who it is that raises fails."""
-        try:
-            return self._draw_together(draws, rows, self._sampling)
-        except Exception:  # noqa: BLE001 - it is raised again, and told, below
-            self._sampling = SamplingBatch()  # it may have been left half made
-        drawn: list[Drawn] = []
-        for sequence, row in zip(draws, rows, strict=True):
-            if not sequence.request.finished:
-                self._attempt(sequence.request, self._draw_alone, sequence, row, drawn)
-        return drawn
-
-    def _draw_alone(self, sequence: Sequence, row: int, drawn: list[Drawn]) -> None:
-        drawn += self._draw_together([sequence], [row], SamplingBatch())
-
-    def _draw_together(self, draws: list[Sequence], rows: list[int], sampling: SamplingBatch) -> list[Drawn]:
-        params = sampling.params(draws)
-        all_rows = [row + i for sequence, row in zip(draws, rows, strict=True) for i in range(1 + sequence.n_drafted)]
-        sampled, *scores = self.backend.sample(np.array(all_rows, np.int32), params, sampling.n_top)
-        tokens = sampled.tolist()
-        drawn: list[Drawn] = []
-        begin = 0
-        for sequence in draws:
-            end = begin + 1 + sequence.n_drafted
-            drawn.append((sequence, tokens[begin:end], begin, scores))
-            begin = end
-        return drawn
 
     # -- beams
 
@@ -459,38 +472,36 @@ class EngineCore:
         for event in events:
             _send(request, event)
 
-    def _verify(self, drawn: list[Drawn]) -> tuple[int, int]:
-        """Cuts off what was drawn behind a draft that is wrong: nobody would have drawn it, one token a step. Returns
-        how many sequences the step has that decode, and how many drafts."""
-        n_decodes = sum(sequence.n_pending == 1 for sequence in self._batch.sequences)
-        n_drafted = sum(sequence.n_drafted for sequence in self._batch.sequences)
-        n_rows = len(self._batch.tokens) - n_drafted
+    def _verify(self, drawn: list[Drawn], drew: MadeStep) -> None:
+        """Cuts off what was drawn behind a draft that is wrong: nobody would have drawn it, one token a step."""
+        n_rows = drew.n_tokens - drew.n_drafted
         fixed_rows = self._step_cost.fixed_rows
+        n_before = self._n_accepted_tokens
         for sequence, tokens, _, _ in drawn:
-            if sequence.n_drafted:
-                n_accepted = _n_accepted(tokens, sequence.drafted_tokens.tolist(), sequence.request.stop_ids)
-                sequence.n_rejected = 1 + sequence.n_drafted - len(tokens)
+            n_drafted, n_right = len(tokens) - 1, 0
+            if n_drafted:
+                n_right = n_accepted(tokens, sequence.drafted_tokens.tolist(), sequence.request.stop_ids)
+                sequence.n_rejected = 1 + n_drafted - len(tokens)
                 metrics = sequence.request.metrics
-                metrics.n_drafted_tokens += sequence.n_drafted
-                metrics.n_accepted_tokens += n_accepted
+                metrics.n_drafted_tokens += n_drafted
+                metrics.n_accepted_tokens += n_right
                 self._n_drafts += 1
-                self._n_drafted_tokens += sequence.n_drafted
-                self._n_accepted_tokens += n_accepted
-            else:
-                n_accepted = 0
+                self._n_drafted_tokens += n_drafted
+                self._n_accepted_tokens += n_right
             if sequence.speculation is not None:
-                sequence.speculation.learn(len(tokens), sequence.n_drafted, n_accepted, n_rows, fixed_rows)
+                sequence.speculation.learn(len(tokens), n_drafted, n_right, n_rows, fixed_rows)
             sequence.n_drafted = 0
-        return n_decodes, n_drafted
+        if drawn:
+            self._gain.learn(self._n_accepted_tokens - n_before, len(drawn))
 
     def _commit(self) -> None:
-        """The step's tokens are in pages now, but for drafts that were wrong, and for requests that have failed: theirs
+        """The step's tokens are in pages now, but for drafts that were wrong, and for sequences that are over: theirs
         are let go already."""
         batch = self._batch
-        if not any(sequence.n_rejected or sequence.request.finished for sequence in batch.sequences):
-            self.backend.cache.commit(batch.seq_ids, batch.counts, batch.tokens)
-        else:
+        if any(sequence.n_rejected or sequence.seq_id < 0 for sequence in batch.sequences):
             self._commit_part()
+        elif batch.sequences:
+            self.backend.cache.commit(batch.seq_ids, batch.counts, batch.tokens)
         for sequence in batch.sequences:
             sequence.n_computed += sequence.n_scheduled - sequence.n_rejected
             sequence.n_rejected = 0
@@ -504,7 +515,7 @@ class EngineCore:
         tokens: list[npt.NDArray[np.int32]] = []
         begin = 0
         for sequence in batch.sequences:
-            if not sequence.request.finished:
+            if sequence.seq_id >= 0:
                 seq_ids.append(sequence.seq_id)
                 tokens.append(batch.tokens[begin : begin + sequence.n_scheduled - sequence.n_rejected])
             begin += sequence.n_scheduled
@@ -516,12 +527,6 @@ class EngineCore:
     def _note_first_token(request: Request) -> None:
         request.first_token_s = time.perf_counter()
         request.metrics.time_to_first_token_s = request.first_token_s - request.submitted_s
-
-    def _fan_out(self) -> None:
-        for root in self._batch.sequences:
-            sequences = root.request.sequences
-            if len(sequences) > 1 and root is sequences[0] and root.n_generated == 0 and not root.request.finished:
-                self.scheduler.fan_out(root, sequences[1:])
 
     def _finish_prompts_that_want_no_answer(self) -> None:
         for sequence in self._batch.sequences:
@@ -707,6 +712,8 @@ class EngineCore:
             "n_finished": dict(self._n_finished),
             "n_steps": self._n_steps,
             "n_preemptions": self.scheduler.n_preemptions,
+            "n_swapped": self.scheduler.tier.n_swapped,
+            "n_recomputed": self.scheduler.tier.n_recomputed,
             "n_prompt_tokens": self._n_prompt_tokens,
             "n_generated_tokens": self._n_generated_tokens,
             "n_computed_tokens": self._n_computed_tokens,
@@ -757,24 +764,10 @@ class EngineCore:
         }
 
 
-def _n_accepted(tokens: list[int], draft: list[int], stop_ids: frozenset[int]) -> int:
-    """How many of `draft` are what was drawn. Leaves of `tokens`, one a draft and one more, what steps of one token
-    would have drawn: up to the first that is not its draft, or that ends the answer."""
-    for i, token in enumerate(tokens):
-        if token == NOT_FINITE and i:
-            del tokens[i:]  # the next step finds the same, as its first row
-            return i
-        if i == len(draft) or token != draft[i]:
-            del tokens[i + 1 :]
-            return i
-        if token in stop_ids:
-            del tokens[i + 1 :]
-            return i + 1
-    return 0
-
-
 def _failure(request: Request, error: Exception) -> RequestFailedError:
-    """What a request is told that made `error` be raised."""
+    """What a request is told that made `error` be raised. A device that is lost ends all requests: it is raised."""
+    if isinstance(error, DeviceLostError):
+        raise error
     if isinstance(error, RequestFailedError):
         return error
     place = f"[request {request.request_id}]"

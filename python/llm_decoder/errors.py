@@ -7,7 +7,8 @@ LLMDecoderError
 │   └── MalformedFileError         a file whose bytes contradict its own format
 ├── ConfigError                    a settings file, environment variable or option with a bad name or value
 ├── BackendError                   the device or the compiled core cannot do what was asked
-│   └── NotEnoughMemoryError       needs X, has Y
+│   ├── NotEnoughMemoryError       needs X, has Y
+│   └── DeviceLostError            a GPU has failed for good in the middle of its work
 ├── InvalidArgumentError           (also ValueError) an array or option of llm_decoder.ops that no kernel computes with
 ├── InvalidRequestError            (also ValueError) a request that could never be served; `param` names the field
 │   └── ContextLengthExceededError prompt (and answer) do not fit the context
@@ -25,6 +26,7 @@ __all__ = [
     "BackendError",
     "ConfigError",
     "ContextLengthExceededError",
+    "DeviceLostError",
     "EngineClosedError",
     "InvalidArgumentError",
     "InvalidRequestError",
@@ -70,6 +72,11 @@ class BackendError(LLMDecoderError):
 
 class NotEnoughMemoryError(BackendError):
     """The model, its KV cache, or the rows that a request asks for do not fit the memory that is there."""
+
+
+class DeviceLostError(BackendError):
+    """A GPU has failed in the middle of its work, for this process for good: a kernel that read what is not there, an
+    error of its memory, a device that was removed. Whatever it computed or held is gone; start the process again."""
 
 
 class InvalidArgumentError(LLMDecoderError, ValueError):

@@ -1,4 +1,4 @@
-"""Does a model fit this machine's memory? Asked before anything large is read."""
+"""Does a model fit the memory of this machine, or of a GPU? Asked before anything large is read."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from llm_decoder.model_config import ModelConfig
 from llm_decoder.packed_tensor import Layout, MatrixLayout, core_tensors
 
 __all__ = [
+    "GPU_RESERVE_BYTES",
+    "GpuNeed",
     "MemoryNeed",
     "auto_kv_dtype",
     "available_memory_bytes",
     "check_fit",
+    "check_gpu_fit",
+    "gpu_need",
     "kv_bytes_per_token",
     "memory_need",
     "packed_bytes",
@@ -24,6 +28,11 @@ __all__ = [
 _BASE_BYTES = 128 * 2**20
 _LEAST_CONTEXT = 256  # tokens; a model that cannot hold so many is of no use
 _PACKING_BYTES = 256 * 2**20  # blocks under way while weights are packed
+
+# Memory of a GPU that the KV pool leaves free: for rows of logits and what draws from them, recorded steps, and what
+# the driver and others take meanwhile.
+GPU_RESERVE_BYTES = 2**30
+_GPU_PRODUCT_BYTES = 128 * 2**20  # scratch of products: a slice of unpacked weights, cuBLASLt's, partial sums
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,13 @@ def auto_kv_dtype(layout: Layout) -> str:
     return {"f32": "float32", "bf16": "bfloat16"}.get(layout, "int8")
 
 
-def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
-    """Bytes of one position's keys and values over all layers; `kv_dtype` is float32, bfloat16 or int8."""
-    padded_dim = -(-config.head_dim // 16) * 16
-    scale_bytes = 4 if kv_dtype == "int8" else 0  # one float32 a head
-    per_head = {"float32": 4, "bfloat16": 2, "int8": 1}[kv_dtype] * padded_dim + scale_bytes
-    return 2 * config.n_layers * config.n_kv_heads * per_head
+def kv_bytes_per_token(config: ModelConfig, kv_dtype: str, *, on_gpu: bool = False) -> int:
+    """Bytes of one position's keys and values over all layers; `kv_dtype` is float32, bfloat16 or int8, on a GPU
+    bfloat16, float16, fp8 or int8."""
+    head_dim = config.head_dim if on_gpu else -(-config.head_dim // 16) * 16
+    value_bytes = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}[kv_dtype]
+    scale_bytes = 4 if value_bytes == 1 else 0  # one float32 a head
+    return 2 * config.n_layers * config.n_kv_heads * (value_bytes * head_dim + scale_bytes)
 
 
 def memory_need(
@@ -87,6 +97,64 @@ def check_fit(
             f"machine has {_size(available)} free; try {_advice(config, layout, need, available, kv_cache_bytes)}"
         )
     return need
+
+
+@dataclass(frozen=True)
+class GpuNeed:
+    """Bytes of a GPU's memory that a model takes; those of the workspace are counted on the safe side."""
+
+    weight_bytes: int
+    workspace_bytes: int
+    pool_bytes: int
+    reserve_bytes: int = GPU_RESERVE_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.workspace_bytes + self.pool_bytes + self.reserve_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{_size(self.weight_bytes)} of weights, {_size(self.workspace_bytes)} of workspace, "
+            f"{_size(self.pool_bytes)} of KV cache, {_size(self.reserve_bytes)} in reserve"
+        )
+
+
+def gpu_need(
+    config: ModelConfig, layout: MatrixLayout, *, kv_dtype: str, kv_cache_bytes: int | None, max_tokens_per_step: int
+) -> GpuNeed:
+    """What running `config` on a GPU takes; without `kv_cache_bytes` the least useful cache is counted."""
+    least = kv_bytes_per_token(config, kv_dtype, on_gpu=True) * min(_LEAST_CONTEXT, config.max_model_len)
+    hidden, inner, q_width = config.hidden_size, config.intermediate_size, config.q_width
+    row_bytes = 4 * hidden  # the residual; the others are of 16 bits
+    row_bytes += 2 * max(q_width + 2 * config.kv_width, 2 * inner)
+    row_bytes += 2 * max(hidden, inner, q_width) + 2 * max(hidden, q_width)
+    workspace = max_tokens_per_step * row_bytes + _GPU_PRODUCT_BYTES
+    return GpuNeed(packed_bytes(config, layout), workspace, least if kv_cache_bytes is None else kv_cache_bytes)
+
+
+def check_gpu_fit(config: ModelConfig, layout: MatrixLayout, need: GpuNeed, *, name: str, gpu: str, free: int) -> None:
+    """Raises NotEnoughMemoryError with what is needed, what is free, how many bytes are missing and what to try."""
+    missing = need.total_bytes - free
+    if missing <= 0:
+        return
+    tips = [
+        words
+        for other, words in _SMALLER_ON_GPU
+        if packed_bytes(config, layout) - packed_bytes(config, other) >= missing
+    ]
+    if need.pool_bytes > missing:
+        tips.append(f"kv_cache_bytes={need.pool_bytes - missing} or less")
+    tips.append("a smaller model, another GPU, or device='cpu'")
+    raise NotEnoughMemoryError(
+        f"[{name}] needs {_size(need.total_bytes)} of {gpu} ({need}), {_size(free)} are free, {missing} bytes too few; "
+        f"try {tips[0]}"
+    )
+
+
+_SMALLER_ON_GPU: tuple[tuple[MatrixLayout, str], ...] = (
+    ("gpu_w8", 'int8 weights (quantization="int8"), which take a byte a weight'),
+    ("gpu_w4", 'int4 weights (quantization="int4"), which take a little more than half of int8'),
+)
 
 
 def available_memory_bytes() -> int:

@@ -1,6 +1,7 @@
 """Weights of a model as a GPU has them: in which layout, and what of them differs from the CPU's.
 
-Matrices lie in bricks (attention/pack_gpu_weights.h), 16 bits a weight or integers that are quantised as the CPU's are.
+Matrices lie in bricks (attention/pack_gpu_weights.h), 16 bits a weight, integers that are quantised as the
+CPU's are, or fp8.
 Activations are in 16 bits, those of half weights in the type of the weights.
 """
 
@@ -16,23 +17,34 @@ from llm_decoder.errors import ConfigError, UnsupportedModelError
 from llm_decoder.model_config import ModelConfig, weight_shapes
 from llm_decoder.packed_tensor import MatrixLayout
 
-__all__ = ["GpuDtype", "WeightPackers", "choose_gpu_dtype", "choose_gpu_layout", "half_bits", "half_values", "packers"]
+__all__ = [
+    "GpuDtype",
+    "WeightPackers",
+    "check_gpu_precision",
+    "choose_gpu_dtype",
+    "choose_gpu_layout",
+    "half_bits",
+    "half_values",
+    "packers",
+]
 
 GpuDtype = Literal["bfloat16", "float16"]
 
 _HALVES: dict[GpuDtype, MatrixLayout] = {"bfloat16": "gpu_bf16", "float16": "gpu_f16"}
-_INTEGERS: dict[str, MatrixLayout] = {"int8": "gpu_w8", "int4": "gpu_w4"}
+_QUANTIZED: dict[str, MatrixLayout] = {"int8": "gpu_w8", "int4": "gpu_w4", "fp8": "gpu_f8"}
 _INPUT_MULTIPLE = 8  # of every matrix: kernels read activations 16 bytes at a time
 
 
 class WeightPackers(Protocol):
-    """What an extension of GPU kernels packs weights with; all return uint8."""
+    """What an extension of GPU kernels quantises and packs weights with; what is packed is uint8."""
 
     def pack_gpu_half(self, w: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]: ...
     def pack_gpu_w8(self, q: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]: ...
     def pack_gpu_w4(
         self, q: npt.NDArray[np.uint8], group_scale: npt.NDArray[np.uint8], group_min: npt.NDArray[np.int8]
     ) -> npt.NDArray[np.uint8]: ...
+    def pack_gpu_f8(self, q: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]: ...
+    def quantize_f8_rows(self, w: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]: ...
 
 
 def packers() -> WeightPackers:
@@ -42,14 +54,22 @@ def packers() -> WeightPackers:
     return backends.load_cuda()  # type: ignore[return-value]
 
 
+def check_gpu_precision(quantization: str, dtype: str) -> None:
+    """Raises ConfigError for a name that is not known, or is of the CPU alone."""
+    if dtype not in ("auto", *_HALVES):
+        remedy = "; use device='cpu'" if dtype == "float32" else ""
+        raise ConfigError(f"[dtype] need auto, bfloat16 or float16 on a GPU, got {dtype!r:.60}{remedy}")
+    if quantization not in ("auto", "none", *_QUANTIZED):
+        raise ConfigError(f"[quantization] need auto, none, {', '.join(_QUANTIZED)}, got {quantization!r:.60}")
+
+
 def choose_gpu_dtype(checkpoint: Checkpoint, dtype: str = "auto") -> GpuDtype:
     """The type of activations, and of weights that are not quantised: the one named, or for "auto" float16 where all
     matrices are stored so, else bfloat16. Raises ConfigError for another name."""
+    check_gpu_precision("auto", dtype)
     for known in _HALVES:
         if dtype == known:
             return known
-    if dtype != "auto":
-        raise ConfigError(f"[dtype] need auto, bfloat16 or float16 on a GPU, got {dtype!r:.60}")
     matrices = [name for name, shape in weight_shapes(checkpoint.config).items() if len(shape) == 2]
     return "float16" if all(checkpoint.stored_dtype(name) == "float16" for name in matrices) else "bfloat16"
 
@@ -59,12 +79,11 @@ def choose_gpu_layout(config: ModelConfig, quantization: str, dtype: GpuDtype) -
 
     Raises ConfigError for a name that is not known, UnsupportedModelError for sizes that no kernel takes.
     """
-    if quantization not in ("auto", "none", *_INTEGERS):
-        raise ConfigError(f"[quantization] need auto, none, {', '.join(_INTEGERS)}, got {quantization!r:.60}")
+    check_gpu_precision(quantization, dtype)
     for what, size in (("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)):
         _check_inputs(what, size)
-    _check_inputs("n_heads * head_dim", config.q_width)
-    return _INTEGERS.get(quantization, _HALVES[dtype])
+    _check_inputs("head_dim", config.head_dim)
+    return _QUANTIZED.get(quantization, _HALVES[dtype])
 
 
 def _check_inputs(what: str, size: int) -> None:

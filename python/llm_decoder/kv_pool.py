@@ -1,7 +1,8 @@
-"""How is the KV pool divided among the layers?
+"""How is the KV pool divided among the layers, and its second tier?
 
 Layers with the same window form a group; each group of the cache has pages of its own. A sequence holds pages for all
-of its tokens in a group without a window, and for the window and one step in a group with one.
+of its tokens in a group without a window, and for the window and one step in a group with one. Slots of the tier are
+divided as pages are.
 """
 
 from __future__ import annotations
@@ -16,18 +17,26 @@ from llm_decoder.model_config import ModelConfig
 
 __all__ = ["KvPool", "divide_pool"]
 
+# The tier of a device, where nothing else is asked for: so many times the pool, but no more than a share of the free
+# host memory, nor so many bytes. Memory that a device copies from is pinned, and the system takes time for that.
+DEFAULT_TIER_POOLS = 2
+DEFAULT_TIER_SHARE = 0.25
+DEFAULT_TIER_BYTES = 16 << 30
+
 
 @dataclass(frozen=True)
 class KvPool:
     """windows: of each group, in tokens, 0 = everything is seen; the group that sees the most comes first.
     layer_groups: the group of each layer. n_pages: of each group. pool_bytes: of all pages. max_len: tokens that one
-    sequence may have in it."""
+    sequence may have in it. n_tier_slots: of each group, in the second tier. tier_bytes: of all slots."""
 
     windows: tuple[int, ...]
     layer_groups: tuple[int, ...]
     n_pages: tuple[int, ...]
     pool_bytes: int
     max_len: int
+    n_tier_slots: tuple[int, ...]
+    tier_bytes: int
 
 
 def divide_pool(
@@ -41,15 +50,19 @@ def divide_pool(
     n_sequences: int,
     pool_bytes: int | None,
     most_bytes: int,
+    on_gpu: bool = False,
+    tier_bytes: int | None = 0,
+    host_bytes: int = 0,
 ) -> KvPool:
     """Every group holds equally many sequences of wanted_len tokens, or what one sequence as long as the pool allows
     needs.
 
-    kv_dtype: float32, bfloat16 or int8. max_step: tokens that a step computes. pool_bytes: None = room for n_sequences,
-    but no more than most_bytes. Raises NotEnoughMemoryError when not one sequence of least_len tokens has room.
+    kv_dtype, on_gpu: as of kv_bytes_per_token. max_step: tokens that a step computes. pool_bytes: None = room for
+    n_sequences, but no more than most_bytes. tier_bytes: None = the default of a GPU, with host_bytes of free host
+    memory. Raises NotEnoughMemoryError when not one sequence of least_len tokens has room.
     """
     groups, layer_groups = _groups(config, wanted_len)
-    layer_bytes = kv_bytes_per_token(config, kv_dtype) // config.n_layers * page_size
+    layer_bytes = kv_bytes_per_token(config, kv_dtype, on_gpu=on_gpu) // config.n_layers * page_size
     page_bytes = [layer_bytes * layer_groups.count(group) for group in range(len(groups))]
 
     def pages_each(n_tokens: int) -> list[int]:
@@ -73,7 +86,13 @@ def divide_pool(
         lengths = range(page_size, wanted_len + page_size, page_size)
         max_len = min(wanted_len, lengths[bisect_right(lengths, pool_bytes, key=bytes_each) - 1])
         n_pages = pages_each(max_len)
-    return KvPool(groups, layer_groups, tuple(n_pages), _total(n_pages, page_bytes), max_len)
+    taken_bytes = _total(n_pages, page_bytes)
+    if tier_bytes is None:
+        tier_bytes = min(DEFAULT_TIER_POOLS * taken_bytes, int(DEFAULT_TIER_SHARE * host_bytes), DEFAULT_TIER_BYTES)
+    n_slots = [n * tier_bytes // taken_bytes for n in n_pages]
+    return KvPool(
+        groups, layer_groups, tuple(n_pages), taken_bytes, max_len, tuple(n_slots), _total(n_slots, page_bytes)
+    )
 
 
 def _groups(config: ModelConfig, wanted_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

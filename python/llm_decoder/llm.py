@@ -50,29 +50,38 @@ class LLM:
     text (prompts, chats, stop strings, bad words) is an InvalidRequestError that says which files are missing.
 
     model: a Hugging Face folder, a `weights/` folder, or a hub id; None = the small story model in the package.
-    device: "auto" or "cpu". quantization: "auto" (int8, or none when dtype is named), "none", "int8", "int4". dtype: of
-    matrices that are not quantised: "float32", the reference precision, "bfloat16", or "auto", the checkpoint's own
-    (bfloat16 when all are stored so, else float32). kv_cache_dtype: "auto" (that of float matrices, int8 with quantised
-    ones), "float32", "bfloat16", "int8".
-    kv_cache_bytes: size of the KV pool; None = four sequences of full length, or 32768 tokens if that is more, at most
-    a quarter of the free memory.
+    device: "cpu", "cuda" (the first GPU), "cuda:1" and so on, or "auto": LLM_DECODER_DEVICE, else the first GPU that
+    can be used and that the model fits, else the CPU. quantization: "none", "int8", "int4", on a GPU "fp8", or "auto":
+    on the CPU int8, or none when dtype is named; on a GPU none. dtype: of matrices that are not quantised, and on a GPU
+    of the rows between them too: "float32", the reference precision, on the CPU, "float16" on a GPU, "bfloat16", or
+    "auto", the checkpoint's own (on the CPU bfloat16 when all are stored so, else float32; on a GPU float16 when all
+    are, else bfloat16). kv_cache_dtype: on the CPU "float32", "bfloat16", "int8", or "auto" (that of float matrices,
+    int8 with quantised ones); on a GPU "fp8", "int8", or "auto" (dtype).
+    kv_cache_bytes: size of the KV pool; None = on the CPU four sequences of full length, or 32768 tokens if that is
+    more, at most a quarter of the free memory; on a GPU what is left of its memory but 1 GiB, at most 1024 sequences
+    of full length.
+    kv_tier_bytes: host memory for pages that give way on a GPU and come back when they are needed again; 0 = none,
+    None = twice the pool, at most a quarter of the free host memory and 16 GiB. The CPU, whose pages are in host memory
+    already, has none.
     max_model_len: tokens of prompt and answer; None = the model's own, or what the pool holds if that is less.
-    page_size: tokens a page, a multiple of 16. threads: None = LLM_DECODER_THREADS, else one a physical core that this
-    process may use. seed: requests without a seed of their own draw from it, in the order they come; None =
-    differently each time. isa: kernels by name (devices()), "auto" = the best. max_num_seqs: sequences computed
-    together. speculation: "prompt-lookup" (tokens that followed the same words before are computed ahead: faster where
-    a text repeats itself or its prompt, the same answers), or "none". speculative_tokens: how many ahead.
-    max_tokens_per_step: tokens a step computes; long prompts are cut to it. max_requests: open requests before
-    QueueFullError; None = no limit. sampling_defaults: values of SamplingParams' fields for what a request leaves open,
-    before the model's own generation_config.json. generation_config: "auto" (that file's sampling is followed), or
-    "none" (only its end tokens are). cache_dir: where packed weights are kept. tokenizer: another folder to take it
-    from. chat_template, system: a template's text and a system message in place of the model's own. config_dir: a
-    settings folder that describes a `weights/` folder without a config of its own. deterministic: answers never depend
-    on what else is computed; the CPU keeps that in every precision, asked or not.
+    page_size: tokens a page, a multiple of 16. threads: of what the CPU computes; None = LLM_DECODER_THREADS, else one
+    a physical core that this process may use. seed: requests without a seed of their own draw from it, in the order
+    they come; None = differently each time. isa: the CPU's kernels by name (devices()), "auto" = the best.
+    max_num_seqs: sequences computed together. speculation: "prompt-lookup" (tokens that followed the same words before
+    are computed ahead: faster where a text repeats itself or its prompt, the same answers), or "none".
+    speculative_tokens: how many ahead. max_tokens_per_step: tokens a step computes; long prompts are cut to it.
+    max_requests: open requests before QueueFullError; None = no limit. sampling_defaults: values of SamplingParams'
+    fields for what a request leaves open, before the model's own generation_config.json. generation_config: "auto"
+    (that file's sampling is followed), or "none" (only its end tokens are). cache_dir: where packed weights are kept.
+    tokenizer: another folder to take it from. chat_template, system: a template's text and a system message in place of
+    the model's own. config_dir: a settings folder that describes a `weights/` folder without a config of its own.
+    deterministic: answers never depend on what else is computed; the CPU keeps that in every precision, asked or not, a
+    GPU is slower then.
     reranker: what scores answers for scorer="reranker": the folder of a cross-encoder, a CrossEncoder, or an object
     with its `score`; None = the one in the package, opened when it is first asked for. embedder: the folder of a
     sentence encoder, or a SentenceEncoder, for `embed`; None = the model's own hidden states.
-    progress: called as progress(n_done_bytes, n_all_bytes, what) while a model is fetched and quantised.
+    progress: called as progress(n_done_bytes, n_all_bytes, what) while a model is fetched, quantised, and copied to a
+    GPU.
 
     Raises ModelLoadError, ConfigError, BackendError (errors.py). Also a context manager: leaving it closes it.
     """
@@ -86,6 +95,7 @@ class LLM:
         dtype: str = "auto",
         kv_cache_dtype: str = "auto",
         kv_cache_bytes: int | None = None,
+        kv_tier_bytes: int | None = None,
         max_model_len: int | None = None,
         page_size: int | None = None,
         threads: int | None = None,
@@ -115,9 +125,11 @@ class LLM:
             threads=threads,
             kv_cache_dtype=kv_cache_dtype,
             kv_cache_bytes=kv_cache_bytes,
+            kv_tier_bytes=kv_tier_bytes,
             page_size=page_size,
             max_model_len=max_model_len,
             max_tokens_per_step=max_tokens_per_step,
+            max_num_seqs=max_num_seqs,
             isa=isa,
             deterministic=deterministic,
         )
@@ -136,7 +148,7 @@ class LLM:
             model,
             quantization=quantization,
             dtype=dtype,
-            kv_cache_bytes=kv_cache_bytes,
+            options=options,
             cache_dir=cache_dir,
             tokenizer=tokenizer,
             chat_template=chat_template,
@@ -145,7 +157,7 @@ class LLM:
             progress=progress,
         )
         engine = Engine(
-            lambda: create_backend(loaded, options),
+            lambda: create_backend(loaded, options, progress),
             loaded.tokenizer,
             replace(
                 engine_options,

@@ -26,25 +26,25 @@ class Pace:
     LEAST_TOKENS = 64
     _FADE = 1 / 8
 
-    __slots__ = ("_prompt_token_s", "_step_cost")
+    __slots__ = ("_step_cost", "prompt_token_s")
 
     def __init__(self, step_cost: StepCost) -> None:
         self._step_cost = step_cost
-        self._prompt_token_s = 0.0
+        self.prompt_token_s = 0.0  # that a token of a prompt adds to a step; 0: not known yet
 
     def learn(self, n_decodes: int, n_prompt_tokens: int, seconds: float) -> None:
         """A step with tokens of prompts took so long; of drafts it had none."""
         token_s = max(0.0, seconds - self._step_cost.seconds(n_decodes)) / n_prompt_tokens
-        if not self._prompt_token_s:
-            self._prompt_token_s = token_s
+        if not self.prompt_token_s:
+            self.prompt_token_s = token_s
         else:
-            token_s = min(token_s, 2.0 * self._prompt_token_s)  # more is an interruption
-            self._prompt_token_s += self._FADE * (token_s - self._prompt_token_s)
+            token_s = min(token_s, 2.0 * self.prompt_token_s)  # more is an interruption
+            self.prompt_token_s += self._FADE * (token_s - self.prompt_token_s)
 
     def most_prompt_tokens(self, n_decodes: int, n_sequences: int, limit: int) -> int:
         """Beside n_decodes of the n_sequences that are here; `limit` while too little is known."""
         decode_s = self._step_cost.seconds(n_decodes)
-        if not decode_s or not self._prompt_token_s:
+        if not decode_s or not self.prompt_token_s:
             return limit
         most_s = self.STRETCH * self._step_cost.seconds(n_sequences)
-        return min(limit, max(self.LEAST_TOKENS, int((most_s - decode_s) / self._prompt_token_s)))
+        return min(limit, max(self.LEAST_TOKENS, int((most_s - decode_s) / self.prompt_token_s)))

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from llm_decoder.model_config import ModelConfig
 
-__all__ = ["DATA_ALIGN", "W8_IN_W4", "CoreTensor", "Layout", "MatrixLayout", "PackedTensor", "core_tensors"]
+__all__ = ["DATA_ALIGN", "W8_IN_COARSER", "CoreTensor", "Layout", "MatrixLayout", "PackedTensor", "core_tensors"]
 
-Layout = Literal["vector", "f32", "bf16", "w8", "w4", "gpu_bf16", "gpu_f16", "gpu_w8", "gpu_w4"]
-MatrixLayout = Literal["f32", "bf16", "w8", "w4", "gpu_bf16", "gpu_f16", "gpu_w8", "gpu_w4"]
+Layout = Literal["vector", "f32", "bf16", "w8", "w4", "gpu_bf16", "gpu_f16", "gpu_w8", "gpu_w4", "gpu_f8"]
+MatrixLayout = Literal["f32", "bf16", "w8", "w4", "gpu_bf16", "gpu_f16", "gpu_w8", "gpu_w4", "gpu_f8"]
 
 PANEL_WIDTH = 16  # output channels of a panel; cpu_kernels.h draws the layouts
 DOT_WIDTH = 4
@@ -23,10 +23,10 @@ BLOCK_WIDTH = 64  # input channels of a block of w4
 BLOCK_ROW_BYTES = 36  # of it, an output channel: 64 values of 4 bits, a scale and a minimum for each half
 BRICK_OUTPUTS = 64  # output channels of a brick, in which GPUs have their weights; attention/pack_gpu_weights.h
 # Of their layouts: input channels of a brick, and its bytes an output channel.
-_BRICKS = {"gpu_bf16": (64, 128), "gpu_f16": (64, 128), "gpu_w8": (128, 128), "gpu_w4": (128, 72)}
-# Matrices that stay w8 where the others are w4: their errors go straight into every token.
-W8_IN_W4 = ("embedding", "lm_head")
-_FINER: dict[MatrixLayout, MatrixLayout] = {"w4": "w8", "gpu_w4": "gpu_w8"}
+_BRICKS = {"gpu_bf16": (64, 128), "gpu_f16": (64, 128), "gpu_w8": (128, 128), "gpu_w4": (128, 72), "gpu_f8": (128, 128)}
+# Matrices that stay w8 where the others are coarser: their errors go straight into every token.
+W8_IN_COARSER = ("embedding", "lm_head")
+_FINER: dict[MatrixLayout, MatrixLayout] = {"w4": "w8", "gpu_w4": "gpu_w8", "gpu_f8": "gpu_w8"}
 DATA_ALIGN = 64  # bytes, of a packed matrix in memory and in files
 
 
@@ -36,7 +36,7 @@ class PackedTensor:
 
     `shape` is [n] or [n, k] before packing. `data` is 1-D: float32 for vectors and f32 matrices, uint16 for bf16,
     uint8 for w8, w4 and all of a GPU; it may be a read-only view of a mapped file. `scales` is float32 [n] for
-    integers, else None.
+    quantised ones, else None.
     """
 
     layout: Layout
@@ -87,8 +87,8 @@ class CoreTensor:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is a matrix of small integers with a scale a row."""
-        return self.layout in ("w8", "w4", "gpu_w8", "gpu_w4")
+        """Whether it is a matrix of eight bits or less a weight with a scale a row."""
+        return self.layout in ("w8", "w4", "gpu_w8", "gpu_w4", "gpu_f8")
 
     @property
     def scale_bytes(self) -> int:
@@ -96,8 +96,8 @@ class CoreTensor:
 
 
 def core_tensors(config: ModelConfig, layout: MatrixLayout) -> list[CoreTensor]:
-    """Every weight the core wants for this model, in the order of the layers, its matrices in `layout` (of w4 and
-    gpu_w4, but for W8_IN_W4)."""
+    """Every weight the core wants for this model, in the order of the layers, its matrices in `layout` (of those
+    coarser than w8, but for W8_IN_COARSER)."""
     hidden, inner = config.hidden_size, config.intermediate_size
     qkv_width = config.q_width + 2 * config.kv_width
     finer = _FINER.get(layout, layout)
@@ -107,7 +107,7 @@ def core_tensors(config: ModelConfig, layout: MatrixLayout) -> list[CoreTensor]:
         tensors.append(CoreTensor(name, "vector", (size,), parts))
 
     def matrix(name: str, n_out: int, n_in: int, parts: tuple[str, ...]) -> None:
-        tensors.append(CoreTensor(name, finer if name in W8_IN_W4 else layout, (n_out, n_in), parts))
+        tensors.append(CoreTensor(name, finer if name in W8_IN_COARSER else layout, (n_out, n_in), parts))
 
     matrix("embedding", config.vocab_size, hidden, ("embedding",))
     for layer in range(config.n_layers):

@@ -3,7 +3,7 @@
 A packed matrix is a run of panels of output channels (16 for the CPU, 64 for a GPU), so blocks of whole panels can be
 packed on their own and written one after the other. Bf16 is float32 rounded to the nearest. W8 is symmetric, one scale
 a row: scale = max|w| / 127, an all-zero row has scale 1. W4 is W8 compressed: in each group of 32 inputs the int8
-weight is an integer scale times 0..15 plus an integer minimum.
+weight is an integer scale times 0..15 plus an integer minimum. F8 is fp8 (e4m3), one scale a row: max|w| / 448.
 """
 
 from __future__ import annotations
@@ -123,6 +123,10 @@ def _pack_block(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int
         groups = _fused_groups(checkpoint, tensor, begin, end)
         pack = pack_w4 if tensor.layout == "w4" else gpu_weights.packers().pack_gpu_w4
         return Chunk(tensor, offset, pack(groups.q, groups.group_scale, groups.group_min), begin, groups.scale)
+    if tensor.layout == "gpu_f8":
+        q8, scales = _fused_fp8_rows(checkpoint, tensor, begin, end)
+        _check_finite(checkpoint, tensor, scales)
+        return Chunk(tensor, offset, gpu_weights.packers().pack_gpu_f8(q8), begin, scales)
     q, scales = _fused_quantized_rows(checkpoint, tensor, begin, end)
     _check_finite(checkpoint, tensor, scales)
     pack_rows = pack_w8 if tensor.layout == "w8" else gpu_weights.packers().pack_gpu_w8
@@ -150,6 +154,18 @@ def _fused_quantized_rows(
     if len(quantized) == 1:
         return quantized[0]
     return np.concatenate([q for q, _ in quantized]), np.concatenate([scale for _, scale in quantized])
+
+
+def _fused_fp8_rows(
+    checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    pieces = []
+    for part, first, last in _pieces(checkpoint, tensor, begin, end):
+        stored = checkpoint.fp8_rows(part, first, last)
+        if stored is None:
+            stored = gpu_weights.packers().quantize_f8_rows(checkpoint.rows(part, first, last))
+        pieces.append(stored)
+    return np.concatenate([q for q, _ in pieces]), np.concatenate([scale for _, scale in pieces])
 
 
 def _fused_groups(checkpoint: Checkpoint, tensor: CoreTensor, begin: int, end: int) -> Groups:

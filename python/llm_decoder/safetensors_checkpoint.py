@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from llm_decoder.checkpoint import FileIdentity, identify_file
 from llm_decoder.errors import MalformedFileError, ModelNotFoundError, UnsupportedModelError
+from llm_decoder.fp8_checkpoint import ACTIVATION_SCALE, BLOCK_SCALE, FP8, SCALE, fp8_values, is_scale_shape
 from llm_decoder.json_file import read_json_object
 from llm_decoder.model_config import ModelConfig, weight_shapes
 from llm_decoder.models import parse_config, tensor_names
@@ -25,7 +26,7 @@ SINGLE_NAME = "model.safetensors"
 MAX_INDEX_BYTES = 64 * 2**20
 MAX_SHARDS = 4096
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", FP8: "fp8"}
 # Buffers that old versions of transformers saved and that every version recomputes.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias")
 _COMPARED_ROWS = 4096
@@ -51,12 +52,14 @@ class SafetensorsCheckpoint:
         return _DTYPE_NAMES[self._file_of[theirs].entries[theirs].dtype]
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
-        theirs = self._names[name]
-        return self._file_of[theirs].rows(theirs)
+        return self._floats(self._names[name], 0, None)
 
     def rows(self, name: str, begin: int, end: int) -> npt.NDArray[np.float32]:
+        return self._floats(self._names[name], begin, end)
+
+    def fp8_rows(self, name: str, begin: int, end: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | None:
         theirs = self._names[name]
-        return self._file_of[theirs].rows(theirs, begin, end)
+        return self._codes(theirs, begin, end) if self._is_fp8(theirs) else None
 
     def quantized_rows(self, name: str, begin: int, end: int) -> None:
         return None
@@ -92,6 +95,8 @@ class SafetensorsCheckpoint:
             self._check(names[ours], shape)
         extra = {name for name in self._file_of if not name.endswith(IGNORED_SUFFIXES)} - set(names.values())
         extra.discard("lm_head.weight" if config.tie_word_embeddings else "")
+        for name in filter(self._is_fp8, names.values()):
+            extra -= {_beside(name, SCALE), _beside(name, ACTIVATION_SCALE)}
         if extra:
             raise UnsupportedModelError(
                 f"[{self.path}] {len(extra)} tensors have no place in a {config.model_type} model with this config, "
@@ -110,7 +115,43 @@ class SafetensorsCheckpoint:
                 f"[{self._file_of[name].path}: {name}] need shape {list(shape)} as config.json says, "
                 f"got {list(entry.shape)}"
             )
-        self._file_of[name].rows(name, 0, 0)  # refuses dtypes that are no floats
+        if self._is_fp8(name):
+            self._check_fp8(name, shape)
+        else:
+            self._file_of[name].rows(name, 0, 0)  # refuses dtypes that are no floats
+
+    def _check_fp8(self, name: str, shape: tuple[int, ...]) -> None:
+        scale = _beside(name, SCALE)
+        if _beside(name, BLOCK_SCALE) in self._file_of:
+            raise UnsupportedModelError(
+                f"[{self.path}: {name}] need fp8 with a scale for each row or one for all, got scales of blocks; "
+                "use another checkpoint of this model"
+            )
+        if scale not in self._file_of:
+            raise MalformedFileError(f"[{self.path}: {name}] need its scale {scale!r}, got none")
+        entry = self._file_of[scale].entries[scale]
+        if len(shape) != 2 or not is_scale_shape(entry.shape, shape[0]):
+            raise UnsupportedModelError(
+                f"[{self.path}: {scale}] need a scale for each of {shape[0]} rows of a matrix or one for all, "
+                f"got shape {list(entry.shape)}"
+            )
+        self._file_of[scale].rows(scale)
+
+    def _is_fp8(self, name: str) -> bool:
+        return self._file_of[name].entries[name].dtype == FP8
+
+    def _codes(self, name: str, begin: int, end: int | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        file, scale = self._file_of[name], _beside(name, SCALE)
+        n_rows, _ = shape = file.entries[name].shape
+        codes = np.ascontiguousarray(file.raw(name).reshape(shape)[begin:end])
+        scales = np.broadcast_to(self._file_of[scale].rows(scale).reshape(-1), n_rows)[begin:end]
+        return codes, np.where((codes & 0x7F == 0x7F).any(axis=1), np.float32(np.nan), scales)
+
+    def _floats(self, name: str, begin: int, end: int | None) -> npt.NDArray[np.float32]:
+        if not self._is_fp8(name):
+            return self._file_of[name].rows(name, begin, end)
+        codes, scale = self._codes(name, begin, end)
+        return fp8_values(codes) * scale[:, None]
 
     def _are_equal(self, one: str, other: str) -> bool:
         files = self._file_of
@@ -124,6 +165,11 @@ class SafetensorsCheckpoint:
             )
             for begin in range(0, a.shape[0], _COMPARED_ROWS)
         )
+
+
+def _beside(name: str, what: str) -> str:
+    """The name of what goes with a matrix."""
+    return name.removesuffix("weight") + what
 
 
 def open_weight_files(folder: Path) -> dict[str, SafetensorsFile]:

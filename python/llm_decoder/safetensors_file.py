@@ -59,7 +59,7 @@ class SafetensorsFile:
         self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
 
     def rows(self, name: str, begin: int = 0, end: int | None = None) -> npt.NDArray[np.float32]:
-        """Rows [begin, end) of a tensor along its first axis, as float32.
+        """Rows [begin, end) of a tensor along its first axis, as float32; a scalar is one row.
 
         Raises UnsupportedModelError when the tensor is not F32, F16 or BF16.
         """
@@ -68,7 +68,7 @@ class SafetensorsFile:
             raise UnsupportedModelError(
                 f"[{self.path}: {name}] need dtype F32, F16 or BF16, got {entry.dtype}; use the float checkpoint"
             )
-        raw = self._bytes[entry.begin : entry.end].view(FLOAT_DTYPES[entry.dtype]).reshape(entry.shape)
+        raw = self._bytes[entry.begin : entry.end].view(FLOAT_DTYPES[entry.dtype]).reshape(entry.shape or (1,))
         return to_float32(raw[begin:end])
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:

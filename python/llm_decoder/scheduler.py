@@ -11,7 +11,9 @@ import numpy as np
 
 from llm_decoder.backends import KvCache
 from llm_decoder.batch import StepBatch
+from llm_decoder.kv_tier import KvTier
 from llm_decoder.pace import Pace
+from llm_decoder.run_ahead import waits_for_tokens
 from llm_decoder.sequence import Sequence
 
 __all__ = ["Scheduler", "SchedulerLimits"]
@@ -40,6 +42,7 @@ class Scheduler:
         self.cache = cache
         self.limits = limits
         self._pace = pace
+        self.tier = KvTier(cache, pace)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.n_preemptions = 0
@@ -80,6 +83,20 @@ class Scheduler:
         self._give_up_beams_that_wait()
         return None
 
+    def plan_ahead(self, batch: StepBatch, guesses_pay: bool = False) -> bool:
+        """As plan, while the tokens that the last step drew are not read yet: each counts as one more.
+
+        False, and `batch` is empty, where they are to be read first: somebody waits for them, nobody has more to
+        compute, or somebody would have to give way."""
+        if not any(waits_for_tokens(sequence, guesses_pay) for sequence in self.running if not sequence.is_parked):
+            chosen = self._choose(is_ahead=True)
+            if chosen:
+                batch.fill(chosen)
+                if self.cache.reserve(batch.seq_ids, batch.counts):
+                    return True
+        batch.fill([])
+        return False
+
     def _take_from_parked(self) -> bool:
         """Where nobody can be computed, who is parked gives way to those that wait. Whether anybody did."""
         parked = [sequence for sequence in self.running if sequence.is_parked] if self.waiting else []
@@ -113,15 +130,15 @@ class Scheduler:
             self.preempt(victim)
         return victims
 
-    def _choose(self) -> list[Sequence]:
+    def _choose(self, *, is_ahead: bool = False) -> list[Sequence]:
         budget = self.limits.max_tokens_per_step
         rows = self.limits.max_rows_per_step
         chosen: list[Sequence] = []
         prefills: list[Sequence] = []
         for sequence in self.running:
-            if sequence.is_parked:
+            if sequence.is_parked or (is_ahead and sequence.is_drawn):
                 continue
-            if sequence.n_tokens - sequence.n_computed == 1 and not sequence.wants_rows:
+            if sequence.n_tokens + sequence.n_unread - sequence.n_computed == 1 and not sequence.wants_rows:
                 sequence.n_scheduled = 1
                 chosen.append(sequence)
             else:
@@ -132,6 +149,8 @@ class Scheduler:
         for sequence in prefills:
             rows, room = self._take_chunk(sequence, rows, room, chosen)
         while self.waiting and room > 0 and self._has_place(self.waiting[0]) and not self._is_full:
+            if is_ahead and waits_for_tokens(self.waiting[0]):
+                return []
             newcomer = self._admit_next()
             if newcomer is not None:
                 rows, room = self._take_chunk(newcomer, rows, room, chosen)
@@ -193,13 +212,14 @@ class Scheduler:
         sequence = self.waiting[0]
         # A sequence that wants every row takes no prefix from the cache: there are no rows for what is not computed.
         tokens = sequence.tokens[:1] if sequence.wants_rows else sequence.tokens
-        seq_id, n_cached = self.cache.admit(tokens, sequence.request.salt)
+        seq_id, n_cached = self.cache.admit(tokens, sequence.request.salt, self.tier.is_worth_loading)
         if not self._fits(sequence.n_tokens, n_cached):
             self.cache.release(seq_id)
             self._is_full = True
             return None
         self.waiting.popleft()
         sequence.seq_id, sequence.n_computed = seq_id, n_cached
+        self.tier.note_admission(sequence)
         self.running.insert(bisect_right(self.running, _turn_s(sequence), key=_turn_s), sequence)
         metrics = sequence.request.metrics
         if not sequence.request.admitted_s:
@@ -220,11 +240,12 @@ class Scheduler:
 
     def preempt(self, sequence: Sequence) -> None:
         """Takes its pages away; it waits for its next turn, or for what it is parked for, and computes its tokens again
-        then."""
+        then, or has what the tier kept of them brought back."""
         self.running.remove(sequence)
         self.cache.release(sequence.seq_id)
         self._is_full = False
         sequence.forget_pages()
+        sequence.gave_way = True
         if not sequence.is_parked:
             self._add_again(sequence)
         self.n_preemptions += 1

@@ -166,7 +166,8 @@ class Sequence:
     0 ........ n_computed ........ n_tokens ........ n_tokens + n_drafted
     | KV is in pages | pending: next   | guessed, and computed in the same step to be kept or not |
 
-    A decode has one pending token, a prefill has more. Only a decode drafts.
+    A decode has one pending token, a prefill has more. Only a decode drafts. Behind n_tokens there may be one more that
+    is drawn and not read yet: n_unread is 1 then, draw_number its place in its draw. It is pending, and has no id yet.
     """
 
     __slots__ = (
@@ -175,8 +176,10 @@ class Sequence:
         "cumulative_logprob",
         "detokenizer",
         "draft_masks",
+        "draw_number",
         "finish_reason",
         "follower",
+        "gave_way",
         "index",
         "is_parked",
         "last_token_s",
@@ -188,6 +191,7 @@ class Sequence:
         "n_scheduled",
         "n_sent",
         "n_tokens",
+        "n_unread",
         "request",
         "seed",
         "seq_id",
@@ -210,11 +214,13 @@ class Sequence:
         self._tokens = np.empty(len(prompt) + min(request.max_new, 256), np.int32)
         self._tokens[: self.n_tokens] = prompt
         self.seq_id = -1  # of the cache; -1 while it holds no pages
+        self.gave_way = False  # its pages were taken, and it has not been admitted again
         self.is_parked = False  # it waits for something else than its turn to be computed (Scheduler.park)
         self.n_computed = 0
         self.n_scheduled = 0  # tokens of the step being made, drafts included
         self.n_drafted = 0
-        self.n_rejected = 0  # drafts of the step being made that are thrown away
+        self.n_rejected = 0  # tokens of the step being made that are thrown away, drafts above all
+        self.n_unread = self.draw_number = 0
         self.speculation = speculation
         self.follower = None if request.grammar is None else request.grammar.follow()
         self.draft_masks: Masks | None = None  # of what the grammar allows behind each draft
@@ -234,11 +240,16 @@ class Sequence:
 
     @property
     def n_pending(self) -> int:
-        return self.n_tokens - self.n_computed
+        return self.n_tokens + self.n_unread - self.n_computed
 
     @property
     def n_generated(self) -> int:
         return self.n_tokens - self.n_prompt
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the token that is not read yet is the last that it may have."""
+        return self.n_unread > 0 and self.n_generated + 1 >= self.request.max_new
 
     @property
     def tokens(self) -> Ints:
@@ -257,7 +268,8 @@ class Sequence:
         return self._tokens[self.n_computed : self.n_computed + self.n_scheduled]
 
     def next_token(self) -> int:
-        return int(self._tokens[self.n_computed])
+        """An id, or below 0 one that is not read: -1 - its place in its draw."""
+        return int(self._tokens[self.n_computed]) if self.n_computed < self.n_tokens else -1 - self.draw_number
 
     def history(self, n_ahead: int) -> Ints:
         """The generated tokens and the first n_ahead drafts behind them."""
@@ -299,7 +311,7 @@ class Sequence:
         """Another that goes on from here, without pages so far."""
         other = copy.copy(self)
         other._tokens = self._tokens.copy()
-        other.seq_id, other.n_computed, other.is_parked = -1, 0, False
+        other.seq_id, other.n_computed, other.is_parked, other.gave_way = -1, 0, False, False
         other.detokenizer, other.text = self.detokenizer.copy(), list(self.text)
         if self.stop_matcher is not None:
             other.stop_matcher = self.stop_matcher.copy()

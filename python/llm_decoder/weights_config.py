@@ -16,7 +16,7 @@ from llm_decoder.config.files import FILE_NAMES, read_table, read_weight_paths
 from llm_decoder.config.schema import WeightFile, WeightPaths
 from llm_decoder.errors import ConfigError, MalformedFileError, ModelNotFoundError
 from llm_decoder.json_file import read_json_object
-from llm_decoder.packed_tensor import W8_IN_W4
+from llm_decoder.packed_tensor import W8_IN_COARSER
 
 __all__ = [
     "INT4_FOLDER",
@@ -42,7 +42,7 @@ def standard_int8_file(name: str, shape: tuple[int, ...]) -> WeightFile:
 
 
 def standard_int4_file(name: str, shape: tuple[int, ...]) -> WeightFile:
-    dtype = "int8" if name in W8_IN_W4 else "int4"
+    dtype = "int8" if name in W8_IN_COARSER else "int4"
     return WeightFile(f"{INT4_FOLDER}/{name}.bin", dtype, shape, f"{INT4_FOLDER}/{name}.scale.bin")
 
 

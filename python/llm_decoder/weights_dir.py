@@ -119,6 +119,9 @@ class WeightsDirectory:
             )
         return q, self._scales(name, begin, end)
 
+    def fp8_rows(self, name: str, begin: int, end: int) -> None:
+        return None
+
     def grouped_rows(self, name: str, begin: int, end: int) -> Groups | None:
         if name not in self._quantized or self._quantized[name].dtype != "int4":
             return None

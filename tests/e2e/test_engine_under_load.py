@@ -8,6 +8,7 @@ import pytest
 
 from llm_decoder import LLM, AsyncLLM, ContextLengthExceededError, InvalidRequestError, SamplingParams, backends
 from llm_decoder.engine import Engine
+from llm_decoder.kv_tier import KvTier
 
 WORDS = ["dog", "cat", "ball", "tree", "moon", "boat", "king", "fish"]
 
@@ -19,15 +20,25 @@ def page_bytes():
     return stats["backend"]["kv_cache_bytes"] // stats["pages"]["n_pages"]
 
 
+SHORT = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+
+
+def long_prompt(i):
+    return f"Once upon a time there was a {WORDS[i]}. " * 16
+
+
 def request(i):
     prompt = f"Once upon a time there was a {WORDS[i % 8]}. " * (1 + i % 3)
     n_tokens = 10 + 7 * (i % 9)
     return prompt, SamplingParams(max_tokens=n_tokens, seed=i, n=1 + (i % 5 == 0), temperature=0.8, ignore_eos=True)
 
 
-@pytest.mark.parametrize("n_tier_slots", [0, 40])
-def test_everybody_gets_what_he_gets_alone_while_others_come_and_go(page_bytes, n_tier_slots, monkeypatch):
+@pytest.mark.parametrize(("n_tier_slots", "is_worth_loading"), [(0, True), (40, True), (40, False)])
+def test_everybody_gets_what_he_gets_alone_while_others_come_and_go(
+    page_bytes, n_tier_slots, is_worth_loading, monkeypatch
+):
     monkeypatch.setattr(backends, "KvCache", partial(backends.KvCache, n_tier_slots=n_tier_slots))
+    monkeypatch.setattr(KvTier, "is_worth_loading", is_worth_loading)
     with LLM(max_num_seqs=1) as llm:
         expected = [llm.generate(*request(i))[0] for i in range(24)]
 
@@ -45,6 +56,9 @@ def test_everybody_gets_what_he_gets_alone_while_others_come_and_go(page_bytes, 
             await stream.aclose()
 
         *outputs, _, _, _, _ = await asyncio.gather(*map(ask, range(24)), *map(leave, range(4)))
+        # Two that do not fit the pool together: the second pushes the first out.
+        first, _, again = [(await llm.generate(long_prompt(i), SHORT))[0] for i in (0, 1, 0)]
+        assert again.outputs[0].token_ids == first.outputs[0].token_ids
         stats = await llm.stats()
         await asyncio.to_thread(llm._llm._engine.call, lambda backend: backend.cache.check_integrity())
         await llm.close()
@@ -53,7 +67,10 @@ def test_everybody_gets_what_he_gets_alone_while_others_come_and_go(page_bytes, 
     outputs, stats = asyncio.run(main())
     assert stats["n_preemptions"] > 0
     assert stats["pages"]["n_held"] == 0
-    assert (stats["pages"]["n_loaded"] > 0) == (n_tier_slots > 0)
+    assert (stats["pages"]["n_stored"] > 0) == (n_tier_slots > 0)
+    assert (stats["pages"]["n_loaded"] > 0) == (n_tier_slots > 0 and is_worth_loading)
+    assert stats["n_swapped"] == 0 or (n_tier_slots > 0 and is_worth_loading)
+    assert stats["n_swapped"] + stats["n_recomputed"] <= stats["n_preemptions"]
     for output, alone in zip(outputs, expected, strict=True):
         assert [completion.token_ids for completion in output.outputs] == [c.token_ids for c in alone.outputs]
         assert [completion.text for completion in output.outputs] == [c.text for c in alone.outputs]

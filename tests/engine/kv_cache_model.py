@@ -84,8 +84,8 @@ class GroupModel:
         n_pages = len(tokens) // self.page_size
         return [(salt, tokens[: (page + 1) * self.page_size]) for page in range(first, n_pages)]
 
-    def knows(self, prefix: Prefix) -> bool:
-        return all(page in self.indexed or page in self.tier for page in self.live_pages(prefix))
+    def knows(self, prefix: Prefix, with_tier: bool) -> bool:
+        return all(page in self.indexed or (with_tier and page in self.tier) for page in self.live_pages(prefix))
 
     def in_tier(self, seq_id: int) -> set[int]:
         """Entries of its table that are in slots."""
@@ -187,10 +187,10 @@ class KvCacheModel:
     def is_pinned(self, group: GroupModel, page: Prefix) -> bool:
         return any(page in group.live_pages(pin) for pin in self.pins)
 
-    def longest_known(self, salt: bytes, tokens: list[int], max_pages: int) -> Prefix:
+    def longest_known(self, salt: bytes, tokens: list[int], max_pages: int, with_tier: bool = True) -> Prefix:
         for n_pages in range(max_pages, 0, -1):
             prefix = (salt, tuple(tokens[: n_pages * self.page_size]))
-            if all(group.knows(prefix) for group in self.groups):
+            if all(group.knows(prefix, with_tier) for group in self.groups):
                 return prefix
         return salt, ()
 
@@ -202,8 +202,8 @@ class KvCacheModel:
 
     # ---- verbs
 
-    def admit(self, seq_id: int, tokens: list[int], salt: bytes) -> int:
-        prefix = self.longest_known(salt, tokens, max(0, len(tokens) - 1) // self.page_size)
+    def admit(self, seq_id: int, tokens: list[int], salt: bytes, with_tier: bool) -> int:
+        prefix = self.longest_known(salt, tokens, max(0, len(tokens) - 1) // self.page_size, with_tier)
         n_cached = len(prefix[1])
         for group in self.groups:
             group.start(seq_id, prefix)

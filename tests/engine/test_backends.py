@@ -57,6 +57,16 @@ def test_the_pool_is_no_more_than_a_quarter_of_the_memory_and_the_context_what_i
     assert (n_pages(backend), backend.max_model_len) == (3, min(96, int8.config.max_model_len))
 
 
+def test_the_cpu_has_no_second_tier(int8):
+    for kv_tier_bytes in (None, 0):
+        backend = create_backend(int8, BackendOptions(kv_tier_bytes=kv_tier_bytes))
+        assert backend.cache.stats()["n_tier_slots"] == 0
+    with pytest.raises(ConfigError, match=r"kv_tier_bytes.*raise kv_cache_bytes"):
+        create_backend(int8, BackendOptions(kv_tier_bytes=1 << 20))
+    with pytest.raises(ConfigError, match="in host memory already"):  # before the model is looked for
+        LLM("no/such/model", device="cpu", kv_tier_bytes=1 << 20)
+
+
 def test_a_pool_too_small_for_one_sequence_is_refused_with_what_it_needs(int8):
     page_bytes = create_backend(int8, BackendOptions()).cache.page_bytes()[0]
     n_tokens = int8.config.max_model_len
@@ -71,6 +81,8 @@ def test_a_pool_too_small_for_one_sequence_is_refused_with_what_it_needs(int8):
     ("options", "message"),
     [
         ({"device": "tpu"}, "device"),
+        ({"device": "cuda:"}, "device"),
+        ({"device": 0}, "device"),
         ({"page_size": 8}, "page_size"),
         ({"page_size": 24}, "page_size"),
         ({"threads": 0}, "threads"),
@@ -89,8 +101,9 @@ def test_an_option_out_of_its_limits_is_refused_by_name(int8, options, message):
         create_backend(int8, BackendOptions(**options))
 
 
-def fake_cuda(*capabilities, failure=""):
-    """An extension on a machine with such devices, or whose runtime says `failure`."""
+def fake_cuda(*capabilities, failure="", versions=(0, 13000)):
+    """An extension on a machine with such devices, or whose runtime says `failure`. versions: of CUDA, the driver's and
+    its own."""
 
     def n_devices():
         if failure:
@@ -101,7 +114,12 @@ def fake_cuda(*capabilities, failure=""):
         facts = {"name": f"GPU {index}", "n_sms": 132, "free_bytes": 5 << 30, "total_bytes": 6 << 30}
         return facts | {"compute_capability": capabilities[index]}
 
-    return types.SimpleNamespace(n_devices=n_devices, describe_device=describe_device)
+    return types.SimpleNamespace(
+        n_devices=n_devices,
+        describe_device=describe_device,
+        cuda_versions=lambda: versions,
+        TARGETS="sm_80 sm_89 sm_90a compute_90",
+    )
 
 
 def test_an_extension_that_is_not_there_or_does_not_load_says_so(monkeypatch):
@@ -127,9 +145,13 @@ def test_a_device_that_is_not_there_is_refused_with_the_reason(int8, monkeypatch
         BackendError, match=r"\[device\] cuda cannot be used: this build has no CUDA extension; use dev"
     ):
         create_backend(int8, BackendOptions(device="cuda"))
-    monkeypatch.setattr(backends, "load_cuda", lambda: fake_cuda((9, 0)))
-    with pytest.raises(BackendError, match=r"models are computed on the CPU; on the GPU there is llm_decoder\.ops"):
-        create_backend(int8, BackendOptions(device="cuda"))
+    monkeypatch.setattr(backends, "load_cuda", lambda: fake_cuda((9, 0), (7, 5)))
+    with pytest.raises(BackendError, match=r"cuda:1 cannot be used: its compute capability is 7\.5"):
+        create_backend(int8, BackendOptions(device="cuda:1"))
+    with pytest.raises(BackendError, match=r"cuda:2 cannot be used: there are cuda, cuda:1; use device='cpu'"):
+        create_backend(int8, BackendOptions(device="cuda:2"))
+    with pytest.raises(BackendError, match=r"needs weights packed for cuda, got those of the CPU; load it with that"):
+        create_backend(int8, BackendOptions(device="cuda:0"))
 
 
 def test_an_isa_that_this_machine_lacks_is_refused_with_those_that_it_has_before_a_model_is_looked_at(monkeypatch):
@@ -192,7 +214,7 @@ def test_every_gpu_is_named_and_one_too_old_says_so(monkeypatch):
 @pytest.mark.parametrize(
     ("cuda", "reason"),
     [
-        (fake_cuda(failure="[n_devices] cudaErrorInsufficientDriver: too old"), "no NVIDIA driver is loaded, or one"),
+        (fake_cuda(failure="[n_devices] cudaErrorInsufficientDriver: too old"), "no NVIDIA driver is loaded (["),
         (fake_cuda(failure="[n_devices] cudaErrorNoDevice: none"), "[n_devices] cudaErrorNoDevice: none"),
         (fake_cuda(), "the driver knows no NVIDIA GPU"),
     ],
@@ -241,7 +263,9 @@ def test_only_backends_imports_the_core():
         assert importers == {"backends.py"}, module
 
 
-@pytest.mark.parametrize("option", ["threads", "kv_cache_bytes", "page_size", "max_model_len", "max_tokens_per_step"])
+@pytest.mark.parametrize(
+    "option", ["threads", "kv_cache_bytes", "kv_tier_bytes", "page_size", "max_model_len", "max_tokens_per_step"]
+)
 @pytest.mark.parametrize("value", ["32", 32.0, True, -1])
 def test_an_option_that_is_no_whole_number_is_refused_by_name_before_a_model_is_looked_at(option, value):
     with pytest.raises(ConfigError, match=rf"^\[{option}\] must be an integer"):

@@ -56,7 +56,7 @@ def test_logits_are_those_of_the_reference_but_for_rounding(model: str, chunks: 
     Judge(config, weights, tokens).check(got)
 
 
-@pytest.mark.parametrize("layout", ["half", "w8", "w4"])
+@pytest.mark.parametrize("layout", ["half", "w8", "w4", "f8"])
 @pytest.mark.parametrize(
     ("dtype", "kv_dtype"),
     [("bfloat16", "bf16"), ("bfloat16", "fp8"), ("bfloat16", "s8"), ("float16", "f16"), ("float16", "s8")],
@@ -76,7 +76,9 @@ def test_every_layout_and_every_page_gives_the_logits_of_what_it_stands_for(
 FAMILIES: dict[str, dict[str, Any]] = {"llama": {}, "mistral": {"sliding_window": 24}, "qwen2": {}, "qwen3": {}}
 
 
-@pytest.mark.parametrize(("layout", "seen"), [("gpu_bf16", "half"), ("gpu_w8", "w8"), ("gpu_w4", "w4")])
+@pytest.mark.parametrize(
+    ("layout", "seen"), [("gpu_bf16", "half"), ("gpu_w8", "w8"), ("gpu_w4", "w4"), ("gpu_f8", "f8")]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpoints_of_every_family_give_the_tokens_of_the_reference(
     family: str, layout: MatrixLayout, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,12 +286,34 @@ def test_log_probs_and_continuations_are_those_of_the_cpu() -> None:
     targets = i32(range(len(logits)))
     check_same(decoder.log_probs(targets, 4), _core.log_probs(logits, targets, 4))
     rows, params = i32([2, 5]), params_of([{}, {"temperature": 1.1, "seed": 9}])
-    check_same(decoder.continuations(rows, params, 6, 2), _core.continuations(logits, rows, params, 6, 2))
+    for n, n_top in ((6, -1), (6, 2), (128, 0), (331, 331)):
+        check_same(decoder.continuations(rows, params, n, n_top), _core.continuations(logits, rows, params, n, n_top))
+
+
+@pytest.mark.parametrize("draws", DRAWS.values(), ids=DRAWS)
+def test_continuations_of_draws_are_those_of_the_cpu(draws: list[dict[str, Any]]) -> None:
+    decoder, logits = stepped()
+    rows, params = i32([3, 0, 3]), params_of(draws)
+    check_same(decoder.continuations(rows, params, 40, 4), _core.continuations(logits, rows, params, 40, 4))
+
+
+def test_all_tokens_may_be_asked_for_and_a_token_may_have_several_biases() -> None:
+    decoder, logits = stepped()
+    biases = {
+        "bias_offsets": np.array([0, 3], np.int64),
+        "bias_ids": i32([4, 8, 4]),
+        "bias_values": np.array([30.0, 40.0, 30.0], np.float32),
+    }
+    params = params_of([{}]) | biases
+    got = decoder.sample(i32([2]), params, 331)
+    assert got[0] == [4]
+    check_same(got, _core.sample(logits, i32([2]), params, 331))
 
 
 def test_no_draws_give_empty_arrays() -> None:
     decoder, _ = stepped()
     assert [len(array) for array in decoder.sample(i32([]), params_of([]), 2)] == [0] * 5
+    assert [len(array) for array in decoder.continuations(i32([]), params_of([]), 3, 2)] == [0] * 7
 
 
 @pytest.mark.parametrize(
@@ -298,16 +322,6 @@ def test_no_draws_give_empty_arrays() -> None:
         ({"temperature": np.array([-1.0], np.float32)}, 0, "temperature must be finite and not negative"),
         ({"top_p": np.array([0.0], np.float32)}, 0, r"top_p must be in \(0, 1\]"),
         ({}, 332, r"n_top must be in \[0, 331\]"),
-        ({}, 257, "n_top must be at most 256 on a GPU, got 257"),
-        (
-            {
-                "bias_offsets": np.array([0, 2], np.int64),
-                "bias_ids": np.array([4, 4], np.int32),
-                "bias_values": np.array([1.0, 1.0], np.float32),
-            },
-            0,
-            "a token must have one bias a draw on a GPU, got token 4 twice",
-        ),
     ],
 )
 def test_parameters_out_of_range_are_refused(change: dict[str, np.ndarray], n_top: int, match: str) -> None:
@@ -356,8 +370,10 @@ def test_weights_that_are_missing_unknown_or_of_a_wrong_shape_are_named() -> Non
         decoder.set_weight("x", "bf16", (8, 8), matrix)
     with pytest.raises(ValueError, match="x must be of the decoder's dtype, bfloat16, or quantised, got gpu_f16"):
         decoder.set_weight("x", "gpu_f16", (8, 8), matrix)
-    with pytest.raises(ValueError, match="gpu_w8 and gpu_w4 need scales, got none for x"):
+    with pytest.raises(ValueError, match="gpu_w8 needs scales, got none for x"):
         decoder.set_weight("x", "gpu_w8", (8, 8), matrix)
+    with pytest.raises(ValueError, match="gpu_bf16 has no scales, got some for x"):
+        decoder.set_weight("x", "gpu_bf16", (8, 8), matrix, np.ones(8, np.float32))
     set_weight(decoder, "layer_0/ln1", weights["final_norm"][:-1], "half")
     with pytest.raises(ValueError, match=r"layer_0/ln1 must be a vector \[64\], got vector \[63\]"):
         decoder.finalize(8)

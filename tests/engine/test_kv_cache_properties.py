@@ -73,20 +73,20 @@ class CacheAgainstModel(RuleBasedStateMachine):
         self.last_id = seq_id
         return seq_id
 
-    @rule(requests=st.lists(st.tuples(TOKENS, SALTS, st.booleans()), min_size=1, max_size=5))
-    def serve(self, requests: list[tuple[list[int], bytes, bool]]) -> None:
+    @rule(requests=st.lists(st.tuples(TOKENS, SALTS, st.booleans(), st.booleans()), min_size=1, max_size=5))
+    def serve(self, requests: list[tuple[list[int], bytes, bool, bool]]) -> None:
         """A request's whole walk, some times over: this is what fills the index and evicts."""
-        for tokens, salt, is_released in requests:
-            seq_id = self.admit(tokens, salt)
+        for tokens, salt, with_tier, is_released in requests:
+            seq_id = self.admit(tokens, salt, with_tier)
             rest = tokens[self.cache.length(seq_id) :]
             if self.reserve([seq_id], [len(rest)]):
                 self.commit([seq_id], [rest])
             if is_released:
                 self.release(seq_id)
 
-    def admit(self, tokens: list[int], salt: bytes) -> int:
-        seq_id, n_cached = self.cache.admit(i32(tokens), salt)
-        assert n_cached == self.model.admit(self.new_id(seq_id), tokens, salt)
+    def admit(self, tokens: list[int], salt: bytes, with_tier: bool = True) -> int:
+        seq_id, n_cached = self.cache.admit(i32(tokens), salt, with_tier)
+        assert n_cached == self.model.admit(self.new_id(seq_id), tokens, salt, with_tier)
         return seq_id
 
     def reserve(self, seq_ids: list[int], counts: list[int]) -> bool:

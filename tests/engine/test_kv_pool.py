@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models_factory import hf_config
 
+from llm_decoder import kv_pool
 from llm_decoder._core import KvCache
 from llm_decoder.errors import NotEnoughMemoryError
 from llm_decoder.fit import kv_bytes_per_token
@@ -86,3 +87,20 @@ def test_the_pool_keeps_its_bytes_and_holds_the_sequence_it_promises(windows, wa
 def test_a_pool_that_holds_too_little_is_refused_with_need_and_got():
     with pytest.raises(NotEnoughMemoryError, match=r"one sequence of 512 tokens needs \d+ bytes, the pool has 99999;"):
         divide([0, 0], 512, 99999, least_len=512)
+
+
+def test_slots_of_the_tier_are_divided_as_pages_are():
+    pool = divide([64, 0, 64, 64], 1024, None, tier_bytes=1 << 20)
+    page_bytes = [kv_bytes_per_token(config_of([0]), "int8") * 16 * n for n in (1, 3)]
+    assert pool.n_tier_slots == tuple(n * (1 << 20) // pool.pool_bytes for n in pool.n_pages)
+    assert pool.tier_bytes == sum(n * each for n, each in zip(pool.n_tier_slots, page_bytes, strict=True)) <= 1 << 20
+    assert divide([0, 0], 1024, None).n_tier_slots == (0,)
+
+
+def test_the_tier_of_a_device_is_twice_the_pool_or_what_the_host_can_spare(monkeypatch):
+    pool = divide([0], 1024, None, tier_bytes=None, host_bytes=1 << 40)
+    assert pool.tier_bytes == 2 * pool.pool_bytes
+    scarce = divide([0], 1024, None, tier_bytes=None, host_bytes=4 * pool.pool_bytes)
+    assert scarce.tier_bytes == pool.pool_bytes
+    monkeypatch.setattr(kv_pool, "DEFAULT_TIER_BYTES", pool.pool_bytes // 4)
+    assert divide([0], 1024, None, tier_bytes=None, host_bytes=1 << 40).tier_bytes == pool.pool_bytes // 4

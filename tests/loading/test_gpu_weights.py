@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
+import rounded_reference
 from models_factory import hf_config, make_checkpoint, random_weights, write_shards
 
 from llm_decoder import backends, quantize, weight_cache
 from llm_decoder.backends import expand_w4, unpack_w8
 from llm_decoder.errors import BackendError, ConfigError, MalformedFileError, UnsupportedModelError
-from llm_decoder.gpu_weights import choose_gpu_dtype, choose_gpu_layout
+from llm_decoder.gpu_weights import choose_gpu_dtype, choose_gpu_layout, packers
+from llm_decoder.loading import choose_layout
 from llm_decoder.packed_tensor import MatrixLayout, PackedTensor, core_tensors
 from llm_decoder.quantize import pack_in_memory
 from llm_decoder.safetensors_checkpoint import SafetensorsCheckpoint
@@ -51,9 +54,12 @@ def values_of(packed: PackedTensor) -> Floats:
             return bits.copy().view(np.float16).astype(np.float32)
         return (bits.astype(np.uint32) << 16).view(np.float32)
     bricks = bricks_of(packed, 128)
-    if packed.layout == "gpu_w8":
+    if packed.layout in ("gpu_w8", "gpu_f8"):
         rows = bricks.reshape(*bricks.shape[:2], 4, 4, 8, 4, 2, 8).transpose(0, 2, 6, 4, 1, 5, 3, 7)
-        return rows.reshape(rows.shape[0] * 64, -1)[:n, :k].astype(np.float32) - 128
+        codes = rows.reshape(rows.shape[0] * 64, -1)[:n, :k]
+        if packed.layout == "gpu_f8":
+            return codes.copy().view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        return codes.astype(np.float32) - 128
     assert packed.layout == "gpu_w4"
     words = bricks[:, :, :4096].copy().view(np.uint32).reshape(*bricks.shape[:2], 4, 2, 8, 4, 2, 2)
     shifts = np.array([i % 2 * 16 + i // 2 * 4 for i in range(8)], np.uint32)
@@ -125,10 +131,45 @@ def test_int4_matrices_are_those_of_the_cpu_and_the_outer_layers_int8(
         np.testing.assert_array_equal(found.scales, same.scales)
 
 
-def test_they_are_mapped_from_the_cache_the_second_time(checkpoint: SafetensorsCheckpoint, tmp_path: Path) -> None:
-    first = pack_in_memory(checkpoint, "gpu_w4")
+@pytest.mark.parametrize("block_floats", [1, 1 << 20])
+def test_fp8_matrices_are_the_rows_rounded_and_the_outer_layers_int8(
+    checkpoint: SafetensorsCheckpoint, block_floats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "_BLOCK_FLOATS", block_floats)
+    packed = pack_in_memory(checkpoint, "gpu_f8")
+    layouts = {tensor.name: tensor.layout for tensor in core_tensors(checkpoint.config, "gpu_f8")}
+    assert (layouts["embedding"], layouts["lm_head"], layouts["layer_0/attn_o"]) == ("gpu_w8", "gpu_w8", "gpu_f8")
+    for tensor in core_tensors(checkpoint.config, "gpu_f8"):
+        found = packed[tensor.name]
+        assert found.data.nbytes == tensor.data_bytes
+        if tensor.layout == "gpu_f8":
+            codes, scale = rounded_reference.fp8_rows(whole(checkpoint, tensor.parts))
+            np.testing.assert_array_equal(values_of(found), codes.astype(np.float32), tensor.name)
+            np.testing.assert_array_equal(found.scales, scale)
+
+
+def test_fp8_rounds_to_the_nearest_ties_to_even_and_never_past_the_largest() -> None:
+    values = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    between = (values[1:] + values[:-1]) / 2
+    around = [np.nextafter(between, np.float32(side)) for side in (0, 1e3)]
+    row = np.concatenate([values, between, *around, [448.0]]).astype(np.float32)
+    rows = np.stack([row, -row, row * np.float32(2.0**-140), row * np.float32(3.1e35), np.zeros_like(row)])
+    q, scale = packers().quantize_f8_rows(rows)
+    codes, want = rounded_reference.fp8_rows(rows)
+    np.testing.assert_array_equal(q, codes.view(np.uint8))
+    np.testing.assert_array_equal(scale, want)
+    assert scale.tolist()[:2] == [1.0, 1.0]
+    assert scale[4] == 1.0
+    assert not (q & 0x7F == 0x7F).any()
+
+
+@pytest.mark.parametrize("layout", ["gpu_w4", "gpu_f8"])
+def test_they_are_mapped_from_the_cache_the_second_time(
+    checkpoint: SafetensorsCheckpoint, layout: MatrixLayout, tmp_path: Path
+) -> None:
+    first = pack_in_memory(checkpoint, layout)
     for _ in range(2):
-        mapped = weight_cache.load_or_pack(checkpoint, "gpu_w4", cache_dir=tmp_path / "cache")
+        mapped = weight_cache.load_or_pack(checkpoint, layout, cache_dir=tmp_path / "cache")
         assert mapped is not None
         assert mapped.keys() == first.keys()
         for name, tensor in first.items():
@@ -147,13 +188,14 @@ def test_a_float_past_the_largest_float16_is_refused(tmp_path: Path) -> None:
         pack_in_memory(SafetensorsCheckpoint(folder), "gpu_f16")
 
 
-@pytest.mark.parametrize("layout", ["gpu_bf16", "gpu_f16", "gpu_w8"])
+@pytest.mark.parametrize("layout", ["gpu_bf16", "gpu_f16", "gpu_w8", "gpu_f8"])
 def test_a_nan_is_refused_by_name(tmp_path: Path, layout: MatrixLayout) -> None:
     folder = make_checkpoint(tmp_path, "llama")
     weights = random_weights(hf_config("llama"))
-    weights["lm_head.weight"][17, 3] = np.uint32(0x7FFFFFFF).view(np.float32)  # one that rounding carries to -0
+    # one that rounding carries to -0
+    weights["model.layers.0.self_attn.o_proj.weight"][17, 3] = np.uint32(0x7FFFFFFF).view(np.float32)
     write_shards(folder, weights)
-    with pytest.raises(MalformedFileError, match=r"lm_head.*finite"):
+    with pytest.raises(MalformedFileError, match=r"attn_o.*finite"):
         pack_in_memory(SafetensorsCheckpoint(folder), layout)
 
 
@@ -183,13 +225,16 @@ def test_the_layout_is_that_of_the_dtype_unless_integers_are_asked_for(checkpoin
     assert choose_gpu_layout(config, "none", "float16") == "gpu_f16"
     assert choose_gpu_layout(config, "int8", "float16") == "gpu_w8"
     assert choose_gpu_layout(config, "int4", "bfloat16") == "gpu_w4"
+    assert choose_gpu_layout(config, "fp8", "bfloat16") == "gpu_f8"
 
 
 def test_names_that_are_not_known_and_sizes_that_no_kernel_takes_are_refused(tmp_path: Path) -> None:
     checkpoint = SafetensorsCheckpoint(make_checkpoint(tmp_path, "llama", intermediate_size=61))
     with pytest.raises(ConfigError, match=r"\[dtype\] need auto, bfloat16 or float16 on a GPU, got 'float32'"):
         choose_gpu_dtype(checkpoint, "float32")
-    with pytest.raises(ConfigError, match=r"\[quantization\] need auto, none, int8, int4, got 'int2'"):
+    with pytest.raises(ConfigError, match=r"\[quantization\] need auto, none, int8, int4, fp8, got 'int2'"):
         choose_gpu_layout(checkpoint.config, "int2", "bfloat16")
+    with pytest.raises(ConfigError, match=r"\[quantization\] fp8 is for GPUs, got the CPU; use int8"):
+        choose_layout("fp8", "auto")
     with pytest.raises(UnsupportedModelError, match="intermediate_size to be a multiple of 8 on a GPU, got 61"):
         choose_gpu_layout(checkpoint.config, "auto", "bfloat16")

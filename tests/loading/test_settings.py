@@ -38,10 +38,12 @@ def test_every_key_of_the_schema_stands_in_the_packaged_file_with_a_comment() ->
 
 
 def test_values_are_read_with_their_types(tmp_path: Path) -> None:
-    runtime(tmp_path, "temperature: 0.7\ntop_k: 20\nkv_cache_bytes: 512MiB\nthreads: 2\nmin_p: 1e-2\n")
+    runtime(
+        tmp_path, "temperature: 0.7\ntop_k: 20\nkv_cache_bytes: 512MiB\nkv_tier_bytes: 0\nthreads: 2\nmin_p: 1e-2\n"
+    )
     settings = load_settings(tmp_path, environment={})
     assert settings.runtime.sampling_defaults() == {"temperature": 0.7, "top_k": 20, "min_p": 0.01}
-    assert settings.runtime.engine_arguments() == {"kv_cache_bytes": 512 * 2**20, "threads": 2}
+    assert settings.runtime.engine_arguments() == {"kv_cache_bytes": 512 * 2**20, "kv_tier_bytes": 0, "threads": 2}
 
 
 def test_the_environment_goes_over_the_file(tmp_path: Path) -> None:
@@ -168,6 +170,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     *[("top_k", value) for value in (-1, 1.5, 2**40, "x")],
     *[("page_size", value) for value in (0, 5, 17, 10**9)],
     *[("kv_cache_bytes", value) for value in (0, -1, "lots", "512XB", "1e400G", 2**80)],
+    *[("kv_tier_bytes", value) for value in (-1, "lots", True)],
     *[("device", value) for value in ("tpu", 7, [])],
     *[("seed", value) for value in (-1, 2**64, "x")],
 ]

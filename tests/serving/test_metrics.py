@@ -29,13 +29,14 @@ parser = pytest.importorskip("prometheus_client.parser")
 ROOT = Path(__file__).parents[2]
 GAUGES = {
     *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info", "server_state"),
-    "beam_groups_live",
+    *("beam_groups_live", "kv_tier_usage_perc"),
 }
 COUNTERS = {
     *("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "num_preemptions"),
     *("request_success", "corrupted_requests", "admission_rejections", "spec_decode_num_drafts"),
     *("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", "kv_cow_copies", "kv_evictions"),
-    *("beam_pruned", "rerank_pairs"),
+    *("beam_pruned", "rerank_pairs", "num_preemptions_swapped", "num_preemptions_recomputed"),
+    *("kv_tier_stores", "kv_tier_loads"),
 }
 OF_REQUESTS = {
     *("time_to_first_token_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds"),

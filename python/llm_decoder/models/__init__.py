@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from llm_decoder.errors import MalformedFileError, UnsupportedModelError
+from llm_decoder.fp8_checkpoint import has_fp8_rows
 from llm_decoder.model_config import ModelConfig
 from llm_decoder.models import llama, mistral, qwen2, qwen3
 from llm_decoder.models.fields import Fields
@@ -63,8 +64,10 @@ def _unknown_family(model_type: str, config: Mapping[str, Any], place: str) -> s
 def _refuse_quantized(fields: Fields) -> None:
     for name in ("quantization_config", "compression_config", "quantization"):
         table = fields.table(name)
-        if table:
+        if table and not (name == "quantization_config" and has_fp8_rows(table)):
             method = table.get("quant_method", table.get("method", "unnamed"))
+            if table.get("weight_block_size"):
+                method = f"{method} in blocks"
             raise UnsupportedModelError(
                 f"[{fields.place}: {name}] checkpoints quantised with {str(method)[:40]!r} are not read by this build; "
                 "use the float checkpoint, it is quantised to int8 on load"

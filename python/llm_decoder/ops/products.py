@@ -35,11 +35,11 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 PLACE = "small_product"
-FORMATS = ("half", "w8", "w4")
+FORMATS = ("half", "w8", "w4", "f8")
 MAX_ROWS = 64  # on a GPU
 SUPPORTED = (
     "supported are, on the CPU, any number of rows in float32, bfloat16 or float16; on a GPU, up to 64 rows in "
-    "bfloat16 or float16, of the dtype of the weights where their format is half, K a multiple of 8"
+    "bfloat16 or float16, of the dtype of the weights where their format is half, K a multiple of 8; f8 on a GPU alone"
 )
 
 
@@ -74,8 +74,8 @@ def pack_weights(
     weights [N, K], the rows of a linear layer, in float32, bfloat16 or float16, or, with format w8, int8 within +-127
     with scale float32 [N], x ~ q * scale. format: half (16 bits as they are; on the CPU float32 too), w8 (int8 with a
     scale a row), w4 (4 bits in groups of 32 along K with scale and minimum, and a scale a row; searched for the least
-    squared error). device: "cpu", "cuda", "cuda:1"; None: that of weights. dtype: what uint16 stands for. stream: as in
-    paged_attention.
+    squared error), f8 (fp8, e4m3, with a scale a row; for GPUs). device: "cpu", "cuda", "cuda:1"; None: that of
+    weights. dtype: what uint16 stands for. stream: as in paged_attention.
 
     Raises InvalidArgumentError, BackendError for a device that cannot be used.
     """
@@ -98,6 +98,8 @@ def pack_weights(
         raise checks.refuse(
             place, f"no kernel of a GPU multiplies {format} weights in {tensor.dtype} with K = {k}; {SUPPORTED}"
         )
+    if kernels is None and format == "f8":
+        raise checks.refuse(place, f"no kernel of the CPU multiplies weights of f8; {SUPPORTED}")
     values = copy_to_host(place, tensor, handle)
     scales = None if scale is None else _host_floats(place, scale, n, where, handle)
     half = tensor.dtype if format == "half" else None
@@ -131,7 +133,7 @@ def small_product(
     a: bfloat16 or float16, on the CPU float32 too; of half weights in their dtype on a GPU. weights: of pack_weights,
     on the device of a. bias float32 [N]. out: where it goes, of a's dtype or float32. dtype: what uint16 stands for.
     stream: as in paged_attention. A row's result does not depend on the others. On the CPU w8 and w4 weights meet rows
-    that are quantised to int8, as in INT8Decoder; on a GPU they become 16-bit floats and rows stay as they are.
+    that are quantised to int8, as in INT8Decoder; on a GPU they and f8 become 16-bit floats and rows stay as they are.
 
     Raises InvalidArgumentError, BackendError for a device that cannot be used.
     """
@@ -253,4 +255,7 @@ def _pack_for_gpu(
     if format == "w4":
         *groups, scales = quantize_weight_groups(_to_quantise(place, values, dtype))
         return kernels.pack_gpu_w4(*groups), scales
+    if format == "f8":
+        codes, scales = kernels.quantize_f8_rows(_to_quantise(place, values, dtype))
+        return kernels.pack_gpu_f8(codes), scales
     return kernels.pack_gpu_half(values.view(np.uint16)), None

@@ -15,7 +15,7 @@ from llm_decoder.errors import (
 )
 from llm_decoder.serving.exchange import Reply
 
-__all__ = ["HttpError", "as_http_error", "no_method", "no_route"]
+__all__ = ["HttpError", "as_http_error", "engine_died", "no_method", "no_route"]
 
 _TYPES = {
     400: "invalid_request_error",
@@ -64,6 +64,11 @@ class HttpError(LLMDecoderError):
         return Reply.of_json(self.body(), self.status, self.headers)
 
 
+def engine_died() -> HttpError:
+    """No later request will do better: there is no Retry-After."""
+    return HttpError(503, "[server] its engine has died; the server's log says why", code="failed")
+
+
 def no_route(path: str) -> HttpError:
     return HttpError(404, f"[path] there is no route {path[:100]}; /docs lists them", code="no_such_route")
 
@@ -90,6 +95,8 @@ def as_http_error(error: BaseException) -> HttpError:
         return HttpError(400, str(error), param=error.param, code="cannot_be_answered")
     if isinstance(error, QueueFullError):
         return HttpError(429, str(error), code="queue_full", retry_after_s=1)
+    if isinstance(error, EngineClosedError) and error.__cause__ is not None:
+        return engine_died()
     if isinstance(error, EngineClosedError):
         return HttpError(503, "[server] it is shutting down; try another one", code="closing", retry_after_s=5)
     if isinstance(error, NotEnoughMemoryError):

@@ -36,6 +36,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
         "The part of the KV cache's pages that is neither free nor could be at once; 1 is all of it.",
         lambda stats: 1 - (stats["pages"]["n_free"] + stats["pages"]["n_evictable"]) / stats["pages"]["n_pages"],
     ),
+    (
+        "kv_tier_usage_perc",
+        "The part of the second tier's slots that hold a page; 1 is all of them.",
+        lambda stats: stats["pages"]["n_tier_used"] / max(1, stats["pages"]["n_tier_slots"]),
+    ),
 )
 # Names without _total, which the client library adds.
 _COUNTERS: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
@@ -44,6 +49,18 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
     ("prefix_cache_queries", "Tokens looked up in the prefix cache.", lambda stats: stats["pages"]["n_query_tokens"]),
     ("prefix_cache_hits", "Tokens found in the prefix cache.", lambda stats: stats["pages"]["n_hit_tokens"]),
     ("num_preemptions", "Answers whose pages were taken from them for a while.", lambda stats: stats["n_preemptions"]),
+    (
+        "num_preemptions_swapped",
+        "Of these, those that came back with pages out of the KV cache's second tier.",
+        lambda stats: stats["n_swapped"],
+    ),
+    (
+        "num_preemptions_recomputed",
+        "Of these, those that came back without: their tokens were computed again.",
+        lambda stats: stats["n_recomputed"],
+    ),
+    ("kv_tier_stores", "Evicted pages that went to the second tier.", lambda stats: stats["pages"]["n_stored"]),
+    ("kv_tier_loads", "Pages that came back from the second tier.", lambda stats: stats["pages"]["n_loaded"]),
     (
         "corrupted_requests",
         "Requests that ended because the model gave numbers that are not finite.",
@@ -104,11 +121,10 @@ def metrics(service: Service, incoming: Incoming) -> Reply:
     """While there is no engine that counts: the server's state, and the process."""
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
-    state = service.state
     stats = service.stats()
     name = service.settings.served_model_name or ("" if stats is None else stats["model"])
     registry = CollectorRegistry()  # of this scrape: no other service or library of the process writes into it
-    registry.register(_State(name, "failed" if state == "ready" and stats is None else state))
+    registry.register(_State(name, service.state))
     if stats is not None:
         n_refused = stats["n_refused"] + service.admission.n_refused
         registry.register(_Snapshot(name, service.scoring.added_to(stats) | {"n_refused": n_refused}))
@@ -190,7 +206,7 @@ def _buckets(bounds: list[float], counts: list[int]) -> list[tuple[str, float]]:
 
 def _cache_facts(stats: Stats) -> dict[str, str]:
     backend, pages = stats["backend"], stats["pages"]
-    on_gpu = backend["device"] == "cuda"
+    on_gpu = backend["device"].startswith("cuda")
     facts = {
         "block_size": stats["page_size"],
         "num_gpu_blocks": pages["n_pages"] if on_gpu else 0,

@@ -14,10 +14,11 @@ from llm_decoder.llm import LLM
 from llm_decoder.prompts import tokenize_prompt
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.serving.calls import Call, Item, RunningCall
-from llm_decoder.serving.errors import HttpError
+from llm_decoder.serving.errors import HttpError, engine_died
 from llm_decoder.serving.exchange import Incoming
 from llm_decoder.serving.guard import Guard
 from llm_decoder.serving.limits import Admission
+from llm_decoder.serving.logs import LOGGER
 from llm_decoder.serving.reranker import ScoringCounts
 from llm_decoder.serving.settings import ServerSettings
 
@@ -41,6 +42,7 @@ class Service:
         self._llm: LLM | None = None
         self._failure: BaseException | None = None
         self._is_closing = False
+        self._is_death_noted = False
         self._running: weakref.WeakSet[RunningCall] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._loaded = threading.Event()
@@ -77,7 +79,9 @@ class Service:
             return "closing"
         if self._failure is not None:
             return "failed"
-        return "loading" if self._llm is None else "ready"
+        if self._llm is None:
+            return "loading"
+        return "failed" if self._llm.is_closed else "ready"
 
     @property
     def failure(self) -> BaseException | None:
@@ -90,6 +94,8 @@ class Service:
         state = self.state
         if state == "loading":
             raise HttpError(503, "[server] the model is being loaded; try again", code="loading", retry_after_s=2)
+        if state == "failed" and self._llm is not None:
+            raise engine_died()
         if state == "failed":
             raise HttpError(503, "[server] the model could not be loaded; the server's log says why", code="failed")
         if state == "closing" or self._llm is None:
@@ -122,7 +128,7 @@ class Service:
                 stream=call.streamed is not None,
                 rows=call.rows,
                 priority=call.priority,
-                sink=_sink(running, index),
+                sink=self._sink(running, index),
                 **call.template_options,
             )
 
@@ -146,6 +152,20 @@ class Service:
         with self._lock:
             self._running.add(running)
         return running
+
+    def _sink(self, running: RunningCall, index: int) -> Callable[[Item], None]:
+        def take(item: Item) -> None:
+            if isinstance(item, EngineClosedError) and item.__cause__ is not None:
+                self._note_death(item)
+            running.put(index, item)
+
+        return take
+
+    def _note_death(self, error: EngineClosedError) -> None:
+        """Once: every request that ran is told of it."""
+        if not self._is_death_noted:
+            self._is_death_noted = True
+            LOGGER.critical("the engine has died, the server answers 503: %s", error, exc_info=error.__cause__)
 
     def _salted(self, params: SamplingParams, incoming: Incoming | None) -> SamplingParams:
         salt = params.cache_salt if incoming is None else self.guard.salted(params.cache_salt, incoming)
@@ -178,7 +198,3 @@ def _by_name(error: InvalidRequestError, param: str) -> InvalidRequestError:
     if error.param not in ("prompt", "prompt_token_ids") or error.param == param:
         return error
     return InvalidRequestError(str(error).replace(f"[{error.param}]", f"[{param}]", 1), param=param, code=error.code)
-
-
-def _sink(running: RunningCall, index: int) -> Callable[[Item], None]:
-    return lambda item: running.put(index, item)

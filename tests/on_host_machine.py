@@ -1,0 +1,13 @@
+"""llm-decoder, the host machine of the kernels in the place of a GPU: python tests/on_host_machine.py generate ..."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from llm_decoder import backends
+from llm_decoder.cli.main import main
+
+if __name__ == "__main__":
+    backends.load_cuda = lambda: importlib.import_module("llm_decoder._cuda_host")
+    sys.exit(main())
