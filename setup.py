@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -60,6 +61,22 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "--build", str(self.build_dir), "-j", jobs, "--target", "python_modules"], check=True)
 
 
+class TaggedWheel(bdist_wheel):
+    """A wheel with the GPU kernels has a build tag, such as 1cuda13 of those that nvcc of CUDA 13 has compiled, so that
+    it is told apart from one of the same version without them. No tag of the version: that would have to be known
+    before anything is built.
+    """
+
+    def run_command(self, command: str) -> None:
+        super().run_command(command)
+        if command != "build":
+            return
+        build = self.get_finalized_command("build_ext")
+        if Path(build.get_ext_fullpath("llm_decoder._cuda")).exists():
+            version = (build.build_dir / "cuda_version.txt").read_text(encoding="ascii")
+            self.build_number = f"1cuda{version.partition('.')[0]}"
+
+
 def count_jobs() -> str:
     """How many compilers at once."""
     script = ["sh", str(ROOT / "tools" / "count_jobs.sh")]
@@ -93,5 +110,5 @@ setup(
         Extension("llm_decoder._cuda", sources=[], optional=True),
         Extension("llm_decoder._cuda_host", sources=[], optional=True),
     ],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": TaggedWheel},
 )

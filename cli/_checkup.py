@@ -16,10 +16,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llm_decoder.cli._output import size
 from llm_decoder.cli._verb import words
+from llm_decoder.cli._what_fits import where_it_fits
+from llm_decoder.cli.devices import describe_cublaslt, describe_driver, describe_fits
+
+if TYPE_CHECKING:
+    from llm_decoder.backends import DeviceInfo
 
 __all__ = ["Finding", "examine"]
 
@@ -44,7 +49,18 @@ class Finding:
     text: str
 
 
-def examine(config: Path | None, cache_dir: Path | None, port: int | None, *, is_quick: bool) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class Asked:
+    """What should run, None = only the embedded model, on which device and how."""
+
+    model: str | None = None
+    device: str = "auto"
+    quantization: str = "auto"
+
+
+def examine(
+    config: Path | None, cache_dir: Path | None, port: int | None, asked: Asked, *, is_quick: bool
+) -> Iterator[Finding]:
     """What each check found, as it is found."""
     checks: list[tuple[str, Callable[[], tuple[State, str]]]] = [
         ("python", _python),
@@ -53,7 +69,8 @@ def examine(config: Path | None, cache_dir: Path | None, port: int | None, *, is
         ("settings", lambda: _settings(config)),
         ("cpu", _cpu),
         ("memory", _memory),
-        ("gpu", _gpu),
+        ("gpu", lambda: _gpu(asked.device)),
+        *([("fit", lambda: _fit(asked.model or "", asked, config))] if asked.model else []),
         ("cache", lambda: _cache(config, cache_dir)),
         ("weights", lambda: _weights(config, cache_dir, is_quick=is_quick)),
         ("port", lambda: _port(config, port)),
@@ -139,12 +156,34 @@ def _memory() -> tuple[State, str]:
     return "ok", f"{size(free)} free"
 
 
-def _gpu() -> tuple[State, str]:
-    from llm_decoder.backends import devices
+def _gpu(wanted: str) -> tuple[State, str]:
+    """That there is none to use is a failure where one is wanted by name."""
+    from llm_decoder.backends import choose_device, devices, usable_gpu
 
+    if choose_device(wanted) not in ("auto", "cpu"):
+        usable_gpu(choose_device(wanted))
     found = devices()[1:]
-    told = [gpu.description if gpu.is_usable else f"{gpu.description}, not used: {gpu.reason}" for gpu in found]
-    return "ok", "; ".join(told) or "none"
+    told = [_told(gpu) if gpu.is_usable else f"{gpu.description}, not used: {gpu.reason}" for gpu in found]
+    wants_library = os.environ.get("LLM_DECODER_GEMM") != "ours"
+    is_slow = wants_library and any(gpu.is_usable and not gpu.cublaslt for gpu in found)
+    return "warn" if is_slow else "ok", "; ".join(told)
+
+
+def _told(gpu: DeviceInfo) -> str:
+    memory = f"{size(gpu.memory_bytes)} free of {size(gpu.total_bytes)}"
+    library = f"cuBLASLt {describe_cublaslt(gpu)}"
+    return f"{gpu.description}, {memory}, driver {describe_driver(gpu)}, {library}; fits {describe_fits(gpu)}"
+
+
+def _fit(model: str, asked: Asked, config: Path | None) -> tuple[State, str]:
+    """By the files' headers: no weight is read, nothing fetched."""
+    from llm_decoder.cli.models_list import find_locally
+    from llm_decoder.config.files import describing_folder, load_settings
+
+    path = find_locally(model)
+    folder = describing_folder(load_settings(config), path)
+    is_there, told = where_it_fits(model, path, folder, asked.device, asked.quantization)
+    return "ok" if is_there else "fail", told
 
 
 def _cache_folder(config: Path | None, cache_dir: Path | None) -> Path:
@@ -225,7 +264,7 @@ def _model(*, is_quick: bool) -> tuple[State, str]:
     with (
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory(prefix="llm_decoder-doctor-") as cache,
-        LLM(str(folder), cache_dir=cache, kv_cache_bytes=16 << 20) as llm,
+        LLM(str(folder), device="cpu", cache_dir=cache, kv_cache_bytes=16 << 20) as llm,
     ):
         warnings.simplefilter("ignore")
         (output,) = llm.generate(golden["prompt"], params)

@@ -160,12 +160,13 @@ def _settings(options: ModelOptions) -> Settings:
 
 def _check_flags(given: dict[str, Any]) -> None:
     """Raises typer.BadParameter for what LLM would refuse without looking at the model."""
-    from llm_decoder.backends import BackendOptions
+    from llm_decoder.backends import BackendOptions, choose_device
     from llm_decoder.engine import EngineOptions
-    from llm_decoder.loading import choose_layout
+    from llm_decoder.loading import check_precision
 
     with _usage_errors(given):
-        choose_layout(given.get("quantization", "auto"), given.get("dtype", "auto"))
+        device = choose_device(given.get("device", "auto"))
+        check_precision(device, given.get("quantization", "auto"), given.get("dtype", "auto"))
         for door in (BackendOptions, EngineOptions):
             names = {field.name for field in dataclasses.fields(door)}
             door(**{name: value for name, value in given.items() if name in names})

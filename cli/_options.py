@@ -62,16 +62,29 @@ class ModelOptions:
     ] = None
     system: Annotated[str | None, _flag("TEXT", "What the model is told at the beginning of a chat.")] = None
     cache_dir: Annotated[str | None, _flag("DIR", "Where packed weights are kept [~/.cache/llm_decoder].")] = None
-    device: Annotated[str | None, _flag("NAME", "auto, cpu or cuda [auto].")] = None
-    quantization: Annotated[str | None, _flag("NAME", "auto, none, int8 or int4 [auto: int8].")] = None
-    dtype: Annotated[
-        str | None, _flag("NAME", "Of weights not quantised: auto (as stored), bfloat16, float32 [auto].")
+    device: Annotated[
+        str | None, _flag("NAME", "auto, cpu, cuda, cuda:1 ... [auto: a GPU that the model fits, else the CPU].")
     ] = None
-    kv_cache_dtype: Annotated[str | None, _flag("NAME", "auto (as the weights), float32, bfloat16 or int8 [auto].")] = (
-        None
-    )
+    quantization: Annotated[
+        str | None, _flag("NAME", "auto, none, int8, int4, on a GPU fp8 [auto: int8, on a GPU none].")
+    ] = None
+    dtype: Annotated[
+        str | None,
+        _flag("NAME", "Of weights not quantised: auto (as stored), bfloat16, float32, on a GPU float16 [auto]."),
+    ] = None
+    kv_cache_dtype: Annotated[
+        str | None, _flag("NAME", "auto (as the weights), float32, bfloat16, int8; on a GPU fp8 [auto].")
+    ] = None
     kv_cache_bytes: Annotated[
-        str | None, _flag("SIZE", "Of the KV cache, as 512MiB or 2G [four contexts, 1/4 of free memory at most].")
+        str | None,
+        _flag(
+            "SIZE",
+            "Of the KV cache, as 512MiB or 2G [four contexts, 1/4 of free memory at most; a GPU's rest].",
+        ),
+    ] = None
+    kv_tier_bytes: Annotated[
+        str | None,
+        _flag("SIZE", "Host memory for pages that give way on a GPU; 0 = none [two pools, 1/4 of free at most]."),
     ] = None
     max_model_len: Annotated[int | None, _flag("N", "Context length in tokens, at most the model's [the model's].")] = (
         None
@@ -100,7 +113,8 @@ class ModelOptions:
         int | None, _flag("N", "Open requests before one is refused. Servers: 256; else no limit.")
     ] = None
     deterministic: Annotated[
-        bool | None, _flag(None, "Answers never depend on what else runs; on the CPU they never do.")
+        bool | None,
+        _flag(None, "Answers never depend on what else runs; on the CPU they never do, a GPU is slower then."),
     ] = None
     config: Annotated[Path | None, _flag("DIR", "Settings files [./config, else the packaged ones].")] = None
     generation_config: Annotated[
@@ -114,6 +128,8 @@ class ModelOptions:
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if "kv_cache_bytes" in given:
             given["kv_cache_bytes"] = parse_size(given["kv_cache_bytes"])
+        if "kv_tier_bytes" in given:
+            given["kv_tier_bytes"] = parse_size(given["kv_tier_bytes"], "--kv-tier-bytes", least=0)
         if "chat_template" in given:
             given["chat_template"] = _template(given["chat_template"])
         return given
@@ -360,7 +376,7 @@ def flag(name: str | None) -> str | None:
     return f"--{name.replace('_', '-')}" if name else None
 
 
-def parse_size(text: str, hint: str | None = "--kv-cache-bytes") -> int:
+def parse_size(text: str, hint: str | None = "--kv-cache-bytes", *, least: int = 1) -> int:
     """ "512MiB", "2G", "1_000_000" -> bytes; K, M, G, T are powers of 1024. Raises typer.BadParameter."""
     number = text.strip().upper().removesuffix("B").removesuffix("I")
     power = "KMGT".find(number[-1:]) + 1 if number[-1:] else 0
@@ -368,7 +384,7 @@ def parse_size(text: str, hint: str | None = "--kv-cache-bytes") -> int:
         n_bytes = float(number[:-1] if power else number) * 1024**power
     except ValueError:
         n_bytes = -1.0
-    if not 0 < n_bytes < 2**63:
+    if not least <= n_bytes < 2**63:
         raise typer.BadParameter(f"need a size such as 512MiB, 2G or 1000000, got {text!r}", param_hint=hint)
     return int(n_bytes)
 

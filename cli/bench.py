@@ -64,7 +64,12 @@ def bench(
     if model.speculation not in (None, "none"):
         message = f"need none, so that a step computes what its column says, got {model.speculation}; leave it out"
         raise typer.BadParameter(message, param_hint="--speculation")
-    model = dataclasses.replace(model, speculation="none")
+    if model.device not in (None, "auto", "cpu"):
+        message = (
+            f"need cpu, whose limits it measures, got {model.device}; `bench serve` measures a server on any device"
+        )
+        raise typer.BadParameter(message, param_hint="--device")
+    model = dataclasses.replace(model, speculation="none", device="cpu")
     check_files(plot, output)
     started = time.perf_counter()
     with _open.open_llm(model) as llm:

@@ -20,6 +20,32 @@ def doctor(
             metavar="DIR", envvar="LLM_DECODER_CACHE_DIR", show_envvar=False, help="The folder of packed weights."
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            envvar="LLM_DECODER_MODEL",
+            show_envvar=False,
+            help="Say whether this one fits: folder or hub id.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="LLM_DECODER_DEVICE",
+            show_envvar=False,
+            help="Where it should run [the first it fits].",
+        ),
+    ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", envvar="LLM_DECODER_QUANTIZATION", show_envvar=False, help="Of its weights [auto]."
+        ),
+    ] = None,
     port: Annotated[int | None, typer.Option(metavar="N", min=1, max=65535, help="The port to look at.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Read no packed weights and compute nothing.")] = False,
     as_json: JsonFlag = False,
@@ -30,12 +56,13 @@ def doctor(
     report.
     """
     import llm_decoder
-    from llm_decoder.cli._checkup import examine
+    from llm_decoder.cli._checkup import Asked, examine
 
+    asked = Asked(model, device or "auto", quantization or "auto")
     findings = []
     if not as_json:
         emit_line(f"llm-decoder {llm_decoder.__version__}")
-    for finding in examine(config, cache_dir, port, is_quick=quick):
+    for finding in examine(config, cache_dir, port, asked, is_quick=quick):
         findings.append(finding)
         if not as_json:
             emit_line(f"{finding.state:<4}  {finding.name:<9} {finding.text}")

@@ -137,7 +137,7 @@ def describe(name: str | None, config_dir: Path | None = None) -> dict[str, Any]
     from llm_decoder.generation_config import read_generation_config, sampling_defaults
     from llm_decoder.loading import open_checkpoint
 
-    path = _find_locally(name)
+    path = find_locally(name)
     checkpoint = open_checkpoint(path, config_dir=describing_folder(load_settings(config_dir), path))
     config = checkpoint.config
     return {
@@ -163,7 +163,7 @@ def describe(name: str | None, config_dir: Path | None = None) -> dict[str, Any]
     }
 
 
-def _find_locally(name: str | None) -> Path:
+def find_locally(name: str | None) -> Path:
     """The model's folder, never fetched: a hub id must be in the cache already."""
     from llm_decoder.embedded import is_embedded
     from llm_decoder.errors import ModelNotFoundError

@@ -46,6 +46,9 @@ def rerank(
     ] = None,
     top_n: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the best N [all].")] = None,
     quantization: Annotated[str, typer.Option(metavar="NAME", help="Of the cross-encoder: int8 or none.")] = "int8",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="auto or cpu: nothing else computes cross-encoders.")
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Threads that compute [one a physical core].")
     ] = None,
@@ -60,6 +63,9 @@ def rerank(
     """
     from llm_decoder import CrossEncoder
 
+    if device not in ("auto", "cpu"):
+        message = f"need cpu, where cross-encoders are computed, got {device!r:.60}"
+        raise typer.BadParameter(message, param_hint="--device")
     if batch is None and (query is None or not documents):
         raise typer.BadParameter("need a query and documents, or --batch FILE", param_hint="QUERY")
     if batch is not None and query is not None:

@@ -195,6 +195,7 @@ def test_prompt_len_and_batch_are_short_for_three_columns(cli: Program) -> None:
         ("--columns", "prefill63"),
         (),  # so are all the default ones
         ("--speculation", "prompt-lookup"),
+        ("--device", "cuda"),
         ("--gen-len", "0"),
         ("--repeat", "0"),
         ("--plot", "picture.gif"),
@@ -211,6 +212,12 @@ def test_a_bad_value_is_a_usage_error(cli: Program, arguments: tuple[str, ...]) 
 def test_nothing_is_guessed_ahead(cli: Program) -> None:
     report_of(cli, "--columns", "decode8")
     assert cli.opened[0].speculation == "none"
+
+
+def test_the_cpu_is_measured_whose_limits_are_known(cli: Program) -> None:
+    report_of(cli, "--columns", "decode8")
+    report_of(cli, "--columns", "decode8", "--device", "auto")
+    assert [options.device for options in cli.opened] == ["cpu", "cpu"]
 
 
 def test_sequences_that_never_run_together_are_told_with_the_remedy(cli: Program) -> None:

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli_fakes import Program
+from models_factory import make_checkpoint
 
 from llm_decoder import backends
 from llm_decoder.backends import DeviceInfo
 from llm_decoder.cli import _checkup
 from llm_decoder.weight_cache import SUFFIX
 
+GPU = DeviceInfo(
+    "cuda",
+    "NVIDIA H200, compute capability 9.0",
+    threads=0,
+    cores=0,
+    memory_bytes=9 << 30,
+    total_bytes=10 << 30,
+    compute_capability="9.0",
+    driver="580.65.06",
+    driver_cuda="13.0",
+    runtime_cuda="13.0",
+    cublaslt="/a/libcublasLt.so.13",
+)
 NAMES = ["python", "packages", "core", "settings", "cpu", "memory", "gpu", "cache", "weights", "port", "model"]
 
 
@@ -24,12 +40,13 @@ def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
 
 
-def look(cli: Program, *arguments: str) -> tuple[int, dict[str, tuple[str, str]]]:
-    """(exit code, what was found: name -> state and text)"""
+def look(cli: Program, *arguments: str, more: tuple[str, ...] = ()) -> tuple[int, dict[str, tuple[str, str]]]:
+    """(exit code, what was found: name -> state and text); more: checks behind the GPUs'."""
+    names = [*NAMES[:7], *more, *NAMES[7:]]
     ran = cli("doctor", "--quick", "--json", *arguments)
     told = json.loads(ran.out)
-    assert [check["name"] for check in told["checks"]] == NAMES
-    assert sum(told["counts"].values()) == len(NAMES)
+    assert [check["name"] for check in told["checks"]] == names
+    assert sum(told["counts"].values()) == len(names)
     return ran.code, {check["name"]: (check["state"], check["text"]) for check in told["checks"]}
 
 
@@ -150,8 +167,76 @@ def test_a_missing_package_fails_by_name(cli: Program, monkeypatch: pytest.Monke
 
 def test_why_there_is_no_gpu_is_told_and_is_no_failure(cli: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     none = DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason="no driver is loaded")
-    monkeypatch.setattr(backends, "_cuda_devices", lambda: [none])
+    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([none]))
     assert look(cli)[1]["gpu"] == ("ok", "NVIDIA GPU, not used: no driver is loaded")
+
+
+def test_a_gpu_that_is_wanted_by_name_and_not_there_is_a_failure(cli: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason="no driver is loaded")
+    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([none]))
+    code, found = look(cli, "--device", "cuda")
+    assert (code, found["gpu"][0]) == (1, "fail")
+    assert "[device] cuda cannot be used: no driver is loaded" in found["gpu"][1]
+    assert look(cli, "--device", "gpu")[1]["gpu"] == (
+        "fail",
+        "[device] must be auto, cpu, cuda, or cuda:1 and so on, got 'gpu'",
+    )
+
+
+def test_a_gpu_is_told_with_driver_and_memory_and_a_library_that_is_missing_warned_of(
+    cli: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([GPU]))
+    state, told = look(cli)[1]["gpu"]
+    assert state == "ok"
+    for part in (
+        GPU.description,
+        "9.0 GiB free of 10.0 GiB",
+        "driver 580.65.06",
+        "/a/libcublasLt.so.13",
+        "8192 tokens",
+    ):
+        assert part in told
+    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([replace(GPU, cublaslt="")]))
+    assert look(cli)[1]["gpu"][0] == "warn"
+    monkeypatch.setenv("LLM_DECODER_GEMM", "ours")
+    assert look(cli)[1]["gpu"][0] == "ok"
+
+
+def fit_of(cli: Program, *arguments: str) -> tuple[int, str, str]:
+    """(exit code, state, text)"""
+    code, found = look(cli, *arguments, more=("fit",))
+    return code, *found["fit"]
+
+
+def test_whether_a_model_fits_is_told_with_what_it_needs_or_by_how_many_bytes_not(
+    cli: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = str(make_checkpoint(tmp_path / "model", "llama", seed=0))
+    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([GPU]))
+    code, state, told = fit_of(cli, "--model", model)
+    assert (code, state) == (0, "ok")
+    assert f"{model} fits cuda: at least" in told
+    assert "in reserve; 9.0 GiB are free" in told
+    for quantization in ("int8", "int4", "fp8"):
+        assert f"{model} fits cuda" in fit_of(cli, "--model", model, "--quantization", quantization)[2]
+    assert fit_of(cli, "--model", model, "--device", "cpu")[2].startswith(f"{model} fits the CPU: at least")
+
+    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([replace(GPU, memory_bytes=1 << 30)]))
+    code, state, told = fit_of(cli, "--model", model, "--device", "cuda")
+    assert (code, state) == (1, "fail")
+    assert re.search(r"1\.0 GiB are free, \d+ bytes too few; try", told)
+    assert "[quantization] need" in fit_of(cli, "--model", model, "--quantization", "int3")[2]
+    _, state, told = fit_of(cli, "--model", model)
+    assert state == "ok"
+    assert "bytes too few" in told
+    assert f"{model} fits the CPU" in told
+
+
+def test_a_model_that_is_not_there_is_a_failure_and_nothing_is_fetched(cli: Program) -> None:
+    code, state, told = fit_of(cli, "--model", "somebody/some-model")
+    assert (code, state) == (1, "fail")
+    assert "need a folder, or a hub model that was fetched before" in told
 
 
 def test_a_check_that_raises_is_a_failure_and_the_others_go_on(cli: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,10 +113,12 @@ def test_min_tokens_alone_may_exceed_the_default_of_max_tokens(cli: Program) -> 
 
 
 def test_model_flags_reach_the_engine(cli: Program) -> None:
-    cli("generate", "Hello", "-m", "some/model", "--kv-cache-bytes", "2MiB", "--threads", "3", "--dtype", "float32")
+    sizes = ("--kv-cache-bytes", "2MiB", "--kv-tier-bytes", "0")
+    cli("generate", "Hello", "-m", "some/model", *sizes, "--threads", "3", "--dtype", "float32")
     assert cli.opened[0].engine_arguments() == {
         "model": "some/model",
         "kv_cache_bytes": 2 << 20,
+        "kv_tier_bytes": 0,
         "threads": 3,
         "dtype": "float32",
     }
@@ -143,11 +145,12 @@ def test_the_environment_stands_in_for_a_flag_and_the_flag_wins(cli: Program, mo
         ("--allowed-token-ids", "1;2"),
         ("--stop-token-ids", "-3"),
         ("--kv-cache-bytes", "lots"),
+        ("--kv-tier-bytes", "-1"),
         ("--threads", "0"),
         ("--device", "gpu"),
         ("--quantization", "int2"),
         ("--dtype", "float8"),
-        ("--kv-cache-dtype", "fp8"),
+        ("--kv-cache-dtype", "fp4"),
         ("--page-size", "17"),
         ("--max-model-len", "0"),
         ("--isa", "foo"),

@@ -76,6 +76,13 @@ def test_what_has_no_documents_is_wrong_usage(
     assert words in " ".join(ran.err.split())
 
 
+def test_cross_encoders_are_computed_on_the_cpu_alone(cli: Program, folder: Path) -> None:
+    ran = cli("rerank", QUERY, "a", "b", "--reranker", str(folder), "--device", "cuda")
+    assert (ran.code, ran.out) == (2, "")
+    assert "need cpu, where cross-encoders are computed, got 'cuda'" in " ".join(ran.err.split())
+    assert cli("rerank", QUERY, "a", "b", "--reranker", str(folder), "--device", "cpu").code == 0
+
+
 def test_the_variable_names_the_reranker_too(cli: Program, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Path:
         raise ModelNotFoundError("[embedded] need the embedded reranker, got none")

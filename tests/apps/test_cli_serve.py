@@ -243,7 +243,8 @@ def test_an_application_without_a_command_line_is_made_of_the_environment(
     from llm_decoder import llm
 
     made: list[dict[str, Any]] = []
-    monkeypatch.setattr(llm, "LLM", lambda **arguments: made.append(arguments) or types.SimpleNamespace(name="m"))
+    opened = types.SimpleNamespace(name="m", is_closed=False)
+    monkeypatch.setattr(llm, "LLM", lambda **arguments: made.append(arguments) or opened)
     template = tmp_path / "t.jinja"
     template.write_text("{{ messages }}", encoding="utf-8")
     (tmp_path / "paths.json").write_text(json.dumps({"model": "from/file"}), encoding="utf-8")
