@@ -11,6 +11,7 @@
 #   make bench  speed here and its share of the limits, as JSON on standard output
 #   make gpu-test   the GPU kernels on this machine's NVIDIA GPU; with PYTHON as it is, nothing is fetched
 #   make gpu-bench  their speed, and that of the methods of docs/attention.md, into benchmarks/results
+#   make gpu-e2e    models on it from end to end: judges, soak, sanitizers, speed beside transformers; likewise
 #   make wheel  dist/*.whl
 # LLM_DECODER_CUDA=on compiles the GPU kernels with the other words too (auto: where nvcc and a GPU are).
 PYTHON ?= python3
@@ -26,12 +27,14 @@ GPU_BUILD := build-gpu
 GPU_CMAKE = $(or $(shell command -v cmake 2>/dev/null),$(PYTHON) -m cmake)
 GPU_RUN = PYTHONPATH=$(abspath $(GPU_BUILD))/python $(PYTHON)
 GPU_RESULTS ?= benchmarks/results
+GPU_BEGIN := $(shell date +%s)
+GPU_E2E_S ?= 470
 
 CPP_SOURCES := $(shell find include kv_cache attention_cpu attention decoder src cmake tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' -o -name '*.cmake')
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run build test grid soak lint format asan cuda arm judge bench gpu-build gpu-test gpu-bench wheel clean
+.PHONY: run build test grid soak lint format asan cuda arm judge bench gpu-modules gpu-build gpu-test gpu-bench gpu-e2e wheel clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -122,11 +125,14 @@ cuda: $(STAMPS)/dev
 bench: $(STAMPS)/build
 	$(BIN)/llm-decoder bench --json
 
-gpu-build:
+gpu-modules:
 	@sh tools/check_gpu.sh $(or $(firstword $(filter gpu-%,$(MAKECMDGOALS))),gpu-build) "$(PYTHON)"
 	$(GPU_CMAKE) -S . -B $(GPU_BUILD) $(if $(shell command -v ninja 2>/dev/null),-G Ninja) -DLLM_DECODER_CUDA=auto \
 	  -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')"
-	$(GPU_CMAKE) --build $(GPU_BUILD) -j $(JOBS) --target python_modules on_device_tests _study_cuda
+	$(GPU_CMAKE) --build $(GPU_BUILD) -j $(JOBS) --target python_modules
+
+gpu-build: gpu-modules
+	$(GPU_CMAKE) --build $(GPU_BUILD) -j $(JOBS) --target on_device_tests _study_cuda
 
 gpu-test: gpu-build
 	$(GPU_RUN) tools/gpu_test.py $(GPU_BUILD) $(GPU_TEST_ARGS)
@@ -137,8 +143,13 @@ gpu-bench: gpu-build
 	$(GPU_RUN) benchmarks/gpu_kernels.py --out $(GPU_RESULTS)/gpu_kernels.json $(GPU_BENCH_ARGS) || status=$$?; \
 	exit $$status
 
+# The time counts from before the build.
+gpu-e2e: gpu-modules
+	$(GPU_RUN) tools/gpu_e2e/run.py --out $(GPU_RESULTS)/gpu_e2e.json \
+	  --limit-s $$(($(GPU_BEGIN) + $(GPU_E2E_S) - $$(date +%s))) $(GPU_E2E_ARGS)
+
 wheel: $(STAMPS)/tools
-	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	$(if $(filter on,$(LLM_DECODER_CUDA)),CUDACXX="$$(sh tools/find_nvcc.sh $(BIN)/python)") $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
 	@ls -l dist/*.whl
 
 clean:

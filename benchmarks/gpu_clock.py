@@ -122,6 +122,12 @@ class GpuClock:
             "bf16_tflops": 2 * PEAK_SIZE**3 / self._product_us() / 1e6,
         }
 
+    def read_gb_per_s(self) -> float:
+        """Of a sum over memory that no cache holds."""
+        source = self._torch.randn((COPY_BYTES >> 14, 4096), dtype=self._torch.float32, device="cuda")
+        sums = self._torch.empty(source.shape[0], dtype=self._torch.float32, device="cuda")
+        return COPY_BYTES / self.graph_us(lambda: self._torch.sum(source, dim=1, out=sums))["us"] / 1e3
+
     def _copy_us(self) -> float:
         source = self._torch.randn(COPY_BYTES // 4, dtype=self._torch.float32, device="cuda")
         to = self._torch.empty_like(source)

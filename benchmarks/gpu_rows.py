@@ -24,7 +24,7 @@ CONTEXTS = (1024, 2048, 4096, 8192, 16384)
 SDPA_BACKENDS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
 MIXTURES = {"mixtral": (8, 14336, 4096, 2), "qwen3-30b-a3b": (128, 768, 2048, 8)}  # experts, N, K, top_k
 
-WEIGHT_BITS = {"half": 16, "w8": 8, "w4": 4.5}  # with scales and minima of groups
+WEIGHT_BITS = {"half": 16, "w8": 8, "f8": 8, "w4": 4.5}  # with scales and minima of groups
 PRODUCTS = ((4096, 4096), (14336, 4096))  # n, k
 
 Call = Callable[[], Any]

@@ -85,6 +85,20 @@ def float16_scale(w: Floats) -> Floats:
     return (np.clip(np.rint(groups / step), -8, 7) * step).reshape(w.shape)
 
 
+def fp8_rows(w: Floats) -> Floats:
+    """fp8 (e4m3) with a scale a row, as GPUs have it."""
+    import ml_dtypes
+
+    scale = np.abs(w).max(axis=1, keepdims=True) / np.float32(448)
+    scale[scale == 0] = 1
+    return (w / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+
+
+def int8_rows(w: Floats) -> Floats:
+    q, scale = _core.quantize_weight_rows(w)
+    return q.astype(np.float32) * scale[:, None]
+
+
 def half(x: Floats) -> Floats:
     return x.astype(np.float16).astype(np.float32)
 
@@ -149,7 +163,10 @@ ROUNDINGS = (
     ("W4, rounded to nearest", 4.5, w4_rounded),
     ("float16 scale and minimum, to nearest", 5, float16_scale_and_minimum),
     ("float16 scale, to nearest (Q4_0)", 4.5, float16_scale),
+    ("int8, a scale a row", 8, int8_rows),
+    ("fp8, a scale a row", 8, fp8_rows),
 )
+OUTER_ROUNDINGS = (("W4", 4.5, w4_searched), ("int8", 8, int8_rows), ("fp8", 8, fp8_rows))
 
 
 def results(judge: Judge, model: Path) -> Iterator[Result]:
@@ -158,7 +175,10 @@ def results(judge: Judge, model: Path) -> Iterator[Result]:
     every_part = tuple(part for parts in LAYER_PARTS.values() for part in parts)
     kinds = [(f"weights alone: {name}", bits, rounded, every_part) for name, bits, rounded in ROUNDINGS]
     kinds += [(f"W4 in {name} alone", 4.5, w4_searched, parts) for name, parts in LAYER_PARTS.items()]
-    kinds.append(("W4 in the embedding and the output layer alone", 4.5, w4_searched, OUTER_PARTS))
+    kinds += [
+        (f"{name} in the embedding and the output layer alone", bits, rounded, OUTER_PARTS)
+        for name, bits, rounded in OUTER_ROUNDINGS
+    ]
     for variant, bits, rounded, parts in kinds:
         with tempfile.TemporaryDirectory() as folder:
             yield judge.judge(variant, bits, write_rounded(model, Path(folder), rounded, parts), dtype="float32")

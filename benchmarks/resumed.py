@@ -61,22 +61,25 @@ def measure_rows(
     limit_s: float,
     *,
     can_go_on: Callable[[], bool] = lambda: True,
+    needs_s: Callable[[str], float] = lambda name: 0.0,
     clock: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = tell,
 ) -> int:
     """The exit status: DONE, FAILED where a row raised, LEFT where the time was over before all were there.
 
-    Every maker that is not done is called for its row, those that failed before come last; none is begun after limit_s.
-    can_go_on: asked after a failure, whether others may still work.
+    Every maker that is not done is called for its row, those that failed before come last; none is begun after limit_s,
+    nor with less than needs_s(name) seconds left. can_go_on: asked after a failure, whether others may still work.
     """
     end = clock() + limit_s
     todo = [name for name in makers if not file.is_done(name)]
     todo.sort(key=lambda name: name in file.rows)
     n_left = len(todo)
     for name in todo:
-        if clock() >= end:
-            break
         begin = clock()
+        if begin >= end:
+            break
+        if begin + needs_s(name) > end:
+            continue
         try:
             row = makers[name]()
         except Exception as error:  # noqa: BLE001 - a row that fails is told, the others are measured

@@ -21,6 +21,12 @@ else
   for module in numpy pytest pybind11; do
     "$python" -c "import $module" 2>/dev/null || lacks "the Python module $module"
   done
+  if [ "$word" = gpu-e2e ]; then
+    for module in torch transformers tokenizers safetensors jinja2 huggingface_hub yaml ml_dtypes; do
+      "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$module') is None)" ||
+        lacks "the Python module $module"
+    done
+  fi
   command -v cmake >/dev/null 2>&1 || "$python" -c 'import cmake' 2>/dev/null || lacks "cmake >= 3.21"
 fi
 [ -z "$missing" ] && exit 0

@@ -19,7 +19,7 @@ from llm_decoder.cli._exchange import Address, Answer, _Chunks, exchange, post_r
 TIMEOUT_S = 120.0
 _PROBES = ("/health", "/ready", "/metrics", "/v1/models", "/version", "/", "/page/session")
 # Of a hundred requests. The rest is asked and read whole.
-_SHARES = {"cut off": 13, "hung up": 8, "half a body": 4, "malformed": 15, "new grammar": 4, "new salt": 3, "probe": 4}
+SHARES = {"cut off": 13, "hung up": 8, "half a body": 4, "malformed": 15, "new grammar": 4, "new salt": 3, "probe": 4}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Client:
 
     def _pick(self) -> str:
         drawn = self._rng.randrange(100)
-        for what, share in _SHARES.items():
+        for what, share in SHARES.items():
             drawn -= share
             if drawn < 0:
                 return what

@@ -17,7 +17,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from llm_decoder.engine_core import EngineCore
+from soak_proof import Proof, core_of
+
 from llm_decoder.llm import LLM
 from llm_decoder.serving.logs import set_up
 from llm_decoder.serving.memory import share_one_heap
@@ -38,25 +39,13 @@ class State:
     n_objects: dict[str, int] = field(default_factory=dict)
 
 
-class Proof:
-    """Proves after every step that no page is lost: each is free, held or cached, and none is held when nobody runs."""
-
-    def __init__(self, core: EngineCore) -> None:
-        self.n_checks = 0
-        self._core = core
-        self._step = core.step
-        core.step = self._checked_step  # type: ignore[method-assign]
+class ProofOfRest(Proof):
+    """Proves also that no page is held when nobody runs."""
 
     def _checked_step(self) -> bool:
-        has_worked = self._step()
-        cache = self._core.backend.cache
-        cache.check_integrity()
-        self.n_checks += 1
-        if not self._core.requests:
-            stats = cache.stats()
-            lost = {name: stats[name] for name in ("n_held", "n_sequences", "n_pinned") if stats[name]}
-            if lost:
-                raise AssertionError(f"nobody asks, and yet the cache has {lost}")
+        has_worked = super()._checked_step()
+        if not self._core.requests and self.lost():
+            raise AssertionError(f"nobody asks, and yet the cache has {self.lost()}")
         return has_worked
 
 
@@ -65,7 +54,7 @@ class Told:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self.proof: Proof | None = None
+        self.proof: ProofOfRest | None = None
 
     def answer_all(self) -> None:
         self._service.wait()
@@ -99,9 +88,7 @@ def main(asked: dict[str, Any]) -> int:
 
     def open_llm() -> LLM:
         llm = LLM(**asked["model"], max_requests=settings.max_requests)
-        core = llm._engine._worker.core
-        assert core is not None
-        told.proof = Proof(core)
+        told.proof = ProofOfRest(core_of(llm))
         return llm
 
     service = Service(open_llm, settings)
