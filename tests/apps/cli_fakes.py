@@ -8,10 +8,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_decoder.answers import Part
+from llm_decoder.backends import DeviceInfo
 from llm_decoder.errors import InvalidRequestError
 from llm_decoder.outputs import Completion, RequestMetrics, RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams
 
+GPU = DeviceInfo(
+    "cuda",
+    "NVIDIA H200, compute capability 9.0",
+    threads=0,
+    cores=0,
+    memory_bytes=139 << 30,
+    total_bytes=140 << 30,
+    compute_capability="9.0",
+    driver="580.65.06",
+    driver_cuda="13.0",
+    runtime_cuda="13.0",
+    cublaslt="/site/nvidia/cu13/lib/libcublasLt.so.13",
+)
+NO_GPU = DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason="no driver is loaded")
 Prompt = str | list[int] | list[dict[str, str]]
 
 

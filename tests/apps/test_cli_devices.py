@@ -6,27 +6,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from cli_fakes import Program
+from cli_fakes import GPU, NO_GPU, Program
 
 from llm_decoder import backends
 from llm_decoder.backends import DeviceInfo
 from llm_decoder.cli import _what_fits
 from llm_decoder.cli._what_fits import what_fits
-
-GPU = DeviceInfo(
-    "cuda",
-    "NVIDIA H200, compute capability 9.0",
-    threads=0,
-    cores=0,
-    memory_bytes=139 << 30,
-    total_bytes=140 << 30,
-    compute_capability="9.0",
-    driver="580.65.06",
-    driver_cuda="13.0",
-    runtime_cuda="13.0",
-    cublaslt="/site/nvidia/cu13/lib/libcublasLt.so.13",
-)
-NONE = DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason="no driver is loaded")
 
 
 def show(cli: Program, monkeypatch: pytest.MonkeyPatch, gpu: DeviceInfo) -> str:
@@ -50,7 +35,7 @@ def test_a_library_that_is_missing_is_told_with_what_brings_it(cli: Program, mon
 
 
 def test_why_there_is_none_is_told(cli: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "cuda: NVIDIA GPU, not used: no driver is loaded" in show(cli, monkeypatch, NONE)
+    assert "cuda: NVIDIA GPU, not used: no driver is loaded" in show(cli, monkeypatch, NO_GPU)
     (found,) = json.loads(cli("devices", "--json").out)["devices"][1:]
     assert (found["name"], found["is_usable"], found["reason"]) == ("cuda", False, "no driver is loaded")
     assert "fits" not in found

@@ -10,28 +10,16 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
+import cli_fakes
 import pytest
-from cli_fakes import Program
+from cli_fakes import NO_GPU, Program
 from models_factory import make_checkpoint
 
 from llm_decoder import backends
-from llm_decoder.backends import DeviceInfo
 from llm_decoder.cli import _checkup
 from llm_decoder.weight_cache import SUFFIX
 
-GPU = DeviceInfo(
-    "cuda",
-    "NVIDIA H200, compute capability 9.0",
-    threads=0,
-    cores=0,
-    memory_bytes=9 << 30,
-    total_bytes=10 << 30,
-    compute_capability="9.0",
-    driver="580.65.06",
-    driver_cuda="13.0",
-    runtime_cuda="13.0",
-    cublaslt="/a/libcublasLt.so.13",
-)
+GPU = replace(cli_fakes.GPU, memory_bytes=9 << 30, total_bytes=10 << 30, cublaslt="/a/libcublasLt.so.13")
 NAMES = ["python", "packages", "core", "settings", "cpu", "memory", "gpu", "cache", "weights", "port", "model"]
 
 
@@ -166,14 +154,12 @@ def test_a_missing_package_fails_by_name(cli: Program, monkeypatch: pytest.Monke
 
 
 def test_why_there_is_no_gpu_is_told_and_is_no_failure(cli: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason="no driver is loaded")
-    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([none]))
+    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([NO_GPU]))
     assert look(cli)[1]["gpu"] == ("ok", "NVIDIA GPU, not used: no driver is loaded")
 
 
 def test_a_gpu_that_is_wanted_by_name_and_not_there_is_a_failure(cli: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = DeviceInfo("cuda", "NVIDIA GPU", threads=0, cores=0, memory_bytes=0, reason="no driver is loaded")
-    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([none]))
+    monkeypatch.setattr(backends, "cuda_devices", lambda *_: iter([NO_GPU]))
     code, found = look(cli, "--device", "cuda")
     assert (code, found["gpu"][0]) == (1, "fail")
     assert "[device] cuda cannot be used: no driver is loaded" in found["gpu"][1]
