@@ -116,6 +116,7 @@ class CacheAgainstModel(RuleBasedStateMachine):
 
     def load(self, group: int, entry: Entry, page: int) -> None:
         """Where another sequence has had it loaded, the page has its content, and this changes nothing."""
+        assert self.place_of[group].setdefault(entry, page) == page
         if entry in self.stored[group]:
             self.content[group][page] = self.stored[group].pop(entry)
 
