@@ -106,9 +106,9 @@ class ModelOptions:
         str | None, _flag("NAME", "Tokens guessed ahead: prompt-lookup, or none [prompt-lookup].")
     ] = None
     speculative_tokens: Annotated[int | None, _flag("N", "Tokens guessed ahead at most [15].")] = None
-    max_tokens_per_step: Annotated[int | None, _flag("N", "Tokens a step computes; prompts are cut to it [512].")] = (
-        None
-    )
+    max_tokens_per_step: Annotated[
+        int | None, _flag("N", "Tokens a step computes; prompts are cut to it [512, on a GPU 4096].")
+    ] = None
     max_requests: Annotated[
         int | None, _flag("N", "Open requests before one is refused. Servers: 256; else no limit.")
     ] = None

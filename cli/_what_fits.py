@@ -81,7 +81,7 @@ def where_it_fits(name: str, path: Path, config_dir: Path | None, device: str, q
             place.layout,
             kv_dtype=str(place.dtype),
             kv_cache_bytes=None,
-            max_tokens_per_step=options.max_tokens_per_step,
+            max_tokens_per_step=options.tokens_per_step(on_gpu=True),
         )
         return True, f"{name} fits {gpu.name}: at least {need}; {size(gpu.memory_bytes)} are free"
     if choose_device(device) in ("auto", "cpu"):
@@ -107,7 +107,7 @@ def _needed_bytes(config: ModelConfig, layout: MatrixLayout, *, is_cpu: bool) ->
         pool_bytes = CONTEXT * kv_bytes_per_token(config, auto_kv_dtype(layout))
         return memory_need(config, layout, is_mapped=False, kv_cache_bytes=pool_bytes).total_bytes
     pool_bytes = CONTEXT * kv_bytes_per_token(config, "bfloat16", on_gpu=True)
-    n_tokens = BackendOptions.max_tokens_per_step
+    n_tokens = BackendOptions().tokens_per_step(on_gpu=True)
     need = gpu_need(config, layout, kv_dtype="bfloat16", kv_cache_bytes=pool_bytes, max_tokens_per_step=n_tokens)
     return need.total_bytes
 

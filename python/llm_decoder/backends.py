@@ -120,6 +120,8 @@ SampleParams = dict[str, npt.NDArray[Any]]
 Continuations = tuple[Ints, Floats, Floats, Floats, Ints, Ints, Floats]
 
 DEFAULT_PAGE_SIZE = 32
+DEFAULT_TOKENS_PER_STEP = 512
+DEFAULT_GPU_TOKENS_PER_STEP = 4096
 # The default pool holds so many sequences of full length, or so many tokens for models with a short context, if that is
 # no more than a share of the memory that is free. Pages that are never used are never touched.
 DEFAULT_POOL_SEQUENCES = 4
@@ -250,7 +252,8 @@ class BackendOptions:
     devices()[0].isas. threads and isa are of what the CPU computes.
     kv_tier_bytes: host memory that pages of a GPU go to when they give way, and come back from; 0 = none, None = on a
     GPU twice the pool, but no more than a quarter of the free host memory and 16 GiB. On the CPU there is none.
-    max_num_seqs: sequences that a GPU records graphs of decode steps for.
+    max_tokens_per_step: None = 512 on the CPU, 4096 on a GPU. max_num_seqs: sequences that a GPU records graphs of
+    decode steps for.
     deterministic: a sequence's results must not depend on what else is computed; CpuBackend keeps that in float32 and
     int8 alike, so there it changes nothing."""
 
@@ -261,7 +264,7 @@ class BackendOptions:
     kv_tier_bytes: int | None = None
     page_size: int | None = None
     max_model_len: int | None = None
-    max_tokens_per_step: int = 512
+    max_tokens_per_step: int | None = None
     max_num_seqs: int = 64
     isa: str = "auto"
     deterministic: bool = False
@@ -276,11 +279,18 @@ class BackendOptions:
         if self.page_size is not None and self.page_size % 16:
             raise ConfigError(f"[page_size] must be a multiple of 16, got {self.page_size}")
         check_integer("max_model_len", self.max_model_len, 1)
-        check_integer("max_tokens_per_step", self.max_tokens_per_step, 1, 1 << 16, optional=False)
+        check_integer("max_tokens_per_step", self.max_tokens_per_step, 1, 1 << 16)
         check_integer("max_num_seqs", self.max_num_seqs, 1, optional=False)
         choose_isa(self.isa)
         if not isinstance(self.deterministic, bool):
             raise ConfigError(f"[deterministic] must be True or False, got {self.deterministic!r}")
+
+    def tokens_per_step(self, *, on_gpu: bool) -> int:
+        """max_tokens_per_step, or what suits the device: on a GPU each step of a prompt unpacks all weights, which many
+        tokens should share; on the CPU more than a few hundred gain nothing, and answers beside them would wait."""
+        if self.max_tokens_per_step is not None:
+            return self.max_tokens_per_step
+        return DEFAULT_GPU_TOKENS_PER_STEP if on_gpu else DEFAULT_TOKENS_PER_STEP
 
 
 def check_no_tier(options: BackendOptions) -> None:
@@ -448,7 +458,7 @@ def create_decoder(model: Model, options: BackendOptions, max_model_len: int) ->
         decoder = CoreDecoder(config, choose_threads(options.threads), options.isa)
         for name, weight in model.weights.items():
             decoder.set_weight(name, weight.layout, weight.shape, weight.data, weight.scales)
-        decoder.finalize(options.max_tokens_per_step)
+        decoder.finalize(options.tokens_per_step(on_gpu=False))
     except ValueError as error:
         raise BackendError(f"[{model.name}] the core refuses the model: {error}") from error
     return decoder
@@ -500,7 +510,7 @@ class CpuBackend(CoreBackend):
         check_max_model_len(model, options)
         self.page_size = options.page_size or DEFAULT_PAGE_SIZE
         self.vocab_size = config.vocab_size
-        self.max_tokens_per_step = options.max_tokens_per_step
+        self.max_tokens_per_step = options.tokens_per_step(on_gpu=False)
         self.kv_cache_dtype = _kv_dtype(model, options)
         self._layout = model.layout
         wanted_len = options.max_model_len or config.max_model_len

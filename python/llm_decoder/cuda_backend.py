@@ -57,7 +57,7 @@ class CudaBackend(CoreBackend):
         check_max_model_len(model, options)
         self.page_size = options.page_size or DEFAULT_PAGE_SIZE
         self.vocab_size = config.vocab_size
-        self.max_tokens_per_step = options.max_tokens_per_step
+        self.max_tokens_per_step = options.tokens_per_step(on_gpu=True)
         self.kv_cache_dtype = choose_gpu_kv_dtype(options.kv_cache_dtype, model.dtype)
         self._gpu, self._layout = gpu, model.layout
         cuda = backends.load_cuda()
@@ -170,7 +170,7 @@ def _decoder_of(
             n_done += weight.data.nbytes
             if progress is not None:
                 progress(n_done, n_total, f"copying {name}")
-        decoder.finalize(options.max_tokens_per_step)
+        decoder.finalize(options.tokens_per_step(on_gpu=True))
     except ValueError as error:
         raise BackendError(f"[{model.name}] the core refuses the model: {error}") from error
     except RuntimeError as error:  # of the driver, or of a library that it wants

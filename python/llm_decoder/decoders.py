@@ -235,7 +235,7 @@ class INT8Decoder(_Decoder):
         kv_cache_bytes: int | None = None,
         page_size: int | None = None,
         max_model_len: int | None = None,
-        max_tokens_per_step: int = 512,
+        max_tokens_per_step: int | None = None,
         isa: str = "auto",
     ) -> None:
         super().__init__(
@@ -285,7 +285,7 @@ class CUDADecoder(_Decoder):
         kv_cache_bytes: int | None = None,
         page_size: int | None = None,
         max_model_len: int | None = None,
-        max_tokens_per_step: int = 512,
+        max_tokens_per_step: int | None = None,
         deterministic: bool = False,
     ) -> None:
         options = BackendOptions(

@@ -69,7 +69,8 @@ class LLM:
     they come; None = differently each time. isa: the CPU's kernels by name (devices()), "auto" = the best.
     max_num_seqs: sequences computed together. speculation: "prompt-lookup" (tokens that followed the same words before
     are computed ahead: faster where a text repeats itself or its prompt, the same answers), or "none".
-    speculative_tokens: how many ahead. max_tokens_per_step: tokens a step computes; long prompts are cut to it.
+    speculative_tokens: how many ahead. max_tokens_per_step: tokens a step computes, long prompts are cut to it; None =
+    512 on the CPU, 4096 on a GPU.
     max_requests: open requests before QueueFullError; None = no limit. sampling_defaults: values of SamplingParams'
     fields for what a request leaves open, before the model's own generation_config.json. generation_config: "auto"
     (that file's sampling is followed), or "none" (only its end tokens are). cache_dir: where packed weights are kept.
@@ -104,7 +105,7 @@ class LLM:
         max_num_seqs: int = 64,
         speculation: str = "prompt-lookup",
         speculative_tokens: int = 15,
-        max_tokens_per_step: int = 512,
+        max_tokens_per_step: int | None = None,
         max_requests: int | None = None,
         sampling_defaults: Mapping[str, Any] | None = None,
         generation_config: str = "auto",

@@ -62,7 +62,7 @@ def place_on_gpu(
         layout,
         kv_dtype=choose_gpu_kv_dtype(options.kv_cache_dtype, chosen),
         kv_cache_bytes=options.kv_cache_bytes,
-        max_tokens_per_step=options.max_tokens_per_step,
+        max_tokens_per_step=options.tokens_per_step(on_gpu=True),
     )
     check_gpu_fit(checkpoint.config, layout, need, name=name, gpu=gpu.name, free=gpu.memory_bytes)
     return Placement(gpu.name, layout, chosen)

@@ -263,6 +263,11 @@ def test_only_backends_imports_the_core():
         assert importers == {"backends.py"}, module
 
 
+def test_a_step_of_a_gpu_takes_more_tokens_unless_told_how_many():
+    assert [BackendOptions().tokens_per_step(on_gpu=on_gpu) for on_gpu in (False, True)] == [512, 4096]
+    assert [BackendOptions(max_tokens_per_step=7).tokens_per_step(on_gpu=on_gpu) for on_gpu in (False, True)] == [7, 7]
+
+
 @pytest.mark.parametrize(
     "option", ["threads", "kv_cache_bytes", "kv_tier_bytes", "page_size", "max_model_len", "max_tokens_per_step"]
 )

@@ -305,7 +305,7 @@ def test_what_was_chosen_is_told(folder: Path) -> None:
         "graphs": [1, 2, 4],
         "why_no_more_graphs": "",
         "n_graph_steps": 0,
-        "max_tokens_per_step": 512,
+        "max_tokens_per_step": 4096,
         "kv_cache_dtype": "bfloat16",
     }
 

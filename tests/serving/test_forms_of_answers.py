@@ -38,7 +38,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("form", "is_good"), FORMS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("form", "is_good"), [pytest.param(*pair, id=str(pair[0])[:60]) for pair in FORMS])
 def test_every_name_of_a_form_is_honoured(server, form, is_good):
     body = {"prompt": PROMPT, "max_tokens": 200, "seed": 7, "temperature": 1.5}
     status, answer, headers = server.post("/v1/completions", body | form)
