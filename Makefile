@@ -29,6 +29,8 @@ GPU_RUN = PYTHONPATH=$(abspath $(GPU_BUILD))/python $(PYTHON)
 GPU_RESULTS ?= benchmarks/results
 GPU_BEGIN := $(shell date +%s)
 GPU_E2E_S ?= 470
+# Tests run side by side, a worker a core; PYTEST_ARGS="-n 0" runs them in one process, where a debugger can stop.
+PYTEST := -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 CPP_SOURCES := $(shell find include kv_cache attention_cpu attention decoder src cmake tests/cpp -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt' -o -name '*.cmake')
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
@@ -74,13 +76,13 @@ $(STAMPS)/clients: tests/judge/clients/requirements.txt tests/judge/clients/cons
 
 test: $(STAMPS)/dev
 	$(BIN)/ctest --test-dir build --output-on-failure -j $(JOBS)
-	$(BIN)/python -m pytest -m "not judge" $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) -m "not judge" $(PYTEST_ARGS)
 
 judge: $(STAMPS)/judge $(STAMPS)/clients
-	$(BIN)/python -m pytest -m judge $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) -m judge $(PYTEST_ARGS)
 
 grid: $(STAMPS)/dev
-	LLM_DECODER_GRID=all $(BIN)/python -m pytest -q tests/ops/test_attention_grid.py $(PYTEST_ARGS)
+	LLM_DECODER_GRID=all $(BIN)/python $(PYTEST) -q tests/ops/test_attention_grid.py $(PYTEST_ARGS)
 
 soak: $(STAMPS)/dev
 	PYTHONPATH=tests:tests/answers $(BIN)/python tests/soak/soak.py --out benchmarks/results/soak.json $(SOAK_ARGS)
@@ -105,7 +107,7 @@ asan: $(STAMPS)/dev
 	$(BIN)/ctest --test-dir $(SAN_BUILD) --output-on-failure -j $(JOBS)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  LLM_DECODER_GRID=few PYTHONPATH=$(SAN_BUILD)/python \
-	  $(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/ops tests/engine/test_kv_cache_properties.py \
+	  $(BIN)/python $(PYTEST) -p no:cacheprovider tests/kernels tests/ops tests/engine/test_kv_cache_properties.py \
 	  tests/engine/test_int8_decoder.py tests/encoders/test_encoder_core.py $(PYTEST_ARGS)
 
 arm: $(STAMPS)/tools
