@@ -14,7 +14,7 @@ struct GatedArgs {
   RowArray x;  // [n_rows, 2 n_cols], gate first, or [n_rows, n_cols]
   bool is_gated = true;
   Activation activation = Activation::silu;
-  OutRowArray out;  // [n_rows, n_cols]; null data where the result is quantised
+  OutRowArray out;  // [n_rows, n_cols], may be those of x; null data where the result is quantised
   QuantizedRows quantized;
   std::int64_t n_rows = 0;
   int n_cols = 0;

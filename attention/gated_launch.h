@@ -11,7 +11,7 @@ struct GatedLaunch {
   RowTensor x;           // [n_rows, 2 n_cols], gate first, or [n_rows, n_cols]
   bool is_gated = true;  // out = activation(gate) * up, else activation(x)
   Activation activation = Activation::silu;
-  // One of them, [n_rows, n_cols]: where the result goes as it is, or as int8.
+  // One of them, [n_rows, n_cols]: where the result goes as it is, or as int8. out may be the first columns of x.
   OutRowTensor out;
   QuantizedRowTensor quantized;
   std::int64_t n_rows = 0;

@@ -20,8 +20,12 @@
 // meet in shared memory in the order of the teams, and those of the blocks that share k in the order of the splits, by
 // whichever block comes last. Which warp sums what depends on n and k alone: a row's result is the same bits whatever
 // the other rows and however many.
+//
+// Of [gate, up] a block takes two bricks of the gate and the two of up that go with them, so that it has both of each
+// pair once sums have met, and writes silu(gate) * up alone. Both are rounded before, as where they are written.
 #pragma once
 
+#include "activation.h"
 #include "machine.h"
 #include "pack_gpu_weights.h"
 #include "widen_bytes.h"
@@ -35,9 +39,10 @@ struct SmallProductArgs {
   const std::uint32_t* w = nullptr;  // packed, aligned to 16 bytes
   const float* w_scale = nullptr;    // [n], or null for 1
   const float* bias = nullptr;       // [n] or null
-  void* out = nullptr;               // [m, n] of the type of a, or float
+  void* out = nullptr;               // [m, n] of the type of a, or float; gated [m, n / 2] of the type of a
   std::int64_t out_stride = 0;
   bool out_is_float = false;
+  bool is_gated = false;  // out = silu(gate) * up: half of the rows of w are the gate's, then come those of up
   int m = 0, n = 0, k = 0;
 
   int bricks_per_split = 0;
@@ -49,6 +54,7 @@ constexpr int kProductWarpsN = 4;  // a brick's outputs each
 constexpr int kProductWarpsK = 2;  // that share a block's inputs
 constexpr int kProductThreads = kProductWarpsN * kProductWarpsK * kWarpSize;
 constexpr int kBlockOutputs = kProductWarpsN * kBrickOutputs;
+constexpr int kBlockPairs = kBlockOutputs / 2;  // of a gate and an up
 
 using LoadWords = Vec<std::uint32_t, 4>;  // that a lane loads at once
 
@@ -179,13 +185,11 @@ class ProductBlock {
       : args_(args),
         warp_n_(warp_index() % kProductWarpsN),
         warp_k_(warp_index() / kProductWarpsN),
-        has_outputs_((block_index().x * kProductWarpsN + warp_n_) * kBrickOutputs < args.n),
+        brick_row_(args.is_gated ? gated_brick_row() : block_index().x * kProductWarpsN + warp_n_),
+        has_outputs_(brick_row_ < brick_rows_end()),
         first_brick_(block_index().y * args.bricks_per_split),
         n_bricks_(min_of(args.bricks_per_split, n_columns() - first_brick_)),
-        lane_bricks_(args.w +
-                     (std::int64_t{block_index().x * kProductWarpsN + warp_n_} * n_columns() + first_brick_) *
-                         kBrickWords +
-                     lane() * 4),
+        lane_bricks_(args.w + (std::int64_t{brick_row_} * n_columns() + first_brick_) * kBrickWords + lane() * 4),
         slices_(shared_array<std::uint32_t>(0, 2 * Tile::kSliceWords)) {}
 
   GPU_FUNCTION void run() {
@@ -209,6 +213,17 @@ class ProductBlock {
     LoadWords weights[kPartTiles][kLoads];
     Vec<std::uint32_t, kBrickTiles> groups;
   };
+
+  static constexpr int kHalfWarpsN = kProductWarpsN / 2;
+  GPU_FUNCTION int gated_brick_row() const {
+    const int in_half = block_index().x * kHalfWarpsN + warp_n_ % kHalfWarpsN;
+    return warp_n_ < kHalfWarpsN ? in_half : args_.n / 2 / kBrickOutputs + in_half;
+  }
+  // Of this warp's rows of bricks.
+  GPU_FUNCTION int brick_rows_end() const {
+    const int n = args_.is_gated && warp_n_ < kHalfWarpsN ? args_.n / 2 : args_.n;
+    return (n + kBrickOutputs - 1) / kBrickOutputs;
+  }
 
   static GPU_FUNCTION int min_of(int a, int b) { return a < b ? a : b; }
   GPU_FUNCTION int n_columns() const { return (args_.k + kBrickInputs - 1) / kBrickInputs; }
@@ -382,45 +397,64 @@ class ProductBlock {
     sync_block();
   }
 
-  // Calls visit(row, output, i) for this thread's share of the block's results, i their place among them.
-  template <class Visit>
-  GPU_FUNCTION void for_each_result(const Visit& visit) const {
-    for (int i = thread_index(); i < args_.m * kBlockOutputs; i += kProductThreads) {
-      const int output = i % kBlockOutputs;
-      if (block_index().x * kBlockOutputs + output < args_.n) visit(i / kBlockOutputs, output, i);
-    }
+  // Calls visit(row, i) for this thread's share of m rows of n_columns.
+  template <int n_columns, class Visit>
+  GPU_FUNCTION void for_each_place(const Visit& visit) const {
+    for (int i = thread_index(); i < args_.m * n_columns; i += kProductThreads) visit(i / n_columns, i % n_columns);
   }
 
   GPU_FUNCTION void finish() const {
     const auto sums = shared_array<float>(0, Tile::kSumFloats);
     const auto sum_of = [&](int row, int output) { return sums.load(row * Tile::kSumStride + output); };
     const int n_splits = grid_size().y;
-    if (n_splits == 1) {
-      for_each_result([&](int row, int output, int) { write(row, output, sum_of(row, output)); });
-      return;
-    }
+    if (n_splits == 1) return write_results(sum_of);
     const std::int64_t n_results = std::int64_t{args_.m} * kBlockOutputs;
     float* const partials = args_.partials + block_index().x * n_splits * n_results;
-    for_each_result(
-        [&](int row, int output, int i) { partials[block_index().y * n_results + i] = sum_of(row, output); });
+    for_each_place<kBlockOutputs>([&](int row, int output) {
+      partials[block_index().y * n_results + row * kBlockOutputs + output] = sum_of(row, output);
+    });
     fence();
     sync_block();
     int* const n_arrived = args_.n_arrived + block_index().x;
     if (!sync_block_or(thread_index() == 0 && atomic_add(n_arrived, 1) == n_splits - 1)) return;
     fence();
     if (thread_index() == 0) *n_arrived = 0;
-    for_each_result([&](int row, int output, int i) {
+    write_results([&](int row, int output) {
       float sum = 0.0f;
-      for (int split = 0; split < n_splits; ++split) sum += load_coherent(partials + split * n_results + i);
-      write(row, output, sum);
+      for (int split = 0; split < n_splits; ++split) {
+        sum += load_coherent(partials + split * n_results + row * kBlockOutputs + output);
+      }
+      return sum;
     });
   }
 
-  GPU_FUNCTION void write(int row, int output, float sum) const {
-    const int n = block_index().x * kBlockOutputs + output;
+  // sum_of(row, output): the whole sum of one of the block's outputs.
+  template <class SumOf>
+  GPU_FUNCTION void write_results(const SumOf& sum_of) const {
+    if (args_.is_gated) {
+      const int n_pairs = args_.n / 2;
+      for_each_place<kBlockPairs>([&](int row, int i) {
+        const int n = block_index().x * kBlockPairs + i;
+        if (n >= n_pairs) return;
+        const T gate = from_float<T>(scaled(sum_of(row, i), n));
+        const T up = from_float<T>(scaled(sum_of(row, kBlockPairs + i), n_pairs + n));
+        write(row, n, activate(to_float(gate), Activation::silu) * to_float(up));
+      });
+    } else {
+      for_each_place<kBlockOutputs>([&](int row, int output) {
+        const int n = block_index().x * kBlockOutputs + output;
+        if (n < args_.n) write(row, n, scaled(sum_of(row, output), n));
+      });
+    }
+  }
+
+  GPU_FUNCTION float scaled(float sum, int n) const {
     const float scale = args_.w_scale != nullptr ? args_.w_scale[n] : 1.0f;
-    const float value = fma(sum, scale / Weights::kUnit, args_.bias != nullptr ? args_.bias[n] : 0.0f);
-    const std::int64_t at = row * args_.out_stride + n;
+    return fma(sum, scale / Weights::kUnit, args_.bias != nullptr ? args_.bias[n] : 0.0f);
+  }
+
+  GPU_FUNCTION void write(int row, int column, float value) const {
+    const std::int64_t at = row * args_.out_stride + column;
     if (args_.out_is_float) {
       static_cast<float*>(args_.out)[at] = value;
     } else {
@@ -430,6 +464,7 @@ class ProductBlock {
 
   const SmallProductArgs& args_;
   const int warp_n_, warp_k_;
+  const int brick_row_;
   const bool has_outputs_;                  // this warp, which else only comes to the barriers
   const int first_brick_, n_bricks_;        // the block's, along k
   const std::uint32_t* const lane_bricks_;  // of this warp's outputs, from what this lane loads first

@@ -61,6 +61,9 @@ void check(const SmallProductLaunch& l) {
             "; pad the inputs with zeros");
   check_arg(l.out_dtype == l.dtype || l.out_dtype == Dtype::f32, kPlace, "out must be ", dtype_name(l.dtype),
             " like a or float32, got ", dtype_name(l.out_dtype));
+  check_arg(!args.is_gated || (takes_gated_outputs(args.n) && l.out_dtype == l.dtype), kPlace, "gated outputs must be ",
+            dtype_name(l.dtype), " like a and come from a multiple of ", 2 * kBrickOutputs, ", got ",
+            dtype_name(l.out_dtype), " from ", args.n, "; multiply, then use gated");
   check_arg(is_aligned(args.a) && args.a_stride % 8 == 0, kPlace,
             "rows of a must be aligned to 16 bytes, got a stride of ", args.a_stride, " elements; copy them");
   check_arg(is_aligned(args.w), kPlace, "packed weights must be aligned to 16 bytes; place them so");

@@ -10,6 +10,9 @@ namespace gpu {
 
 constexpr int kMaxSmallProductRows = 64;
 
+// Whether a product of n outputs, [gate, up], can be gated: their halves are whole bricks.
+constexpr bool takes_gated_outputs(int n) { return n % (2 * kBrickOutputs) == 0; }
+
 // How k is cut, for every m: results do not depend on how many rows there are.
 struct SmallProductPlan {
   int bricks_per_split = 1, n_splits = 1;

@@ -12,7 +12,6 @@
 #include "device_guard.h"
 #include "embed_launch.h"
 #include "feed_tokens_launch.h"
-#include "gated_launch.h"
 #include "llm_decoder/errors.h"
 #include "norm_launch.h"
 #include "paged_attention_launch.h"
@@ -114,7 +113,7 @@ void CUDADecoder::finalize(std::int32_t max_tokens_per_step) {
   const std::int64_t n = max_tokens_per_step, hidden = config_.hidden_size, inner = config_.intermediate_size;
   scratch_.residual = DeviceArray<float>(n * hidden);
   scratch_.wide = DeviceArray<std::uint16_t>(n * std::max<std::int64_t>(q_size() + 2 * kv_size(), 2 * inner));
-  scratch_.operand = DeviceArray<std::uint16_t>(n * std::max({hidden, std::int64_t{q_size()}, inner}));
+  scratch_.operand = DeviceArray<std::uint16_t>(n * std::max<std::int64_t>(hidden, q_size()));
   scratch_.result = DeviceArray<std::uint16_t>(n * std::max<std::int64_t>(hidden, q_size()));
   rows_.reserve(max_tokens_per_step);
   max_tokens_ = max_tokens_per_step;
@@ -391,19 +390,13 @@ void CUDADecoder::attend(std::int32_t index, const RowTensor& q, const PagedLaye
 }
 
 void CUDADecoder::run_mlp(const LayerWeightsOf<const GpuMatrix*>& layer) {
-  const std::int32_t inner = config_.intermediate_size;
-  norm(layer.ln2, half_rows(scratch_.operand, config_.hidden_size));
+  const std::int32_t hidden = config_.hidden_size;
+  norm(layer.ln2, half_rows(scratch_.operand, hidden));
   spent(StepPart::rows);
-  multiply(*layer.mlp_gate_up, scratch_.operand, scratch_.wide);
+  const OutRowTensor wide = half_rows(scratch_.wide, layer.mlp_gate_up->n);
+  products_->multiply_gated(*layer.mlp_gate_up, read_rows(half_rows(scratch_.operand, hidden)), wide, n_rows_);
   spent(StepPart::mlp_gate_up);
-  GatedLaunch launch;
-  launch.x = read_rows(half_rows(scratch_.wide, 2 * std::int64_t{inner}));
-  launch.out = half_rows(scratch_.operand, inner);
-  launch.n_rows = n_rows_;
-  launch.n_cols = inner;
-  gated(launch, stream_->get());
-  spent(StepPart::rows);
-  multiply(*layer.mlp_down, scratch_.operand, scratch_.result);
+  products_->multiply(*layer.mlp_down, read_rows(wide), half_rows(scratch_.result, hidden), n_rows_);
   has_result_ = true;
   spent(StepPart::mlp_down);
 }

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "gated_launch.h"
 #include "llm_decoder/errors.h"
 #include "unpack_weights_launch.h"
 
@@ -105,15 +106,33 @@ std::int64_t GpuProducts::scratch_bytes() const {
   return partials_.n_bytes() + counters_.n_bytes() + slice_.n_bytes() + workspace_.n_bytes();
 }
 
+void GpuProducts::check_rows(const char* place, const RowTensor& a, int m) const {
+  check_arg(m >= 0 && m <= max_rows_, place, "there must be 0 to ", max_rows_, " rows, as finalize was told, got ", m);
+  check_arg(a.dtype == dtype_, place, "rows must be ", dtype_name(dtype_), ", got ", dtype_name(a.dtype));
+}
+
 void GpuProducts::multiply(const GpuMatrix& w, const RowTensor& a, const OutRowTensor& out, int m) {
-  constexpr char kPlace[] = "GpuProducts.multiply";
-  check_arg(m >= 0 && m <= max_rows_, kPlace, "there must be 0 to ", max_rows_, " rows, as finalize was told, got ", m);
-  check_arg(a.dtype == dtype_, kPlace, "rows must be ", dtype_name(dtype_), ", got ", dtype_name(a.dtype));
-  if (m <= options_.few_rows || !gemm_->takes(w.n)) return multiply_few(w, a, out, m);
+  check_rows("GpuProducts.multiply", a, m);
+  if (are_few(w, m)) return multiply_few(w, a, out, m, false);
   multiply_many(w, a, out, m);
 }
 
-void GpuProducts::multiply_few(const GpuMatrix& w, const RowTensor& a, const OutRowTensor& out, int m) {
+void GpuProducts::multiply_gated(const GpuMatrix& w, const RowTensor& a, const OutRowTensor& rows, int m) {
+  constexpr char kPlace[] = "GpuProducts.multiply_gated";
+  check_rows(kPlace, a, m);
+  check_arg(w.n % 2 == 0 && rows.dtype == dtype_, kPlace, "gate and up must be of one size and become ",
+            dtype_name(dtype_), ", got ", w.n, " outputs and ", dtype_name(rows.dtype));
+  if (are_few(w, m) && takes_gated_outputs(w.n)) return multiply_few(w, a, rows, m, true);
+  multiply(w, a, rows, m);
+  GatedLaunch launch;
+  launch.x = {rows.data, rows.dtype, rows.stride};
+  launch.out = rows;
+  launch.n_rows = m;
+  launch.n_cols = w.n / 2;
+  gated(launch, stream_);
+}
+
+void GpuProducts::multiply_few(const GpuMatrix& w, const RowTensor& a, const OutRowTensor& out, int m, bool is_gated) {
   SmallProductLaunch l;
   l.dtype = dtype_;
   l.out_dtype = out.dtype;
@@ -125,6 +144,7 @@ void GpuProducts::multiply_few(const GpuMatrix& w, const RowTensor& a, const Out
   args.w_scale = w.scale.data();
   args.bias = w.bias.data();
   args.out_stride = out.stride;
+  args.is_gated = is_gated;
   args.n = w.n;
   args.k = w.k;
   args.partials = partials_.data();

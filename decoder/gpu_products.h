@@ -68,6 +68,11 @@ class GpuProducts {
   // bytes where n is a multiple of 8. Throws std::invalid_argument for what no kernel takes.
   void multiply(const GpuMatrix& w, const RowTensor& a, const OutRowTensor& out, int m);
 
+  // rows[m, w.n / 2] = silu(gate) * up, [gate, up] = a w^T + bias. rows: of dtype, aligned to 16 bytes, w.n columns of
+  // which those past w.n / 2 are scratch; none of them may be those of a. Few rows take one kernel where
+  // takes_gated_outputs(w.n); gate and up are rounded to dtype either way. Throws std::invalid_argument as multiply.
+  void multiply_gated(const GpuMatrix& w, const RowTensor& a, const OutRowTensor& rows, int m);
+
   // out[n_rows, k] = rows ids[i] of w, scaled: an embedding. ids: on the device, int32 [n_rows]; one that is not in
   // [0, n) gives zeros. out: of dtype or float32.
   void embed(const GpuMatrix& w, const std::int32_t* ids, std::int64_t n_rows, const OutRowTensor& out);
@@ -75,7 +80,9 @@ class GpuProducts {
   const DenseGemm& gemm() const { return *gemm_; }
 
  private:
-  void multiply_few(const GpuMatrix& w, const RowTensor& a, const OutRowTensor& out, int m);
+  void check_rows(const char* place, const RowTensor& a, int m) const;
+  bool are_few(const GpuMatrix& w, int m) const { return m <= options_.few_rows || !gemm_->takes(w.n); }
+  void multiply_few(const GpuMatrix& w, const RowTensor& a, const OutRowTensor& out, int m, bool is_gated);
   void multiply_many(const GpuMatrix& w, const RowTensor& a, const OutRowTensor& out, int m);
   int slice_rows(int n, int k) const;
 

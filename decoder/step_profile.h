@@ -12,8 +12,8 @@ namespace llm_decoder {
 enum class StepPart : std::uint8_t {
   plan,      // what the step will do, checked
   embed,     // embedding rows, rope's cos and sin
-  rows,      // norms, gated activations, and quantising what comes out of them and of attention
-  attn_qkv,  // products, by the name of their weight
+  rows,      // norms, on a CPU gated activations, and quantising what comes out of them and of attention
+  attn_qkv,  // products, by the name of their weight; on a GPU mlp_gate_up with its activation
   attn_o,
   mlp_gate_up,
   mlp_down,

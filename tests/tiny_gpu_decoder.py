@@ -31,8 +31,9 @@ def late_streams() -> Iterator[None]:
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
-    """As tiny_decoder's, with the sizes that a GPU's products and heads want: multiples of 8."""
-    sizes = {"hidden_size": 64, "n_heads": 2, "n_kv_heads": 1, "head_dim": 32, "intermediate_size": 88}
+    """As tiny_decoder's, with the sizes that a GPU's products and heads want: multiples of 8, and bricks of gate and up
+    that few rows multiply and activate at once."""
+    sizes = {"hidden_size": 64, "n_heads": 2, "n_kv_heads": 1, "head_dim": 32, "intermediate_size": 128}
     return any_tiny_config(**{**sizes, "vocab_size": 331, **overrides})
 
 

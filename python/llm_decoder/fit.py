@@ -127,7 +127,7 @@ def gpu_need(
     hidden, inner, q_width = config.hidden_size, config.intermediate_size, config.q_width
     row_bytes = 4 * hidden  # the residual; the others are of 16 bits
     row_bytes += 2 * max(q_width + 2 * config.kv_width, 2 * inner)
-    row_bytes += 2 * max(hidden, inner, q_width) + 2 * max(hidden, q_width)
+    row_bytes += 2 * 2 * max(hidden, q_width)
     workspace = max_tokens_per_step * row_bytes + _GPU_PRODUCT_BYTES
     return GpuNeed(packed_bytes(config, layout), workspace, least if kv_cache_bytes is None else kv_cache_bytes)
 

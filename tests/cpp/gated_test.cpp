@@ -104,6 +104,24 @@ TEST(rows_of_any_length_at_any_address) {
   }
 }
 
+TEST(the_result_may_take_the_place_of_the_gate) {
+  for (const int n_cols : {16, 67, 4200}) {
+    Rows x(3, 2 * n_cols, Dtype::bf16, 8), out(3, n_cols, Dtype::bf16, 8);
+    x.fill_normal(1, 2.0f);
+    GatedLaunch l;
+    l.x = x.tensor();
+    l.out = out.out();
+    l.n_rows = 3;
+    l.n_cols = n_cols;
+    gated(l, nullptr);
+    l.out = x.out();
+    gated(l, nullptr);
+    for (int row = 0; row < 3; ++row) {
+      for (int i = 0; i < n_cols; ++i) CHECK_EQ(x.get(row, i), out.get(row, i));
+    }
+  }
+}
+
 TEST(the_result_may_be_int8_with_a_scale_a_row) {
   for (const Activation activation : kActivations) {
     for (const int n_cols : {1, 64, 511, 520, 5000}) {

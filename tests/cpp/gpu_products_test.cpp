@@ -7,6 +7,7 @@
 #include <string>
 
 #include "check.h"
+#include "gated_launch.h"
 #include "packed_weights_rig.h"
 #include "row_rig.h"
 
@@ -166,6 +167,32 @@ TEST(where_all_rows_are_few_a_row_gives_the_same_bits_in_any_company) {
   }
 }
 
+// Where the halves are whole bricks few rows take one kernel, else two; many rows take a dense product before it.
+TEST(gated_products_are_the_bits_of_a_product_and_its_activation) {
+  for (const GpuWeightFormat format : kFormats) {
+    for (const int n : {80, 256}) {
+      for (const int few_rows : {2, 1 << 30}) {
+        Problem<Bf16> problem({format, 5, n, 72, Dtype::bf16, true, few(few_rows)});
+        problem.multiply();
+        Rows want(5, n / 2, Dtype::bf16, 8), got(5, n, Dtype::bf16, 8);
+        GatedLaunch l;
+        l.x = problem.out.tensor();
+        l.out = want.out();
+        l.n_rows = 5;
+        l.n_cols = n / 2;
+        gated(l, nullptr);
+        problem.products.multiply_gated(problem.matrix, problem.a.tensor(), got.out(), 5);
+        CHECK(got.padding_is_whole());
+        for (int row = 0; row < 5; ++row) {
+          for (int i = 0; i < n / 2; ++i) CHECK_EQ(got.get(row, i), want.get(row, i));
+          const bool is_one_kernel = n == 256 && few_rows > 2;
+          CHECK_EQ(std::isnan(got.get(row, n - 1)), is_one_kernel);
+        }
+      }
+    }
+  }
+}
+
 TEST(an_embedding_is_rows_of_the_same_weights) {
   const std::vector<std::int32_t> ids = {4, 0, 71, -1, 72};
   for (const GpuWeightFormat format : kFormats) {
@@ -207,6 +234,10 @@ TEST(rows_that_do_not_fit_are_refused) {
   a.dtype = Dtype::f16;
   CHECK_THROWS(std::invalid_argument, "rows must be bfloat16, got float16",
                problem.products.multiply(problem.matrix, a, problem.out.out(), 1));
+  CHECK_THROWS(std::invalid_argument,
+               "[GpuProducts.multiply_gated] gate and up must be of one size and become bfloat16, "
+               "got 64 outputs and float32",
+               problem.products.multiply_gated(problem.matrix, problem.a.tensor(), problem.out.out(), 2));
   CHECK_THROWS(std::invalid_argument, "rows must be bfloat16 or float16, got int8",
                GpuProducts(Dtype::s8, make_our_gemm(), nullptr));
 }

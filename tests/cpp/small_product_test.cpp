@@ -1,5 +1,5 @@
 // Products of few rows on the host machine, against the formula in double: every format and dtype, any size, NaN
-// wherever nothing may look, and the same bits whatever the batch.
+// wherever nothing may look, and the same bits whatever the batch; gated ones against gated.h on the same product.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "gated_launch.h"
 #include "packed_weights_rig.h"
 #include "small_product_launch.h"
 
@@ -22,7 +23,7 @@ struct Case {
   GpuWeightFormat format;
   int m, n, k;
   int n_multiprocessors = 1;
-  bool has_scale = true, has_bias = true;
+  bool has_scale = true, has_bias = true, is_gated = false;
 };
 
 const float kNan = std::numeric_limits<float>::quiet_NaN();
@@ -71,6 +72,7 @@ struct Problem {
     out.assign(at(m * out_stride), from_float<Out>(77.0f));
     l.args.out = out.data();
     l.args.out_stride = out_stride;
+    l.args.is_gated = c.is_gated;
     l.args.m = m;
     l.args.n = c.n;
     l.args.k = c.k;
@@ -219,6 +221,46 @@ TEST(no_order_of_threads_and_blocks_changes_a_bit) {
   }
 }
 
+// Gated where it was summed, and written as [gate, up] and gated then.
+template <class T>
+void check_gated(Case c) {
+  std::vector<T> want = Problem<T, T>(c).run(0, c.m);
+  c.is_gated = true;
+  Problem<T, T> problem(c);
+  const int stride = problem.out_stride, n_pairs = c.n / 2;
+  GatedLaunch l;
+  l.x = {want.data(), kDtypeOf<T>, stride};
+  l.out = {want.data(), kDtypeOf<T>, stride};
+  l.n_rows = c.m;
+  l.n_cols = n_pairs;
+  gated(l, nullptr);
+  const std::vector<T> got = problem.run(0, c.m);
+  for (int row = 0; row < c.m; ++row) {
+    for (int i = 0; i < stride; ++i) {
+      const T wanted = i < n_pairs ? want[at(row * stride + i)] : from_float<T>(77.0f);
+      CHECK_EQ(got[at(row * stride + i)].bits, wanted.bits);
+    }
+  }
+}
+
+TEST(gated_products_are_the_bits_of_a_product_and_its_activation) {
+  for (const GpuWeightFormat format : kFormats) {
+    for (const int n : {128, 256, 384}) check_gated<Bf16>({format, 3, n, 136});
+    check_gated<Fp16>({format, 9, 384, 72, 1, false, false});
+    check_gated<Bf16>({format, 40, 128, 1032, 8});
+    check_gated<Bf16>({format, 2, 640, 1288, 132});
+  }
+}
+
+TEST(a_gated_row_gives_the_same_bits_alone_and_among_others) {
+  for (const GpuWeightFormat format : kFormats) {
+    Problem<Bf16, Bf16> problem({format, 20, 384, 1296, 16, true, true, true});
+    CHECK(problem.plan.n_splits > 1);
+    const std::vector<Bf16> all = problem.run(0, 20), one = problem.run(19, 1);
+    for (int i = 0; i < 192; ++i) CHECK_EQ(one[at(i)].bits, all[at(19 * problem.out_stride + i)].bits);
+  }
+}
+
 TEST(plans_fill_the_device_once) {
   struct Size {
     int n, k;
@@ -251,6 +293,8 @@ TEST(what_no_kernel_takes_is_refused) {
   expect("a must be bfloat16 or float16, got float32",
          [](SmallProductLaunch& l) { l.dtype = l.out_dtype = Dtype::f32; });
   expect("out must be bfloat16", [](SmallProductLaunch& l) { l.out_dtype = Dtype::f16; });
+  expect("gated outputs must be bfloat16 like a and come from a multiple of 128, got bfloat16 from 64",
+         [](SmallProductLaunch& l) { l.args.is_gated = true; });
   expect("rows of a must be aligned", [](SmallProductLaunch& l) { l.args.a_stride = 2052; });
   expect("rows of a must be aligned", [](SmallProductLaunch& l) { l.args.a = static_cast<const Bf16*>(l.args.a) + 1; });
   expect("packed weights must be aligned", [](SmallProductLaunch& l) { l.args.w += 1; });

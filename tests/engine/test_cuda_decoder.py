@@ -30,6 +30,8 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "scaled_rope": ({"rope_attention_factor": 1.3, "attention_scale": 0.11}, {}),
     "rope_on_some_channels": ({"rope_inv_freq": [1.0, 0.5, 0.25, 0.125, 0.01]}, {}),
     "one_layer": ({"n_layers": 1}, {}),
+    "gate_and_up_share_a_brick": ({"intermediate_size": 88}, {"biases": True}),
+    "three_bricks_of_each": ({"intermediate_size": 192}, {"biases": True}),
 }
 
 
@@ -73,7 +75,13 @@ def test_every_layout_and_every_page_gives_the_logits_of_what_it_stands_for(
 
 
 # Each family with what sets it apart: an output layer of its own, a window, biases, normed heads on a tied table.
-FAMILIES: dict[str, dict[str, Any]] = {"llama": {}, "mistral": {"sliding_window": 24}, "qwen2": {}, "qwen3": {}}
+# Gate and up of half of them are whole bricks.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"intermediate_size": 128},
+    "mistral": {"sliding_window": 24},
+    "qwen2": {"intermediate_size": 192},
+    "qwen3": {},
+}
 
 
 @pytest.mark.parametrize(

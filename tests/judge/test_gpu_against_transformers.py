@@ -35,9 +35,9 @@ COMMON: dict[str, Any] = {
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("float16", {"attention_bias": True}),
-    "Llama, bfloat16": ("bfloat16", {}),
+    "Llama, bfloat16": ("bfloat16", {"intermediate_size": 128}),
     "Mistral": ("float16", {"sliding_window": 11}),
-    "Qwen2": ("float16", {"tie_word_embeddings": True}),
+    "Qwen2": ("float16", {"tie_word_embeddings": True, "intermediate_size": 192}),
     "Qwen3": ("float16", {"head_dim": 32}),
 }
 
