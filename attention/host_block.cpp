@@ -313,7 +313,7 @@ std::byte* HostBlock::atomic_shared(int offset, int n_bytes) {
   return &shared_[static_cast<std::size_t>(offset)];
 }
 
-void HostBlock::copy_async(int offset, int n_bytes, const void* from) {
+void HostBlock::copy_async(int offset, int n_bytes, const void* from, bool is_valid) {
   check_free(offset, n_bytes, "copie");
   if (reinterpret_cast<std::uintptr_t>(from) % static_cast<std::uintptr_t>(n_bytes) != 0) {
     fail("copies ", n_bytes, " bytes from global memory that is not aligned to them");
@@ -323,7 +323,7 @@ void HostBlock::copy_async(int offset, int n_bytes, const void* from) {
     cell.copy_of = static_cast<std::int16_t>(thread_);
   });
   Thread& self = threads_[static_cast<std::size_t>(thread_)];
-  self.copies.push_back({offset, n_bytes, from, self.n_groups});
+  self.copies.push_back({offset, n_bytes, is_valid ? from : nullptr, self.n_groups});
 }
 
 void HostBlock::commit_copies() { ++threads_[static_cast<std::size_t>(thread_)].n_groups; }

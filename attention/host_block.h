@@ -74,8 +74,8 @@ class HostBlock {
   void write_shared(int offset, int n_bytes, const void* in);
   // Read, then changed by this thread with no other between; ordered against other atomics.
   std::byte* atomic_shared(int offset, int n_bytes);
-  // from: global memory, or null for zeros.
-  void copy_async(int offset, int n_bytes, const void* from);
+  // from: global memory. Where it is not valid nothing is read, but it is an address all the same.
+  void copy_async(int offset, int n_bytes, const void* from, bool is_valid);
   void commit_copies();
   void wait_copies(int n_in_flight);
 

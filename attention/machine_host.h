@@ -192,7 +192,7 @@ Shared<T> shared_array(int byte_offset, int n) {
 template <int n_bytes, class T>
 void copy_async(const Shared<T>& to, int i, const T* from, bool is_valid) {
   static_assert(n_bytes == 4 || n_bytes == 8 || n_bytes == 16, "what the device copies");
-  HostBlock::current().copy_async(to.at(i, n_bytes / static_cast<int>(sizeof(T))), n_bytes, is_valid ? from : nullptr);
+  HostBlock::current().copy_async(to.at(i, n_bytes / static_cast<int>(sizeof(T))), n_bytes, from, is_valid);
 }
 inline void commit_copies() { HostBlock::current().commit_copies(); }
 template <int n>

@@ -324,7 +324,7 @@ class ProductBlock {
     }
   }
 
-  static constexpr std::int64_t kNoRow = -1;
+  static constexpr std::int64_t kNoRow = -8;  // a copy of nothing has an address too, aligned like those of rows
 
   const GroupedProductArgs& args_;
   const MoeTile tile_;

@@ -488,12 +488,12 @@ HOST_TEST(a_row_that_is_not_aligned_is_caught) {
 
 struct CopyMistake {
   const int* in;
-  enum { no_wait, no_barrier, overwritten, never_waited, not_committed } kind;
+  enum { no_wait, no_barrier, overwritten, never_waited, not_committed, nothing_valid } kind;
 };
 
 GPU_KERNEL use_a_copy_wrongly(const CopyMistake args) {
   const auto buffer = shared_array<int>(0, 128);
-  copy_async<16>(buffer, lane() * 4, args.in + lane() * 4, true);
+  copy_async<16>(buffer, lane() * 4, args.in + lane() * 4, args.kind != CopyMistake::nothing_valid);
   if (args.kind == CopyMistake::never_waited) return;
   if (args.kind == CopyMistake::overwritten) buffer.store(lane() * 4 + 1, 0);
   if (args.kind != CopyMistake::not_committed) commit_copies();
@@ -514,6 +514,7 @@ HOST_TEST(a_copy_used_before_it_landed_for_all_is_caught) {
   expect_error<use_a_copy_wrongly>(shape, CopyMistake{in.data(), CopyMistake::overwritten}, "may land");
   expect_error<use_a_copy_wrongly>(shape, CopyMistake{in.data(), CopyMistake::never_waited}, "copies in flight");
   expect_error<use_a_copy_wrongly>(shape, CopyMistake{in.data() + 1, CopyMistake::no_barrier}, "not aligned");
+  expect_error<use_a_copy_wrongly>(shape, CopyMistake{in.data() + 1, CopyMistake::nothing_valid}, "not aligned");
   expect_error<use_a_copy_wrongly>(shape, CopyMistake{in.data(), CopyMistake::no_barrier}, "reads shared byte");
 }
 
