@@ -38,11 +38,22 @@ class KernelRegisters:
 
 def read_build(build: Path) -> list[KernelRegisters]:
     """Of every kernel of the extension, by name and target. OSError if the folder is no finished build of it."""
-    objects = (build / "kernel_objects.txt").read_text().split()
-    found = [kernel for path in objects for kernel in read_report(Path(f"{path}.ptxas").read_text())]
+    found = [kernel for report in read_reports(build) for kernel in read_report(report)]
     names = dict(zip((kernel.name for kernel in found), readable_names(kernel.name for kernel in found), strict=True))
     named = [dataclasses.replace(kernel, name=names[kernel.name]) for kernel in found]
     return sorted(named, key=lambda kernel: (kernel.name, kernel.target))
+
+
+def read_reports(build: Path) -> list[str]:
+    """What ptxas printed of each object of the extension. OSError if the folder is no finished build of it."""
+    objects = (build / "kernel_objects.txt").read_text().split()
+    return [Path(f"{path}.ptxas").read_text() for path in objects]
+
+
+def read_remarks(text: str) -> list[str]:
+    """Where ptxas did otherwise than the source says: waits between products (C7510 and its neighbours), registers that
+    do not change hands (C7508). It calls that information, each with a code."""
+    return re.findall(r"^ptxas info\s*: (\(C\d+\).*)", text, re.M)
 
 
 def read_report(text: str) -> list[KernelRegisters]:

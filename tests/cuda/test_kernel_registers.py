@@ -9,11 +9,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from kernel_registers import KernelRegisters, read_build, read_report, shorten, table
+from kernel_registers import KernelRegisters, read_build, read_remarks, read_report, read_reports, shorten, table
 
 ROOT = Path(__file__).parents[2]
 KEEP_REPORT = ROOT / "cmake" / "keep_ptxas_report.sh"
 MOST_REGISTERS = 255  # of a thread, on every device
+MULTIPROCESSOR_REGISTERS = 65536
 REPORT = """\
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_Z3onev' for 'sm_80'
@@ -55,6 +56,32 @@ def test_every_kernel_of_the_sources_is_among_them(kernels: list[KernelRegisters
     compiled = [kernel for kernel in kernels if kernel.name.partition("<")[0] in written]
     assert {kernel.name.partition("<")[0] for kernel in compiled} == written
     assert all(0 < kernel.registers <= MOST_REGISTERS for kernel in compiled)
+
+
+def test_ptxas_does_what_the_sources_say(cuda_build: Path) -> None:
+    remarks = [remark for report in read_reports(cuda_build) for remark in read_remarks(report)]
+    assert not remarks, "\n".join(remarks)
+
+
+def test_kernels_that_trade_registers_are_launched_with_what_they_count_on(kernels: list[KernelRegisters]) -> None:
+    source = (ROOT / "attention" / "hopper_attention.h").read_text()
+    (counted_on,) = {int(launched) for launched in re.findall(r"RegisterBudget\{(\d+),", source)}
+    launched = [k for k in kernels if k.target == "sm_90a" and k.name.startswith("paged_flash_attention_kernel_hopper")]
+    assert {kernel.registers for kernel in launched} <= {counted_on}
+
+
+def test_the_largest_blocks_have_registers_enough(kernels: list[KernelRegisters]) -> None:
+    source = (ROOT / "attention" / "held_row.h").read_text()
+    n_threads = int(re.findall(r"kMaxRowThreads = (\d+);", source)[0])
+    of_rows = [k for k in kernels if k.name.startswith(("norm_rows_kernel", "gated_quantized_rows_kernel"))]
+    assert of_rows
+    assert all(kernel.registers * n_threads <= MULTIPROCESSOR_REGISTERS for kernel in of_rows)
+
+
+def test_a_remark_of_ptxas_is_read() -> None:
+    remark = "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"
+    assert read_remarks(f"{REPORT}ptxas info    : {remark}\n{REPORT}") == [remark]
+    assert read_remarks(REPORT) == []
 
 
 def test_a_report_is_read_kernel_by_kernel() -> None:
