@@ -79,29 +79,15 @@ class OwnedStream {
 // Returns when all that was queued on the stream is done.
 void synchronize(Stream stream);
 
-// A place in a stream's queue. Made when it is first recorded, on the device that the thread uses then.
-class OwnedEvent {
- public:
-  OwnedEvent() = default;
-  ~OwnedEvent();
-  OwnedEvent(OwnedEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
-  OwnedEvent& operator=(OwnedEvent&& other) noexcept {
-    std::swap(event_, other.event_);
-    return *this;
-  }
-
-  void record(Stream stream);
-  // Returns when what the stream had queued at the last record is done; at once where there was none. Throws what went
-  // wrong on the device until then, with `place`.
-  void wait(const char* place) const;
-
- private:
-  Event event_ = nullptr;
-};
+// Throws what is known to have gone wrong on the device, with `place`. Waits for nothing.
+void check_not_lost(const char* place);
 
 // Queues a copy between any two of device, pinned and other host memory. The host goes on at once where both ends are
 // device or pinned memory; these must not change until the copy is done.
 void copy_memory(void* to, const void* from, std::int64_t n_bytes, Stream stream);
+// The same of rows that do not follow each other. Strides are in bytes.
+void copy_rows(void* to, std::int64_t to_stride, const void* from, std::int64_t from_stride, std::int64_t row_bytes,
+               std::int64_t n_rows, Stream stream);
 
 // An array of at least n elements, which hold anything if it had to grow; what the stream has queued is over then.
 template <class T>
@@ -137,12 +123,6 @@ DeviceProperties device_properties(int device);
 // Memory, streams and launches of this thread are that device's from now on.
 void use_device(int device);
 int current_device();
-
-#if defined(LLM_DECODER_HOST_MACHINE)
-// From now on copies, and waiting for a stream, fail as those of a device whose runtime answers with this cudaError_t;
-// 0 = no longer.
-void set_host_fault(int code);
-#endif
 
 }  // namespace gpu
 }  // namespace llm_decoder

@@ -41,21 +41,23 @@ OwnedStream::~OwnedStream() { (void)cudaStreamDestroy(stream_); }
 
 void synchronize(Stream stream) { check_cuda(cudaStreamSynchronize(stream), "synchronize"); }
 
-OwnedEvent::~OwnedEvent() {
-  if (event_ != nullptr) (void)cudaEventDestroy(event_);
-}
-
-void OwnedEvent::record(Stream stream) {
-  if (event_ == nullptr) check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "OwnedEvent");
-  check_cuda(cudaEventRecord(event_, stream), "OwnedEvent");
-}
-
-void OwnedEvent::wait(const char* place) const {
-  if (event_ != nullptr) check_cuda(cudaEventSynchronize(event_), place);
+// A call that does nothing, and like any other "may also return error codes from previous, asynchronous launches".
+// Those of a library with a runtime of its own are no last error of this one.
+void check_not_lost(const char* place) {
+  std::size_t free_bytes = 0, total_bytes = 0;
+  check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), place);
 }
 
 void copy_memory(void* to, const void* from, std::int64_t n_bytes, Stream stream) {
   check_cuda(cudaMemcpyAsync(to, from, static_cast<std::size_t>(n_bytes), cudaMemcpyDefault, stream), "copy_memory");
+}
+
+void copy_rows(void* to, std::int64_t to_stride, const void* from, std::int64_t from_stride, std::int64_t row_bytes,
+               std::int64_t n_rows, Stream stream) {
+  check_cuda(cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_stride), from, static_cast<std::size_t>(from_stride),
+                               static_cast<std::size_t>(row_bytes), static_cast<std::size_t>(n_rows), cudaMemcpyDefault,
+                               stream),
+             "copy_rows");
 }
 
 MemoryInfo memory_info() {

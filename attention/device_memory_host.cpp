@@ -1,14 +1,12 @@
 // device_memory.h where the host plays the device.
 #include <unistd.h>
 
-#include <atomic>
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
 #include <vector>
 
-#include "cuda_errors.h"
 #include "device_memory.h"
 
 namespace llm_decoder {
@@ -55,12 +53,6 @@ Allocations& allocations() {
   return *all;
 }
 
-std::atomic<int> host_fault{0};
-
-void check_fault(const char* place) {
-  if (const int code = host_fault) throw_cuda_error(place, code, "cudaError", "as a test asked for");
-}
-
 void check_device(int device, const char* place) {
   check_arg(device == 0, place, "device must be 0, the only one of the host machine, got ", device);
 }
@@ -99,30 +91,18 @@ OwnedStream::~OwnedStream() {
 }
 
 void synchronize(Stream stream) {
-  check_fault("synchronize");
+  check_host_fault("synchronize");
   if (stream == nullptr) return;
   check_state(!stream->is_recording(), "synchronize",
               "a stream whose work is recorded for a graph cannot be waited for");
   stream->run_until(stream->n_queued());
 }
 
-void set_host_fault(int code) { host_fault = code; }
-
-OwnedEvent::~OwnedEvent() { delete event_; }
-
-void OwnedEvent::record(Stream stream) {
-  if (event_ == nullptr) event_ = new HostEvent;
-  *event_ = {stream, stream == nullptr ? 0 : stream->n_queued()};
-}
-
-void OwnedEvent::wait(const char* place) const {
-  if (event_ != nullptr) check_fault(place);
-  if (event_ != nullptr && event_->stream != nullptr) event_->stream->run_until(event_->n_queued);
-}
+void check_not_lost(const char* place) { check_host_fault(place); }
 
 // As a device does it: memory that is not pinned is read before the call returns, and written when it returns.
 void copy_memory(void* to, const void* from, std::int64_t n_bytes, Stream stream) {
-  check_fault("copy_memory");
+  check_host_fault("copy_memory");
   const auto size = static_cast<std::size_t>(n_bytes);
   if (stream == nullptr || stream->runs_at_once()) {
     std::memcpy(to, from, size);
@@ -139,6 +119,14 @@ void copy_memory(void* to, const void* from, std::int64_t n_bytes, Stream stream
     stream->queue([to, from, size] { std::memcpy(to, from, size); });
   }
   if (is_written_now) synchronize(stream);
+}
+
+void copy_rows(void* to, std::int64_t to_stride, const void* from, std::int64_t from_stride, std::int64_t row_bytes,
+               std::int64_t n_rows, Stream stream) {
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    copy_memory(static_cast<std::byte*>(to) + i * to_stride, static_cast<const std::byte*>(from) + i * from_stride,
+                row_bytes, stream);
+  }
 }
 
 MemoryInfo memory_info() {

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <utility>
 
+#include "cuda_errors.h"
 #include "llm_decoder/errors.h"
 
 namespace llm_decoder {
@@ -10,12 +11,19 @@ namespace gpu {
 namespace {
 
 std::atomic<bool> are_late_now{false};
+std::atomic<int> host_fault{0};
 thread_local bool is_recording_now = false;
 
 }  // namespace
 
 void set_late_streams(bool are_late) { are_late_now = are_late; }
 bool streams_are_late() { return are_late_now; }
+
+void set_host_fault(int code) { host_fault = code; }
+
+void check_host_fault(const char* place) {
+  if (const int code = host_fault) throw_cuda_error(place, code, "cudaError", "as a test asked for");
+}
 
 bool thread_is_recording() { return is_recording_now; }
 

@@ -39,6 +39,11 @@ bool thread_is_recording();
 void set_late_streams(bool are_late);
 bool streams_are_late();
 
+// From now on copies, and waiting for a stream, fail as those of a device whose runtime answers with this cudaError_t;
+// 0 = no longer. For tests.
+void set_host_fault(int code);
+void check_host_fault(const char* place);
+
 // The null stream is never late.
 template <class Work>
 void queue(HostStream* stream, const Work& work) {

@@ -19,11 +19,7 @@ namespace llm_decoder {
 namespace gpu {
 
 using Stream = HostStream*;
-// What its stream had queued when it was recorded.
-struct HostEvent {
-  HostStream* stream = nullptr;
-  std::uint64_t n_queued = 0;
-};
+struct HostEvent;  // of stream_mark.h
 using Event = HostEvent*;
 
 template <auto kernel, class Args>

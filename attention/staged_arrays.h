@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "device_memory.h"
+#include "stream_mark.h"
 
 namespace llm_decoder {
 namespace gpu {
@@ -82,7 +83,7 @@ class StagedArrays {
 
   struct Staging {
     PinnedArray<std::byte> host;
-    OwnedEvent copied;
+    StreamMark copied;
   };
 
   Staging& staging() { return staging_[turn_]; }

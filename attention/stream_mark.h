@@ -1,9 +1,8 @@
-// A place in a stream's queue that other streams wait for, and that tells when the stream came there.
+// A place in a stream's queue: the host and other streams wait for it, and it tells when the stream came there.
 //
 // Two implementations of the same declarations: stream_mark_cuda.cpp, an event each, and stream_mark_host.cpp.
 #pragma once
 
-#include <cstdint>
 #include <utility>
 
 #include "machine.h"
@@ -13,33 +12,38 @@ namespace gpu {
 
 class StreamMark {
  public:
-  struct Recorded;  // the machine's own
-
   StreamMark() = default;
+  // One that seconds_since can be asked of.
+  static StreamMark timed() {
+    StreamMark mark;
+    mark.is_timed_ = true;
+    return mark;
+  }
   ~StreamMark();
-  StreamMark(StreamMark&& other) noexcept : recorded_(std::exchange(other.recorded_, nullptr)) {}
+  StreamMark(StreamMark&& other) noexcept : event_(std::exchange(other.event_, nullptr)), is_timed_(other.is_timed_) {}
   StreamMark& operator=(StreamMark&& other) noexcept {
-    std::swap(recorded_, other.recorded_);
+    std::swap(event_, other.event_);
+    std::swap(is_timed_, other.is_timed_);
     return *this;
   }
 
-  // Behind all that the stream has queued, in place of where it was before.
+  // Behind all that the stream has queued, in place of where it was before. The first time says which device it is of:
+  // the one that the thread uses then.
   void record(Stream stream);
+  // Returns when this place has been passed, at once where nothing was recorded. Throws what went wrong on the device
+  // until then, with `place`.
+  void wait(const char* place) const;
   // What is queued on `stream` from here on begins when this place has been passed, at once where nothing was recorded.
   // The host goes on.
   void hold_back(Stream stream) const;
   bool is_passed() const;  // true also where nothing was recorded
-  // From that mark to this one; both are recorded and passed.
+  // From that mark to this one; both are timed, recorded and passed.
   double seconds_since(const StreamMark& start) const;
 
  private:
-  Recorded* recorded_ = nullptr;
+  Event event_ = nullptr;
+  bool is_timed_ = false;
 };
-
-// Queues a copy of rows that do not follow each other, between device and pinned memory, as copy_memory does. Strides
-// are in bytes.
-void copy_rows(void* to, std::int64_t to_stride, const void* from, std::int64_t from_stride, std::int64_t row_bytes,
-               std::int64_t n_rows, Stream stream);
 
 }  // namespace gpu
 }  // namespace llm_decoder

@@ -3,48 +3,46 @@
 
 namespace llm_decoder {
 namespace gpu {
+namespace {
 
-struct StreamMark::Recorded {
-  cudaEvent_t event = nullptr;
-};
+constexpr char kPlace[] = "StreamMark";
+
+}  // namespace
 
 StreamMark::~StreamMark() {
-  if (recorded_ == nullptr) return;
-  (void)cudaEventDestroy(recorded_->event);
-  delete recorded_;
+  if (event_ != nullptr) (void)cudaEventDestroy(event_);
 }
 
 void StreamMark::record(Stream stream) {
-  if (recorded_ == nullptr) {
-    cudaEvent_t event = nullptr;
-    check_cuda(cudaEventCreate(&event), "StreamMark");
-    recorded_ = new Recorded{event};
+  if (event_ == nullptr) {
+    check_cuda(cudaEventCreateWithFlags(&event_, is_timed_ ? cudaEventDefault : cudaEventDisableTiming), kPlace);
   }
-  check_cuda(cudaEventRecord(recorded_->event, stream), "StreamMark");
+  check_cuda(cudaEventRecord(event_, stream), kPlace);
+}
+
+void StreamMark::wait(const char* place) const {
+  if (event_ != nullptr) check_cuda(cudaEventSynchronize(event_), place);
 }
 
 void StreamMark::hold_back(Stream stream) const {
-  if (recorded_ != nullptr) check_cuda(cudaStreamWaitEvent(stream, recorded_->event, 0), "StreamMark");
+  if (event_ != nullptr) check_cuda(cudaStreamWaitEvent(stream, event_, 0), kPlace);
 }
 
 bool StreamMark::is_passed() const {
-  const cudaError_t state = recorded_ == nullptr ? cudaSuccess : cudaEventQuery(recorded_->event);
-  if (state != cudaErrorNotReady) check_cuda(state, "StreamMark");
-  return state == cudaSuccess;
+  if (event_ == nullptr) return true;
+  const cudaError_t state = cudaEventQuery(event_);
+  if (state == cudaErrorNotReady) {
+    (void)cudaGetLastError();  // no error, but kept like one: the next launch would take it for its own
+    return false;
+  }
+  check_cuda(state, kPlace);
+  return true;
 }
 
 double StreamMark::seconds_since(const StreamMark& start) const {
   float milliseconds = 0.0f;
-  check_cuda(cudaEventElapsedTime(&milliseconds, start.recorded_->event, recorded_->event), "StreamMark");
+  check_cuda(cudaEventElapsedTime(&milliseconds, start.event_, event_), kPlace);
   return static_cast<double>(milliseconds) / 1e3;
-}
-
-void copy_rows(void* to, std::int64_t to_stride, const void* from, std::int64_t from_stride, std::int64_t row_bytes,
-               std::int64_t n_rows, Stream stream) {
-  check_cuda(cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_stride), from, static_cast<std::size_t>(from_stride),
-                               static_cast<std::size_t>(row_bytes), static_cast<std::size_t>(n_rows), cudaMemcpyDefault,
-                               stream),
-             "copy_rows");
 }
 
 }  // namespace gpu

@@ -8,6 +8,7 @@
 #include "sampler.h"
 #include "sampling_launch.h"
 #include "staged_arrays.h"
+#include "stream_mark.h"
 
 namespace llm_decoder {
 namespace gpu {
@@ -47,7 +48,7 @@ class DeviceSampler {
   // Results on their way to the host.
   struct Reply {
     PinnedArray<std::byte> host;
-    OwnedEvent arrived;
+    StreamMark arrived;
     DrawSize size;
   };
 

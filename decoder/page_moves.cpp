@@ -109,7 +109,8 @@ void PageMoves::upload_pairs() {
   for (const Move& move : copies_) add_pair(move.from, move.to);
   for (std::size_t i = 0; i < loads_.size(); ++i) add_pair(place(loading_, i), loads_[i].to);
   const auto n_bytes = static_cast<std::int64_t>(pairs_.size() * sizeof(std::int64_t));
-  copy_memory(device_pairs_.data(), pairs_.data(), n_bytes, streams_.steps);  // pageable: read when the call returns
+  // Not pinned: read when the call returns, which waits for nothing where there are at most 64 KB.
+  copy_memory(device_pairs_.data(), pairs_.data(), n_bytes, streams_.steps);
 }
 
 void PageMoves::launch_copies(std::size_t first, std::size_t n) {

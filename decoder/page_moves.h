@@ -67,9 +67,9 @@ class PageMoves {
   // One direction. Batch i has the places of turn i % kTurns on the stage.
   struct Lane {
     struct Turn {
-      StreamMark begun, crossed;  // the bus
-      StreamMark copied;          // between pool and stage
-      std::int64_t n_bytes = 0;   // that cross and are not counted yet
+      StreamMark begun = StreamMark::timed(), crossed = StreamMark::timed();  // the bus
+      StreamMark copied;                                                      // between pool and stage
+      std::int64_t n_bytes = 0;                                               // that cross and are not counted yet
     };
 
     Turn& turn() { return turns[static_cast<std::size_t>(n_batches % kTurns)]; }

@@ -43,9 +43,11 @@ TEST(the_host_machine_fails_as_asked_until_told_otherwise) {
   set_host_fault(700);
   int from = 1, to = 0;
   CHECK_THROWS(DeviceLost, "[synchronize]", synchronize(stream.get()));
+  CHECK_THROWS(DeviceLost, "[a test]", check_not_lost("a test"));
   CHECK_THROWS(DeviceLost, "[copy_memory]", copy_memory(&to, &from, sizeof(int), stream.get()));
   CHECK_EQ(to, 0);
   set_host_fault(0);
+  check_not_lost("a test");
   copy_memory(&to, &from, sizeof(int), stream.get());
   synchronize(stream.get());
   CHECK_EQ(to, 1);

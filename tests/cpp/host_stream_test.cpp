@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "device_memory.h"
+#include "stream_mark.h"
 
 namespace {
 
@@ -48,22 +49,40 @@ TEST(late_work_is_done_in_its_order_when_it_is_waited_for) {
   CHECK_EQ(out.data()[31], 6);
 }
 
-TEST(an_event_waits_for_what_was_queued_before_it_alone) {
+TEST(a_mark_waits_for_what_was_queued_before_it_alone) {
   const LateStreams late;
   const OwnedStream stream;
   const PinnedArray<int> first(32), second(32);
   const DeviceArray<int> a(32);
   std::memset(a.data(), 0, 32 * sizeof(int));
-  OwnedEvent event;
-  event.wait("a test");  // recorded nowhere
+  StreamMark mark;
+  mark.wait("a test");  // recorded nowhere
   copy_memory(first.data(), a.data(), a.n_bytes(), stream.get());
-  event.record(stream.get());
+  mark.record(stream.get());
   copy_memory(second.data(), a.data(), a.n_bytes(), stream.get());
-  event.wait("a test");
+  mark.wait("a test");
   CHECK_EQ(first.data()[0], 0);
   CHECK_EQ(second.data()[0], -1);
   synchronize(stream.get());
   CHECK_EQ(second.data()[0], 0);
+}
+
+TEST(marks_tell_the_time_between_them_where_they_were_made_for_it) {
+  const OwnedStream stream;
+  StreamMark begin = StreamMark::timed(), end = StreamMark::timed(), untimed;
+  CHECK(end.is_passed());  // recorded nowhere
+  {
+    const LateStreams late;
+    for (StreamMark* const mark : {&begin, &untimed, &end}) mark->record(stream.get());
+    CHECK(!end.is_passed());
+    end.wait("a test");
+  }
+  CHECK(begin.is_passed() && end.is_passed());
+  CHECK(end.seconds_since(begin) >= 0.0);
+  CHECK_THROWS(std::logic_error, "not timed", untimed.seconds_since(begin));
+  CHECK_THROWS(std::logic_error, "not timed", end.seconds_since(untimed));
+  untimed = std::move(end);
+  CHECK(untimed.seconds_since(begin) >= 0.0);
 }
 
 TEST(memory_that_is_not_pinned_is_read_and_written_before_the_call_returns) {
@@ -84,10 +103,10 @@ TEST(what_goes_wrong_late_comes_out_of_the_wait) {
   const DeviceArray<int> a(32);
   std::memset(a.data(), 0, 32 * sizeof(int));
   launch<go_wrong>(stream.get(), {{1, 1, 1}, 32, 0}, Ints{nullptr, nullptr});
-  OwnedEvent event;
-  event.record(stream.get());
+  StreamMark mark;
+  mark.record(stream.get());
   copy_memory(out.data(), a.data(), a.n_bytes(), stream.get());
-  CHECK_THROWS(std::logic_error, "the block has 0", event.wait("a test"));
+  CHECK_THROWS(std::logic_error, "the block has 0", mark.wait("a test"));
   synchronize(stream.get());
   CHECK_EQ(out.data()[0], 0);
 }
