@@ -34,7 +34,7 @@ class DenseGemm {
   virtual bool takes(int n) const = 0;
   // Of device memory that run is given, aligned to 256 bytes.
   virtual std::int64_t workspace_bytes() const = 0;
-  // Throws std::runtime_error with the library's own words where it fails.
+  // Throws std::runtime_error with the library's own words where it fails, DeviceLost where the device is gone.
   virtual void run(const GemmLaunch& launch, void* workspace, Stream stream) = 0;
 };
 

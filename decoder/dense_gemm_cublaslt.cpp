@@ -163,6 +163,7 @@ class CublasltGemm : public DenseGemm {
 
   void check(Status status, const char* what) const {
     if (status == 0) return;
+    check_not_lost(kPlace);
     throw std::runtime_error(concat("[", kPlace, "] ", what, ": ", functions_.GetStatusString(status)));
   }
 

@@ -14,7 +14,7 @@ namespace {
 using namespace llm_decoder;
 using namespace llm_decoder::gpu;
 
-constexpr int kSuccess = 0, kInvalidValue = 7, kNotSupported = 15;
+constexpr int kSuccess = 0, kInvalidValue = 7, kExecutionFailed = 13, kNotSupported = 15;
 constexpr std::uint64_t kMagic = 0x6c65737462657374u;
 
 struct Description {
@@ -74,6 +74,7 @@ DOUBLE_API int cublasLtDestroy(void* handle) {
   return kSuccess;
 }
 DOUBLE_API const char* cublasLtGetStatusString(int status) {
+  if (status == kExecutionFailed) return "CUBLAS_STATUS_EXECUTION_FAILED";
   return status == kInvalidValue ? "CUBLAS_STATUS_INVALID_VALUE" : "CUBLAS_STATUS_NOT_SUPPORTED";
 }
 
@@ -129,7 +130,7 @@ DOUBLE_API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void* b, void
   return kSuccess;
 }
 
-// D = alpha op(A) op(B) + beta C + bias, matrices by columns.
+// D = alpha op(A) op(B) + beta C + bias, matrices by columns. The device fails at products of 14 rows.
 DOUBLE_API int cublasLtMatmul(void*, void* description, const void* alpha, const void* a, void* a_layout, const void* b,
                               void* b_layout, const void* beta, const void*, void*, void* d, void* d_layout,
                               const Algorithm* algorithm, void* workspace, std::size_t workspace_bytes, void*) {
@@ -143,6 +144,7 @@ DOUBLE_API int cublasLtMatmul(void*, void* description, const void* alpha, const
       (turns_b ? of_b.n_rows : of_b.n_columns) != of_d.n_columns) {
     return kInvalidValue;
   }
+  if (of_b.n_columns == 14) return kExecutionFailed;
   if (of_a.type != of_b.type || (of_d.type != of_a.type && of_d.type != 0)) return kNotSupported;
   if (workspace == nullptr || workspace_bytes < 1 << 20) return kInvalidValue;
   const std::uint64_t epilogue = how.get(7, 1);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "check.h"
+#include "cuda_errors.h"
 #include "row_rig.h"
 
 namespace {
@@ -96,6 +97,16 @@ HOST_TEST(what_the_library_cannot_is_said_with_what_can) {
   CHECK_THROWS(std::runtime_error,
                "[cuBLASLt] it has no algorithm for 13 x 24 x 40 in bfloat16 to float32; LLM_DECODER_GEMM=ours",
                check_case(*gemm, {13, 24, 40, Dtype::bf16, Dtype::f32, false}));
+}
+
+HOST_TEST(a_device_that_is_lost_where_the_library_notices_it_first_is_lost) {
+  const auto gemm = make_library();
+  const Case failing{14, 24, 40, Dtype::bf16, Dtype::bf16, false};
+  CHECK_THROWS(std::runtime_error, "[cuBLASLt] cublasLtMatmul: CUBLAS_STATUS_EXECUTION_FAILED",
+               check_case(*gemm, failing));
+  set_host_fault(700);
+  CHECK_THROWS(DeviceLost, "[cuBLASLt] cudaError", check_case(*gemm, failing));
+  set_host_fault(0);
 }
 
 TEST(a_library_that_is_not_there_is_said_with_how_to_get_it) {
