@@ -453,11 +453,10 @@ LogitsView CUDADecoder::logits() {
   if (host_logits_.empty() && n_logits_rows_ > 0) {
     const DeviceGuard guard(options_.device);
     const std::int64_t n_cols = config_.vocab_size;
+    constexpr std::int64_t kBytes = sizeof(float);
     host_logits_.resize(static_cast<std::size_t>(n_logits_rows_ * n_cols));
-    for (std::int64_t row = 0; row < n_logits_rows_; ++row) {
-      copy_memory(host_logits_.data() + row * n_cols, logits_->logits.data() + row * logits_stride(),
-                  n_cols * static_cast<std::int64_t>(sizeof(float)), stream_->get());
-    }
+    copy_rows(host_logits_.data(), n_cols * kBytes, logits_->logits.data(), logits_stride() * kBytes, n_cols * kBytes,
+              n_logits_rows_, stream_->get());
     synchronize(stream_->get());
   }
   return {host_logits_.data(), n_logits_rows_, config_.vocab_size};

@@ -96,7 +96,9 @@ class PyCudaDecoder : public PyDecoder<CUDADecoder> {
     decoder_.set_weight(name, view);
   }
 
+  // Pinning the memory of a large tier takes seconds.
   std::unique_ptr<KvCache> make_cache(const KvCacheConfig& config) const {
+    const py::gil_scoped_release release;
     const DeviceGuard guard(decoder_.options().device);
     return std::make_unique<KvCache>(config, std::make_unique<DevicePages>(config, decoder_.stream()));
   }

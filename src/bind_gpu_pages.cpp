@@ -116,6 +116,7 @@ void run_swap_blocks(const std::tuple<std::uintptr_t, std::int64_t>& from,
   args.page_bytes = page_bytes;
   args.pairs = read_array<std::int64_t>(pairs, "swap_blocks", "pairs", {kAny, 2});
   const DeviceGuard guard(device);
+  const py::gil_scoped_release release;  // a copy waits where memory of the host is not pinned
   swap_blocks(args, stream_of(stream));
 }
 

@@ -46,13 +46,14 @@ class PyDecoder {
 
   pybind11::array_t<float> logits() {
     const OneCaller::Use use(caller_, place("logits").c_str());
-    const LogitsView logits = decoder_.logits();
+    const LogitsView logits = without_gil([this] { return decoder_.logits(); });
     return copy_to_array(logits.data, {logits.n_rows, logits.vocab_size});
   }
 
   pybind11::array_t<float> hidden() {
     const OneCaller::Use use(caller_, place("hidden").c_str());
-    return copy_to_array(decoder_.hidden(), {decoder_.n_logits_rows(), decoder_.config().hidden_size});
+    const float* const hidden = without_gil([this] { return decoder_.hidden(); });
+    return copy_to_array(hidden, {decoder_.n_logits_rows(), decoder_.config().hidden_size});
   }
 
   pybind11::tuple sample(const pybind11::array& rows, const pybind11::dict& params, std::int32_t n_top) {
@@ -113,6 +114,12 @@ class PyDecoder {
   auto workspace_bytes() const { return decoder_.workspace_bytes(); }
 
  protected:
+  // Others run while a device is waited for.
+  template <class Call>
+  static auto without_gil(const Call& call) {
+    const pybind11::gil_scoped_release release;
+    return call();
+  }
   std::string place(const char* verb) const { return concat(name_, ".", verb); }
 
   const char* name_;
