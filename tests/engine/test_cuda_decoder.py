@@ -154,6 +154,22 @@ def test_a_deterministic_decoder_gives_a_sequence_the_same_bits_alone_and_in_any
         assert np.array_equal(walk.all_logits(), want)
 
 
+def test_a_deterministic_decoder_gives_those_that_share_a_prefix_the_same_bits_alone_and_together() -> None:
+    config, weights = make_model()
+    shared = tokens_of(config, 64)  # enough to be read once for all of them
+    prompts = [shared + tokens_of(config, 12, seed=n) for n in (1, 2, 3)]
+    decoder = make_decoder(config, weights, deterministic=True)
+    alone = [Runner(decoder, make_cache(decoder, config)).run(prompt, [64, 11, 1]) for prompt in prompts]
+    runner = Runner(decoder, make_cache(decoder, config))
+    runner.run(shared)
+    walks = [runner.admit(prompt) for prompt in prompts]
+    assert [walk.n_cached for walk in walks] == [64] * 3
+    runner.step([(walk, 11) for walk in walks])
+    runner.step([(walk, 1) for walk in walks])
+    for walk, want in zip(walks, alone, strict=True):
+        assert np.array_equal(walk.all_logits(), want[64:])
+
+
 def test_steps_give_logits_of_the_tokens_that_are_wanted_alone() -> None:
     config, weights = make_model()
     tokens = tokens_of(config, 24)
