@@ -9,6 +9,7 @@ import queue
 import secrets
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -27,7 +28,7 @@ from llm_decoder.outputs import RequestOutput, StreamEvent
 from llm_decoder.sampling import SamplingParams, derive_seed, resolve_params
 from llm_decoder.search.scorers import RequestScorer
 from llm_decoder.search.scoring import ScoringThread, is_asked_by_a_job
-from llm_decoder.sequence import Limits, Request, Rows, Sink, Vocabulary, build_request
+from llm_decoder.sequence import Limits, Rows, Sink, Vocabulary, build_request
 from llm_decoder.speculation import SpeculationOptions
 
 __all__ = ["Engine", "EngineOptions", "RequestHandle"]
@@ -109,20 +110,20 @@ class _Worker:
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join()
 
-    def main(self, create_core: Callable[[], EngineCore], ready: Future[EngineCore]) -> None:
+    def main(self, create_core: Callable[[], EngineCore], ready: Future[Limits]) -> None:
+        """Has no core among its locals: what ends the thread is kept, and its traceback leads to this frame."""
         try:
-            core = create_core()
+            self.core = create_core()
         except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits for `ready`
             ready.set_exception(error)
             return
-        self.core = core
-        ready.set_result(core)
+        ready.set_result(_limits_of(self.core))
         end = EngineClosedError("[engine] it was closed while the request ran")
         try:
-            self._loop(core)
+            self._loop(self.core)
         except BaseException as cause:  # noqa: BLE001 - it is told to every request
             end = _death(cause)
-        self._end(core, end)
+        self._end(self.core, end)
 
     def _loop(self, core: EngineCore) -> None:
         is_idle = True
@@ -168,6 +169,26 @@ class _Worker:
                 if command is not None:
                     command.refuse(_copy(end))
         core.backend.close()
+        # Engine and error outlive the thread, in a server that has failed as well: neither holds what users have asked.
+        self.core = None
+        _clear_frames(end.__cause__)
+
+
+def _limits_of(core: EngineCore) -> Limits:
+    backend = core.backend
+    return Limits(
+        vocab_size=backend.vocab_size,
+        max_model_len=backend.max_model_len,
+        max_kv_tokens=backend.cache.max_tokens(backend.max_tokens_per_step),
+        max_num_seqs=core.scheduler.limits.max_num_seqs,
+    )
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Its traceback, and those of what came before it, still tell places, and hold no locals."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__ or error.__cause__
 
 
 def _death(cause: BaseException) -> EngineClosedError:
@@ -188,10 +209,9 @@ def _copy(error: EngineClosedError) -> EngineClosedError:
 class RequestHandle:
     """A request under way: iterate it for its events, or ask for its result. For one consumer."""
 
-    def __init__(self, worker: _Worker, request: Request, items: queue.SimpleQueue[Item]) -> None:
-        self.request_id = request.request_id
+    def __init__(self, worker: _Worker, request_id: str, items: queue.SimpleQueue[Item]) -> None:
+        self.request_id = request_id
         self._worker = worker
-        self._request = request
         self._items = items
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -253,7 +273,7 @@ class Engine:
         self.tokenizer = tokenizer
         self._worker = worker = _Worker()
         self._ids = itertools.count()
-        ready: Future[EngineCore] = Future()
+        ready: Future[Limits] = Future()
         worker.thread = threading.Thread(
             target=worker.main,
             args=(
@@ -269,13 +289,7 @@ class Engine:
         # A daemon thread, joined by this finalizer before the interpreter goes down: one that is not a daemon would be
         # waited for before anybody could tell it to stop.
         self._finalizer = weakref.finalize(self, worker.close)
-        backend = ready.result().backend
-        self.limits = Limits(
-            vocab_size=backend.vocab_size,
-            max_model_len=backend.max_model_len,
-            max_kv_tokens=backend.cache.max_tokens(backend.max_tokens_per_step),
-            max_num_seqs=ready.result().scheduler.limits.max_num_seqs,
-        )
+        self.limits = ready.result()
 
     def submit(
         self,
@@ -335,7 +349,7 @@ class Engine:
                 core.add(request)
 
         worker.put(_Command(take, request.sink), lambda: self._take_room(is_inner), is_late=is_inner)
-        return RequestHandle(self._worker, request, items)
+        return RequestHandle(self._worker, request.request_id, items)
 
     def _seed(self, params: SamplingParams, number: int) -> int:
         if params.seed is not None:

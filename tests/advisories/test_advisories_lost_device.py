@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from two_servers import HANG_S, Answer, Api, Running, Web
 
 from llm_decoder.errors import DeviceLostError
+from llm_decoder.sequence import Request
 from llm_decoder.serving.logs import LOGGER
 
 LOST = DeviceLostError("[synchronize] cudaErrorIllegalAddress: an illegal memory access; the GPU is lost")
@@ -66,8 +69,8 @@ def complete(server: Running, **fields: Any) -> Answer:
 class Stream:
     """A completion of which the first words have come."""
 
-    def __init__(self, server: Running) -> None:
-        body = json.dumps(ASKED | {"stream": True}).encode()
+    def __init__(self, server: Running, **fields: Any) -> None:
+        body = json.dumps(ASKED | {"stream": True} | fields).encode()
         head = f"POST /v1/completions HTTP/1.0\r\nhost: 127.0.0.1:{server.port}\r\ncontent-type: application/json\r\n"
         self._socket = server.connect()
         self._socket.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -122,3 +125,46 @@ def test_the_log_says_once_what_was_lost_and_clients_learn_nothing_of_it(server:
     assert record.exc_info is not None
     assert record.exc_info[1] is LOST
     assert not [answer for answer in answers if b"cudaError" in answer.body]
+
+
+def held_by(owner: Any) -> Iterator[Any]:
+    """What it refers to, through dicts and tuples of plain values, which the collector does not list."""
+    for part in gc.get_referents(owner):
+        yield part
+        if isinstance(part, (dict, tuple)) and not gc.is_tracked(part):
+            yield from held_by(part)
+
+
+def who_remembers(secret: str) -> list[str]:
+    """Open requests, and the types of all that holds a text with it."""
+    gc.collect()
+    found = []
+    for owner in gc.get_objects():
+        if isinstance(owner, Request):
+            found.append(repr(owner))
+        for part in held_by(owner):
+            needle: Any = secret if isinstance(part, str) else secret.encode()
+            if isinstance(part, (str, bytes, bytearray)) and part is not secret and needle in part:
+                found.append(f"{type(owner).__name__}: {part!r:.80}")
+    return found
+
+
+def test_nothing_that_was_asked_stays_in_the_memory_of_a_server_that_lives_on(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOGGER, "propagate", False)  # pytest keeps what it hears, with all that errors refer to
+    secret = "-".join(["my", "secret", "word"])
+    go = lose_the_device(server, 5)
+    stream = Stream(server, prompt=f"say {secret}")
+    asked: list[dict[str, Any]] = [{}, {"n": 2, "logprobs": 1}, {"stop": [secret]}]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        whole = [pool.submit(complete, server, prompt=f"say {secret} {i}", **f) for i, f in enumerate(asked)]
+        assert who_remembers(secret)
+        go.set()
+    assert {future.result().status for future in whole} == {503}
+    stream.rest()
+    del whole, stream
+    end_s = time.monotonic() + 10
+    while (found := who_remembers(secret)) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert not found

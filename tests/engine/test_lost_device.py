@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeBackend, make_engine
+from fakes import FakeAheadBackend, FakeBackend, make_engine
 from models_factory import make_checkpoint
 
 from llm_decoder import LLM, backends
@@ -15,6 +16,7 @@ from llm_decoder.engine import RequestHandle
 from llm_decoder.errors import DeviceLostError, EngineClosedError
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.search.params import SearchParams
+from llm_decoder.sequence import Request
 
 PROMPT = list(b"Once upon a time")
 LOST = DeviceLostError("[synchronize] cudaErrorLaunchFailure: unspecified launch failure; the GPU is lost")
@@ -56,6 +58,20 @@ def test_it_ends_all_requests_whichever_of_them_has_noticed(
     with pytest.raises(EngineClosedError, match="the GPU is lost"):
         engine.submit(PROMPT, LONG)
     assert backend.is_closed
+
+
+@pytest.mark.parametrize("verb", ["step", "sample", "end_sample"])
+def test_an_engine_that_it_has_ended_and_its_error_hold_no_request(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    backend = FakeAheadBackend() if verb == "end_sample" else FakeBackend()
+    engine = make_engine(backend)
+    handles = [engine.submit(PROMPT, LONG, prompt="Once upon a time", stream=True) for _ in range(2)]
+    next(iter(handles[0]))
+    monkeypatch.setattr(backend, verb, lose)
+    errors = [told(handle) for handle in handles]
+    engine.close()  # waits for its thread
+    gc.collect()
+    assert not [held for held in gc.get_objects() if isinstance(held, Request)]
+    assert [error.__cause__ for error in errors] == [LOST, LOST]
 
 
 @pytest.fixture
