@@ -415,7 +415,7 @@ def test_a_key_is_needed_where_keys_are() -> None:
     assert [endpoint.access for endpoint in ENDPOINTS] == ["key"]
 
 
-def test_the_dashboard_asks_for_names_that_are_there() -> None:
+def test_the_dashboard_asks_for_every_name_and_for_none_that_is_not_there() -> None:
     board = json.loads((ROOT / "examples" / "grafana_dashboard.json").read_text())
     samples = {sample.name for family in families(server_of()).values() for sample in family.samples}
     panels = [panel for panel in board["panels"] if panel["type"] != "row"]
@@ -426,6 +426,8 @@ def test_the_dashboard_asks_for_names_that_are_there() -> None:
         for name in re.findall(r"llm_decoder:\w+|process_\w+", target["expr"])
     }
     assert asked <= samples
+    shown = {re.sub("_(total|bucket|sum|count)$", "", name.removeprefix("llm_decoder:")) for name in asked}
+    assert shown | {"cache_config_info"} >= GAUGES | COUNTERS | HISTOGRAMS  # that one lists the models
     places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
     assert len({panel["id"] for panel in board["panels"]}) == len(set(places)) == len(board["panels"])
     expressions = [target["expr"] for panel in panels for target in panel["targets"]]
