@@ -66,7 +66,8 @@ def bench(
         raise typer.BadParameter(message, param_hint="--speculation")
     if model.device not in (None, "auto", "cpu"):
         message = (
-            f"need cpu, whose limits it measures, got {model.device}; `bench serve` measures a server on any device"
+            f"need cpu, whose limits it measures, got {model.device}; use --device cpu, or `bench serve`, which "
+            "measures a server on any device"
         )
         raise typer.BadParameter(message, param_hint="--device")
     model = dataclasses.replace(model, speculation="none", device="cpu")

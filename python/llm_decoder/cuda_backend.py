@@ -112,8 +112,8 @@ class CudaBackend(CoreBackend):
             )
         except MemoryError as error:
             raise NotEnoughMemoryError(
-                f"[KV cache] {pool.pool_bytes} bytes do not fit {self._gpu.name}: {error}; lower kv_cache_bytes or "
-                "kv_tier_bytes"
+                f"[KV cache] {pool.pool_bytes} bytes, and {pool.tier_bytes} of host memory for its second tier, do not "
+                f"fit {self._gpu.name}: {error}; lower kv_cache_bytes or kv_tier_bytes"
             ) from error
         self._tier_bytes = pool.tier_bytes
         return cache

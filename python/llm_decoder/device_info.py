@@ -73,7 +73,7 @@ def cuda_devices(load_cuda: Callable[[], ModuleType], only: str | None = None) -
     if not names:
         yield _none("the driver knows no NVIDIA GPU" + _hidden(), **facts)
     elif only is not None and only not in names:
-        yield _none(f"there are {', '.join(names)}", **facts)
+        yield _none(f"there {'is only' if len(names) == 1 else 'are'} {', '.join(names)}{_hidden()}", **facts)
     for index, name in enumerate(names):
         if only in (None, name):
             yield _cuda_device(cuda, index, facts)

@@ -59,7 +59,8 @@ def divide_pool(
 
     kv_dtype, on_gpu: as of kv_bytes_per_token. max_step: tokens that a step computes. pool_bytes: None = room for
     n_sequences, but no more than most_bytes. tier_bytes: None = the default of a GPU, with host_bytes of free host
-    memory. Raises NotEnoughMemoryError when not one sequence of least_len tokens has room.
+    memory. Raises NotEnoughMemoryError when not one sequence of least_len tokens has room, and for a tier that is asked
+    for and has no slot.
     """
     groups, layer_groups = _groups(config, wanted_len)
     layer_bytes = kv_bytes_per_token(config, kv_dtype, on_gpu=on_gpu) // config.n_layers * page_size
@@ -89,6 +90,11 @@ def divide_pool(
     taken_bytes = _total(n_pages, page_bytes)
     if tier_bytes is None:
         tier_bytes = min(DEFAULT_TIER_POOLS * taken_bytes, int(DEFAULT_TIER_SHARE * host_bytes), DEFAULT_TIER_BYTES)
+    elif 0 < tier_bytes < (least_bytes := -(-taken_bytes // min(n_pages))):
+        raise NotEnoughMemoryError(
+            f"[KV cache] a second tier holds a page of each group of layers, {least_bytes} bytes, or none, got "
+            f"{tier_bytes}; raise kv_tier_bytes, or make it 0"
+        )
     n_slots = [n * tier_bytes // taken_bytes for n in n_pages]
     return KvPool(
         groups, layer_groups, tuple(n_pages), taken_bytes, max_len, tuple(n_slots), _total(n_slots, page_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -95,6 +97,19 @@ def test_slots_of_the_tier_are_divided_as_pages_are():
     assert pool.n_tier_slots == tuple(n * (1 << 20) // pool.pool_bytes for n in pool.n_pages)
     assert pool.tier_bytes == sum(n * each for n, each in zip(pool.n_tier_slots, page_bytes, strict=True)) <= 1 << 20
     assert divide([0, 0], 1024, None).n_tier_slots == (0,)
+
+
+def test_a_tier_without_a_slot_for_each_group_is_refused_and_one_of_no_bytes_is_none():
+    sizes = [64, 0, 64, 64], 1024, None
+    with pytest.raises(
+        NotEnoughMemoryError, match=r"a page of each group of layers, \d+ bytes, .* got 1; raise"
+    ) as told:
+        divide(*sizes, tier_bytes=1)
+    least_bytes = int(re.search(r"(\d+) bytes", str(told.value))[1])
+    assert min(divide(*sizes, tier_bytes=least_bytes).n_tier_slots) == 1
+    with pytest.raises(NotEnoughMemoryError):
+        divide(*sizes, tier_bytes=least_bytes - 1)
+    assert divide(*sizes, tier_bytes=0).n_tier_slots == (0, 0)
 
 
 def test_the_tier_of_a_device_is_twice_the_pool_or_what_the_host_can_spare(monkeypatch):

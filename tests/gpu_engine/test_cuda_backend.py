@@ -257,7 +257,7 @@ def test_a_variable_says_what_auto_is_and_a_name_goes_over_it(folder: Path, monk
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"device": "cuda:1"}, BackendError, r"\[device\] cuda:1 cannot be used: there are cuda; use device='cpu'"),
+        ({"device": "cuda:1"}, BackendError, r"\[device\] cuda:1 cannot be used: there is only cuda; use device='cpu'"),
         ({"dtype": "float32"}, ConfigError, r"\[dtype\] need auto, bfloat16 or float16 on a GPU, .*; use device='cpu'"),
         ({"quantization": "int3"}, ConfigError, r"\[quantization\] need auto, none, int8, int4.*, got 'int3'"),
         ({"kv_cache_dtype": "float32"}, ConfigError, r"\[kv_cache_dtype\] must be one of auto, .*fp8, int8 on a GPU"),

@@ -80,7 +80,7 @@ def test_quantized_weights_come_from_disk_too(decoder: CUDADecoder, folder: Path
     [
         ({"device": "cpu"}, ConfigError, r"\[device\] must be cuda, .* got 'cpu'; INT8Decoder is for the CPU"),
         ({"device": "auto"}, ConfigError, "INT8Decoder is for the CPU"),
-        ({"device": "cuda:3"}, BackendError, r"cuda:3 cannot be used: there are cuda"),
+        ({"device": "cuda:3"}, BackendError, r"cuda:3 cannot be used: there is only cuda"),
         ({"kv_cache_bytes": 1 << 50}, NotEnoughMemoryError, r"bytes too few; try kv_cache_bytes="),
     ],
 )
