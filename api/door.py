@@ -81,7 +81,7 @@ class Door:
 async def _answer(error: Exception, sender: _Sender) -> None:
     told = as_http_error(error)
     sender.line.code = told.code
-    if told is not error and told.status >= 500:
+    if told is not error and told.status == 500:  # what ends the engine is in the log once
         LOGGER.error("request failed", exc_info=error, extra={"fields": {"request_id": sender.line.request_id}})
     if sender.has_begun:
         sender.line.end = "failed"

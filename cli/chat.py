@@ -133,6 +133,8 @@ class Talk:
                     self.conversation.keep_search(events, output)
         except LLMDecoderError:
             self.conversation.take_back()
+            if said.has_begun and not self.as_json:
+                emit_text("\n")
             raise
         except KeyboardInterrupt:
             self.interrupted = True

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-from llm_decoder import backends
 from llm_decoder.cli.main import main
 
 if __name__ == "__main__":
-    backends.load_cuda = lambda: importlib.import_module("llm_decoder._cuda_host")
+    sys.modules["llm_decoder._cuda"] = importlib.import_module("llm_decoder._cuda_host")
     sys.exit(main())

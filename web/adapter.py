@@ -226,7 +226,7 @@ def _answer_error(error: Exception) -> Response:
     told = _http_error(error)
     visit = _visit()
     visit.line.code = told.code
-    if told is not error and told.status >= 500:
+    if told is not error and told.status == 500:  # what ends the engine is in the log once
         LOGGER.error("request failed", exc_info=error, extra={"fields": {"request_id": visit.incoming.request_id}})
     return _response(told.reply())
 

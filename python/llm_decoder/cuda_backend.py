@@ -96,6 +96,11 @@ class CudaBackend(CoreBackend):
                 f"[{model.name}] graphs of decode steps do not fit {gpu.name}: {error}; lower kv_cache_bytes or "
                 "max_num_seqs"
             ) from error
+        except RuntimeError as error:  # of the driver
+            raise BackendError(
+                f"[{model.name}] {gpu.name} cannot record graphs of decode steps: {error}; LLM_DECODER_CUDA_GRAPHS=0 "
+                "does without"
+            ) from error
 
     def _make_cache(self, cuda: ModuleType, model: Model, pool: KvPool) -> KvCache:
         try:
@@ -171,8 +176,6 @@ def _decoder_of(
             if progress is not None:
                 progress(n_done, n_total, f"copying {name}")
         decoder.finalize(options.tokens_per_step(on_gpu=True))
-    except ValueError as error:
-        raise BackendError(f"[{model.name}] the core refuses the model: {error}") from error
-    except RuntimeError as error:  # of the driver, or of a library that it wants
-        raise BackendError(f"[{model.name}] {gpu.name} refuses the model: {error}") from error
+    except (ValueError, RuntimeError) as error:  # of the core, the driver, or a library that it wants
+        raise BackendError(f"[{model.name}] {gpu.name} cannot load it: {error}") from error
     return decoder

@@ -14,7 +14,7 @@ from fakes import ByteTokenizer, make_engine
 from llm_decoder.answers import Part
 from llm_decoder.cli._conversation import Conversation, obey
 from llm_decoder.cli.chat import Talk
-from llm_decoder.errors import InvalidRequestError
+from llm_decoder.errors import EngineClosedError, InvalidRequestError, RequestFailedError
 from llm_decoder.llm import LLM
 from llm_decoder.sampling import SamplingParams
 from llm_decoder.search.params import SearchParams
@@ -271,6 +271,20 @@ def test_a_closed_pipe_ends_the_conversation() -> None:
 
     with pytest.raises(BrokenPipeError):
         talk_with(FakeLLM(pipe_is_closed)).run(lines("Hello"))
+
+
+@pytest.mark.parametrize(
+    "error", [RequestFailedError("[request 0] failed"), EngineClosedError("[engine] its thread has died")]
+)
+def test_an_error_in_the_middle_of_an_answer_has_a_line_of_its_own(cli: Program, error: Exception) -> None:
+    def fail_at_the_third(n: int) -> None:
+        if n == 2:
+            raise error
+
+    cli.llm = FakeLLM(fail_at_the_third)
+    ran = cli("chat", stdin="Hello\n")
+    assert (ran.code, ran.out) == (1, "You said\n")
+    assert ran.err.endswith(f"error: {error}\n")
 
 
 def test_set_leaves_what_was_set_before() -> None:

@@ -284,7 +284,18 @@ def test_a_library_that_is_missing_is_said_with_its_remedy(folder: Path, monkeyp
         raise RuntimeError("[cublaslt] needs libcublasLt; pip install nvidia-cublas")
 
     use_module(monkeypatch, CUDADecoder=refuse)
-    with pytest.raises(BackendError, match=r"cuda refuses the model: .* pip install nvidia-cublas"):
+    with pytest.raises(BackendError, match=r"cuda cannot load it: .* pip install nvidia-cublas"):
+        open_gpu(folder)
+
+
+def test_a_driver_that_records_no_graphs_is_told_with_what_does_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[capture] cudaErrorStreamCaptureUnsupported")
+
+    use_module(monkeypatch, CUDADecoder=type("WithoutGraphs", (gpu_module().CUDADecoder,), {"capture": refuse}))
+    with pytest.raises(BackendError, match=r"cuda cannot record graphs .*Unsupported; LLM_DECODER_CUDA_GRAPHS=0"):
         open_gpu(folder)
 
 
