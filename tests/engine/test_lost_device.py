@@ -64,13 +64,13 @@ def test_it_ends_all_requests_whichever_of_them_has_noticed(
 def test_an_engine_that_it_has_ended_and_its_error_hold_no_request(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     backend = FakeAheadBackend() if verb == "end_sample" else FakeBackend()
     engine = make_engine(backend)
-    handles = [engine.submit(PROMPT, LONG, prompt="Once upon a time", stream=True) for _ in range(2)]
+    handles = [engine.submit(PROMPT, LONG, prompt=verb, stream=True) for _ in range(2)]
     next(iter(handles[0]))
     monkeypatch.setattr(backend, verb, lose)
     errors = [told(handle) for handle in handles]
     engine.close()  # waits for its thread
     gc.collect()
-    assert not [held for held in gc.get_objects() if isinstance(held, Request)]
+    assert not [held for held in gc.get_objects() if isinstance(held, Request) and held.prompt == verb]
     assert [error.__cause__ for error in errors] == [LOST, LOST]
 
 
