@@ -9,7 +9,7 @@
 #   make judge  the live judges: HF transformers on torch, and clients of others in .venv-clients
 #   make soak   10,000 mixed requests on each server, and bursts: answers, pages, memory
 #   make bench  speed here and its share of the limits, as JSON on standard output
-#   make gpu-test   the GPU kernels on this machine's NVIDIA GPU; with PYTHON as it is, nothing is fetched
+#   make gpu-test   the GPU kernels on this machine's NVIDIA GPU, by tools/gpu.sh: PYTHON as it is, nothing is fetched
 #   make gpu-bench  their speed, and that of the methods of docs/attention.md, into benchmarks/results
 #   make gpu-e2e    models on it from end to end: judges, soak, sanitizers, speed beside transformers; likewise
 #   make wheel  dist/*.whl
@@ -23,12 +23,6 @@ STAMPS := .stamps
 SAN_BUILD := build-asan
 ARM_BUILD := build-arm
 CUDA_BUILD := build-cuda
-GPU_BUILD := build-gpu
-GPU_CMAKE = $(or $(shell command -v cmake 2>/dev/null),$(PYTHON) -m cmake)
-GPU_RUN = PYTHONPATH=$(abspath $(GPU_BUILD))/python $(PYTHON)
-GPU_RESULTS ?= benchmarks/results
-GPU_BEGIN := $(shell date +%s)
-GPU_E2E_S ?= 470
 # Tests run side by side, a worker a core; PYTEST_ARGS="-n 0" runs them in one process, where a debugger can stop.
 PYTEST := -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
@@ -36,7 +30,7 @@ CPP_SOURCES := $(shell find include kv_cache attention_cpu attention decoder src
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run build test grid soak lint format asan cuda arm judge bench gpu-modules gpu-build gpu-test gpu-bench gpu-e2e wheel clean
+.PHONY: run build test grid soak lint format asan cuda arm judge bench gpu-build gpu-test gpu-bench gpu-e2e wheel clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -127,28 +121,8 @@ cuda: $(STAMPS)/dev
 bench: $(STAMPS)/build
 	$(BIN)/llm-decoder bench --json
 
-gpu-modules:
-	@sh tools/check_gpu.sh $(or $(firstword $(filter gpu-%,$(MAKECMDGOALS))),gpu-build) "$(PYTHON)"
-	$(GPU_CMAKE) -S . -B $(GPU_BUILD) $(if $(shell command -v ninja 2>/dev/null),-G Ninja) -DLLM_DECODER_CUDA=auto \
-	  -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')"
-	$(GPU_CMAKE) --build $(GPU_BUILD) -j $(JOBS) --target python_modules
-
-gpu-build: gpu-modules
-	$(GPU_CMAKE) --build $(GPU_BUILD) -j $(JOBS) --target on_device_tests _study_cuda
-
-gpu-test: gpu-build
-	$(GPU_RUN) tools/gpu_test.py $(GPU_BUILD) $(GPU_TEST_ARGS)
-
-gpu-bench: gpu-build
-	@status=0; \
-	$(GPU_RUN) benchmarks/attention_methods.py --build $(GPU_BUILD) --out $(GPU_RESULTS)/attention_methods.json || status=$$?; \
-	$(GPU_RUN) benchmarks/gpu_kernels.py --out $(GPU_RESULTS)/gpu_kernels.json $(GPU_BENCH_ARGS) || status=$$?; \
-	exit $$status
-
-# The time counts from before the build.
-gpu-e2e: gpu-modules
-	$(GPU_RUN) tools/gpu_e2e/run.py --out $(GPU_RESULTS)/gpu_e2e.json \
-	  --limit-s $$(($(GPU_BEGIN) + $(GPU_E2E_S) - $$(date +%s))) $(GPU_E2E_ARGS)
+gpu-build gpu-test gpu-bench gpu-e2e:
+	@sh tools/gpu.sh $@
 
 wheel: $(STAMPS)/tools
 	$(if $(filter on,$(LLM_DECODER_CUDA)),CUDACXX="$$(sh tools/find_nvcc.sh $(BIN)/python)") $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .

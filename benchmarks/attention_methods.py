@@ -28,7 +28,7 @@ from typing import Any
 
 import table
 from gpu_clock import GpuClock, NoDevice, device_state, load_torch
-from resumed import DONE, RowsFile, id_of, measure_rows
+from resumed import DONE, KERNELS, RowsFile, id_of, measure_rows, sources, watched
 
 ROOT = Path(__file__).parents[1]
 FUSED = "fused"
@@ -36,6 +36,7 @@ RESULTS = ROOT / "benchmarks/results/attention_methods.json"
 N_HEADS, N_KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 64
 H200_SMS = 132
 TOLERANCE = 0.02
+ROW_LIMIT_S = 60.0  # a row that takes longer has failed and ends the process
 CANNOT = 2
 LABELS = {
     "naive": "naive",
@@ -161,14 +162,13 @@ def measure(study: Any, reason: str, out: Path | None, limit_s: float) -> tuple[
     clock = GpuClock(torch)
     limits = clock.limits()
     device = torch.cuda.get_device_properties(0)
-    from llm_decoder.backends import load_cuda
+    file = RowsFile(out or RESULTS, {"sources": id_of(*sources(*KERNELS)), "device": device.name})
 
-    build = id_of(*(Path(str(module.__file__)) for module in (study, load_cuda())))
-    file = RowsFile(out or RESULTS, {"build": build, "device": device.name})
-    makers = {
-        shape.name: functools.partial(time_shape, torch, study, shape, clock, limits, device.multi_processor_count)
-        for shape in SHAPES
-    }
+    def maker_of(shape: Shape) -> Callable[[], Mapping[str, Any]]:
+        make = functools.partial(time_shape, torch, study, shape, clock, limits, device.multi_processor_count)
+        return watched(shape.name, make, ROW_LIMIT_S, file)
+
+    makers = {shape.name: maker_of(shape) for shape in SHAPES}
     return measure_rows(makers, file, limit_s, can_go_on=clock.is_alive), file.rows
 
 

@@ -8,6 +8,16 @@ from typing import Any
 # Kernels of one graph, or of one queue that is never empty, follow each other in a microsecond or two; what is longer
 # waited for the host.
 HOST_GAP_US = 5.0
+EDGE = 0.1  # of what a profiler saw: where it begins and ends it holds up the host itself
+
+
+def middle(intervals: Iterable[tuple[float, float]], edge: float = EDGE) -> list[tuple[float, float]]:
+    """Those without the first and the last part of their span. intervals: (begin, end)."""
+    known = list(intervals)
+    first = min((begin for begin, _ in known), default=0.0)
+    last = max((end for _, end in known), default=0.0)
+    margin = edge * (last - first)
+    return [(begin, end) for begin, end in known if begin >= first + margin and end <= last - margin]
 
 
 def busy_and_waiting(intervals: Iterable[tuple[float, float]], host_gap_us: float = HOST_GAP_US) -> dict[str, float]:

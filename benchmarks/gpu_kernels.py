@@ -6,8 +6,9 @@
 
 benchmarks/gpu_rows.py says what a row is, benchmarks/gpu_clock.py how it is timed: median of 30, the L2 cache filled
 with something else before each. Each row has the device's state and its measured limits (copy bandwidth, bf16 products)
-of the same run. No row is begun after --limit-s; the next run takes those that are left, and all where the build or the
-device is another. Peers that are not there, or refuse, are told with the reason.
+of the same run. No row is begun after --limit-s; the next run takes those that are left, and all where the sources of
+the kernels or the device are others. A row that takes longer than ROW_LIMIT_S has failed and ends the process. Peers
+that are not there, or refuse, are told with the reason.
 
 Exit status: 0 all rows are there; 1 a row failed; 2 this machine cannot measure; 3 rows are left, run it again.
 """
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import table
 from gpu_clock import GpuClock, NoDevice, device_state, load_torch
-from resumed import RowsFile, id_of, measure_rows
+from resumed import KERNELS, RowsFile, id_of, measure_rows, sources, watched
 
 if TYPE_CHECKING:
     from gpu_rows import Bench, Row, Work
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 CANNOT = 2
 QUICK_SAMPLES = 10
+ROW_LIMIT_S = 90.0
 
 
 def main() -> int:
@@ -48,7 +50,7 @@ def main() -> int:
         return 0
     try:
         torch = load_torch()
-        build = build_id()
+        check_kernels()
     except NoDevice as reason:
         print(f"gpu_kernels: nothing is measured: {reason}", file=sys.stderr)
         return CANNOT
@@ -57,30 +59,30 @@ def main() -> int:
 
     n_samples = {"n_samples": QUICK_SAMPLES} if args.quick else {}
     clock = GpuClock(torch, **n_samples)
-    file = RowsFile(args.out, {"build": build, "device": torch.cuda.get_device_name(0), "quick": args.quick})
+    file = RowsFile(
+        args.out, {"sources": id_of(*sources(*KERNELS)), "device": torch.cuda.get_device_name(0), "quick": args.quick}
+    )
     limits = clock.limits()
     file.put_facts({"versions": versions(torch), "limits": limits, "l2_bytes": clock.l2_bytes})
     rows = {name: row for name, row in all_rows().items() if args.rows in name and (name in QUICK or not args.quick)}
-    makers = {name: functools.partial(measure, torch, Bench, row, clock, limits) for name, row in rows.items()}
+    makers = {
+        name: watched(name, functools.partial(measure, torch, Bench, row, clock, limits), ROW_LIMIT_S, file)
+        for name, row in rows.items()
+    }
     status = measure_rows(makers, file, args.limit_s, can_go_on=clock.is_alive)
     print(markdown({"rows": file.rows}))
     return status
 
 
-def build_id() -> str:
-    """Of the kernels.
-
-    Raises NoDevice where this build has none, or they find no device.
-    """
+def check_kernels() -> None:
+    """Raises NoDevice where this build has none, or they find no device."""
     from llm_decoder.backends import load_cuda
     from llm_decoder.errors import BackendError
 
     try:
-        cuda = load_cuda()
-        cuda.n_devices()
+        load_cuda().n_devices()
     except (BackendError, RuntimeError) as error:
         raise NoDevice(str(error)) from error
-    return id_of(Path(str(cuda.__file__)))
 
 
 def versions(torch: Any) -> dict[str, str]:

@@ -3,14 +3,15 @@
     python benchmarks/gpu_model.py --out benchmarks/results/gpu_e2e.json
     python benchmarks/gpu_model.py --out benchmarks/results/gpu_e2e.json --rows bfloat16
 
-Rows, each of one participant: tokens a second of so many answers at once (`decode`), time to the first token of a
-prompt (`first-token`), and how long the GPU waits for the host in decode steps (`waiting`). Ours are what a user sees
-who streams; transformers has a static cache and its decode step compiled. Weights are random (gpu_model_weights.py).
-`limits` is what the machine gives in the same run: bandwidth of reads and copies, rate of bf16 products."""
+Rows, each of one participant: tokens a second of so many answers at once (`decode`), and time to the first token of a
+prompt (`first-token`). Ours are what a user sees who streams; transformers has a static cache and its decode step
+compiled. Weights are random (gpu_model_weights.py). `limits` is what the machine gives in the same run: bandwidth of
+reads and copies, rate of bf16 products."""
 
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import statistics
 import sys
@@ -29,7 +30,6 @@ import e2e_stage  # noqa: E402
 import numpy as np  # noqa: E402
 from e2e_stage import Row  # noqa: E402
 from gpu_clock import GpuClock, device_state, load_torch  # noqa: E402
-from gpu_idle import busy_and_waiting, intervals_of  # noqa: E402
 from gpu_model_weights import LLAMA_8B, open_llm, random_model, step_bytes  # noqa: E402
 from transformers_on_gpu import TransformersOnGpu  # noqa: E402
 
@@ -47,12 +47,14 @@ WAIT_S = 60.0
 @dataclass(frozen=True)
 class Scale:
     """How large and how often. n_new: tokens of each answer where so many are written at once (key: answers).
-    n_watched: steps that a profiler watches."""
+    n_recorded: first steps of transformers that do not count, for each call's cache is another, and its graphs are
+    recorded again. n_watched: steps that a profiler watches (gpu_waiting.py)."""
 
     hf_config: Mapping[str, Any] = field(default_factory=lambda: LLAMA_8B)
     n_prompt: int = 128
     n_new: Mapping[int, int] = field(default_factory=lambda: {1: 256, 8: 256, 64: 192})
     first_tokens: tuple[int, ...] = (2048, 4096)
+    n_recorded: int = 16
     n_watched: int = 64
     n_samples: int = 3
     kv_cache_bytes: int = 12 << 30
@@ -137,10 +139,11 @@ class Theirs:
     def __init__(self, torch: Any, scale: Scale) -> None:
         self._peer = TransformersOnGpu(torch, scale.hf_config, scale.device)
         self._vocab_size = scale.hf_config["vocab_size"]
+        self._n_recorded = scale.n_recorded
         self._rng = np.random.default_rng(1)
 
     def tokens_per_s(self, n_sequences: int, n_prompt: int, n_new: int) -> float:
-        times = self._peer.token_times(self._prompts(n_sequences, n_prompt), n_new)
+        times = self._peer.token_times(self._prompts(n_sequences, n_prompt), n_new)[self._n_recorded :]
         return rate_of([[(moment, 1) for moment in times]] * n_sequences)
 
     def first_token_s(self, n_prompt: int) -> float:
@@ -191,6 +194,7 @@ class Participants:
         if self._open is not None:
             self._open.close()
         self._open, self._name = None, ""
+        gc.collect()  # a compiled model and its call hold each other
         if self.torch.cuda.is_available():
             self.torch.cuda.empty_cache()
 
@@ -253,25 +257,6 @@ def prefill_flops(hf_config: Mapping[str, Any], n_prompt: int) -> int:
     return 2 * (config["num_hidden_layers"] * each + config["vocab_size"] * hidden)
 
 
-def waiting(participants: Participants, name: str, n_sequences: int) -> dict[str, Any]:
-    """How much of decode steps the GPU waits for the host. Answers are long, for a profiler takes its time to begin."""
-    ours, scale, torch = participants.get(name), participants.scale, participants.torch
-    watch = functools.partial(torch.profiler.profile, activities=[torch.profiler.ProfilerActivity.CUDA])
-    with watch():  # loads what it needs
-        pass
-    answers = [ours.start(scale.n_prompt, 4 * scale.n_new[n_sequences]) for _ in range(n_sequences)]
-    for answer in answers:
-        answer.wait_for(2)
-    with watch() as profile:
-        n_before = len(answers[0].times)
-        answers[0].wait_for(n_before + scale.n_watched)
-        n_steps = len(answers[0].times) - n_before
-    for answer in answers:
-        answer.wait()
-    found = busy_and_waiting(intervals_of(torch, profile))
-    return found | about(ours, n_sequences=n_sequences, n_steps=n_steps)
-
-
 def limits(torch: Any) -> dict[str, Any]:
     clock = GpuClock(torch)
     before = device_state()
@@ -297,8 +282,6 @@ def all_rows(participants: Participants) -> dict[str, Row]:
             add("first-token", first_token, name, n_prompt)
 
     add_all("bfloat16")
-    for n_sequences in batches:
-        add("waiting", waiting, "bfloat16", n_sequences)
     add_all("int4")
     add_all(THEIRS, batches[::-1])
     add_all("bfloat16-no-graphs", batches[:2], ())

@@ -95,8 +95,7 @@ def waits(rows: Rows) -> str:
     found = sized(rows, "waiting")
     out = [["decode steps", "at once", "ms a step", "of it the GPU waits for the host"]]
     for (name, size), row in found.items():
-        step_ms = row["span_us"] / 1e3 / max(1, row["n_steps"])
-        out.append([name, str(size), table.figure(step_ms), f"{row['waiting_share']:.1%}"])
+        out.append([name, str(size), table.figure(row["step_us"] / 1e3), f"{row['waiting_share']:.1%}"])
     return table.table(out, left=(0,)) if found else ""
 
 

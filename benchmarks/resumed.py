@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 DONE, FAILED, LEFT = 0, 1, 3  # exit status
+UNDER_WAY = "its process ended while it was made"  # what a failed row says until it is there
+KERNELS = ("attention", "cmake", "include", "src")  # folders that GPU kernels and their module are made of
+_SUFFIXES = {".cmake", ".cpp", ".h", ".py", ".txt"}
 
 
-def id_of(*compiled: Path) -> str:
+def id_of(*files: Path) -> str:
     """Of what is measured: rows of other files are not these."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in compiled)).hexdigest()[:16]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    """What rows of GPU kernels are of. Compiled files are no names for it: nvcc makes others each time."""
+    for folder in folders:
+        yield from sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in _SUFFIXES and path.is_file())
 
 
 class RowsFile:
@@ -48,6 +59,23 @@ class RowsFile:
         beside = self._path.with_suffix(".new")
         beside.write_text(json.dumps(self.data, indent=1) + "\n")
         beside.replace(self._path)
+
+
+def watched(
+    name: str, make: Callable[[], Mapping[str, Any]], limit_s: float, file: RowsFile
+) -> Callable[[], Mapping[str, Any]]:
+    """A maker for measure_rows whose row is a failed one until it is there, and which ends the process after limit_s: a
+    call that waits for a device can be ended in no other way, and the next run begins with other rows."""
+
+    def make_watched() -> Mapping[str, Any]:
+        file.put(name, {"failed": UNDER_WAY})
+        faulthandler.dump_traceback_later(limit_s, exit=True)
+        try:
+            return make()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    return make_watched
 
 
 def tell(line: str) -> None:

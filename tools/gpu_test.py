@@ -1,12 +1,12 @@
 """Runs every test of the GPU kernels on this machine's GPU, and goes on where it was stopped.
 
-    python tools/gpu_test.py build-gpu        # after `make gpu-build`; `make gpu-test` does both
+    python tools/gpu_test.py build-gpu --out benchmarks/results/gpu_test.json    # `make gpu-test` builds and does it
 
 First the C++ tests of the kernels, each a program; then tests/ops on the device, a process for each file, with the
 whole pairwise cover of attention; then compute-sanitizer over few of them. A test that takes too long is ended with its
 process, and so is a file after an error that the device does not recover from. After each step its result goes into
-BUILD/gpu_test/results.json and its output into BUILD/gpu_test/STEP.log: the next run takes what has not passed, or
-everything where what is tested is another. No step begins or goes on past --limit-s.
+--out and its output into BUILD/gpu_test/STEP.log: the next run takes what has not passed, or everything where the
+sources or the device are others. No step begins or goes on past --limit-s.
 
 Exit status: 0 all passed, or were skipped for the reason that is told; 1 a step failed; 3 steps are left, run it again.
 """
@@ -14,7 +14,6 @@ Exit status: 0 all passed, or were skipped for the reason that is told; 1 a step
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -27,13 +26,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from resumed import KERNELS, ROOT, id_of, sources
+
 from llm_decoder.gpu_libraries import cublaslt_libraries
 
-ROOT = Path(__file__).parents[1]
+TESTED = (*KERNELS, "decoder", "kv_cache", "python/llm_decoder/ops", "tests/cpp", "tests/ops")
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 DONE = (PASSED, SKIPPED)
 NOT_RUN = 77  # exit status of a C++ test that found no device
 LEAST_S = 10.0  # that a step is begun with
+LAST_LINES = 40  # that are told of a step that failed
 NO_TESTS = 5  # of pytest: none of a file is for a device
 CPP_LIMIT_S, OPS_LIMIT_S, SANITIZER_LIMIT_S = 60.0, 200.0, 200.0
 TEST_LIMIT_S, SANITIZED_TEST_LIMIT_S = 45.0, 120.0  # of a test of tests/ops
@@ -56,6 +60,7 @@ class Outcome:
     result: str
     reason: str = ""
     seconds: float = 0.0
+    said: str = ""  # the end of its output, where it failed
 
 
 Run = Callable[[Step, float, Path], Outcome]
@@ -109,14 +114,15 @@ def watched(limit_s: float) -> dict[str, str]:
     return {"LLM_DECODER_NEEDS_DEVICE": "1", "LLM_DECODER_TEST_LIMIT_S": str(limit_s)}
 
 
-def fingerprint(build: Path) -> str:
-    """Of what is tested and of its tests."""
-    files = [*build.glob("python/llm_decoder/_c*.so"), *build.glob("tests/cpp/on_device/*_test")]
-    files += [*(ROOT / "tests/ops").glob("*.py"), *(ROOT / "python/llm_decoder/ops").glob("*.py")]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def fingerprint(device: str) -> str:
+    """Of what is tested, of its tests, and of the device."""
+    return f"{id_of(*sources(*TESTED))} on {device}"
+
+
+def device_name() -> str:
+    """As the driver has it, without a context on the device."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 class Record:
@@ -168,6 +174,8 @@ def run_steps(
                 continue
         record.put(step.name, outcome)
         print(f"{outcome.result:8}{step.name:44}{outcome.seconds:6.1f} s  {outcome.reason}".rstrip(), flush=True)
+        if outcome.said:
+            print("    " + outcome.said.replace("\n", "\n    "), flush=True)
     results = [known[step.name].result for step in steps if step.name in known]
     counts = ", ".join(f"{results.count(one)} {one}" for one in (PASSED, FAILED, SKIPPED))
     print(f"{counts}, {n_left} left{'; run it again' if n_left else ''}; output in {logs}", flush=True)
@@ -190,14 +198,29 @@ def run_step(step: Step, time_s: float, log: Path) -> Outcome:
             env=os.environ | dict(step.environment),
             start_new_session=True,
         )
-        try:
-            status = process.wait(time_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # what it started too
+        status = wait_for(process, time_s)
+    said = log.read_text(errors="replace")
+    if status is None:
+        return Outcome(FAILED, f"not done after {time_s:.0f} s", time_s, end_of(said))
+    return judge(step, status, said, round(time.monotonic() - begin, 1))
+
+
+def wait_for(process: subprocess.Popen[bytes], time_s: float) -> int | None:
+    """The exit status of the first process of a session; None where the time was over. Whatever ends the wait, a signal
+    too, nothing of the session is left on the device."""
+    try:
+        return process.wait(time_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            return Outcome(FAILED, f"not done after {time_s:.0f} s", time_s)
-    seconds = round(time.monotonic() - begin, 1)
-    return judge(step, status, log.read_text(errors="replace"), seconds)
+
+
+def end_by_signal() -> None:
+    """What is asked to end does so as by Ctrl-C: what it has started is ended too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def judge(step: Step, status: int, output: str, seconds: float) -> Outcome:
@@ -211,12 +234,18 @@ def judge(step: Step, status: int, output: str, seconds: float) -> Outcome:
         return Outcome(PASSED, last, seconds)
     if status == NOT_RUN:
         return Outcome(FAILED, last, seconds)
-    return Outcome(FAILED, f"exit status {status}: {last}", seconds)
+    return Outcome(FAILED, f"exit status {status}: {last}", seconds, end_of(output))
+
+
+def end_of(output: str) -> str:
+    return "\n".join(output.splitlines()[-LAST_LINES:])
 
 
 def main() -> int:
+    end_by_signal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path, help="the folder of make gpu-build")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file; what has passed there is not run again")
     parser.add_argument("--limit-s", type=float, default=450.0, help="seconds in all (default 450)")
     parser.add_argument("--thorough", action="store_true", help="also initcheck, and racecheck of the C++ tests")
     args = parser.parse_args()
@@ -226,7 +255,7 @@ def main() -> int:
     if sanitizer is None:
         print("skipped compute-sanitizer: it is not on PATH")
     logs = args.build / "gpu_test"
-    record = Record(logs / "results.json", fingerprint(args.build))
+    record = Record(args.out, fingerprint(device_name()))
     return run_steps(steps_of(args.build, sanitizer, args.thorough), record, logs, args.limit_s, run_step)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import gpu_model
 import gpu_page
 import pytest
-from gpu_idle import busy_and_waiting
+from gpu_idle import busy_and_waiting, middle
 from gpu_model_weights import LLAMA_8B, step_bytes
-from resumed import DONE, FAILED, LEFT
+from resumed import DONE, FAILED, LEFT, UNDER_WAY
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tools/gpu_e2e"))
@@ -42,7 +42,7 @@ class Stages:
         self.now += 100.0
         status = self.ends[program].pop(0)
         if status != NOTHING:
-            failed = {"failed": e2e_stage.UNDER_WAY} if status in (HUNG, CRASHED) else {}
+            failed = {"failed": UNDER_WAY} if status in (HUNG, CRASHED) else {}
             row = {f"{program.stem}-{len(self.began)}": {"of": {}, **failed}}
             before = json.loads(self.out.read_text())["rows"] if self.out.exists() else {}
             self.out.write_text(json.dumps({"rows": before | row}))
@@ -82,6 +82,12 @@ def test_no_stage_begins_when_the_time_is_over(tmp_path: Path) -> None:
     assert stages.began == ["e2e_judges"]
 
 
+def test_a_stage_is_told_that_nothing_is_fetched(tmp_path: Path) -> None:
+    program = tmp_path / "stage.py"
+    program.write_text("import os, sys\nsys.exit(os.environ['HF_HUB_OFFLINE'] != '1')\n")
+    assert e2e_run.run_program(tmp_path / "out", program, [], 60.0) == 0
+
+
 STAGE = """
 import os, sys, time
 sys.path.insert(0, {folder!r})
@@ -90,7 +96,7 @@ from e2e_stage import Row
 
 e2e_stage.device_name = lambda: "a device"
 e2e_stage.is_alive = lambda: {alive}
-e2e_stage.sources = lambda: []
+e2e_stage.sources = lambda *folders: []
 
 def broken():
     raise RuntimeError("no such kernel")
@@ -126,7 +132,7 @@ def test_a_row_that_ends_its_process_is_a_failed_row_and_the_next_process_goes_o
     assert list(rows_of(tmp_path)) == ["good", "broken", "dies"]
     assert run_stage(tmp_path, "--new").returncode == FAILED
     found = rows_of(tmp_path)
-    assert found["dies"]["failed"] == found["hangs"]["failed"] == e2e_stage.UNDER_WAY
+    assert found["dies"]["failed"] == found["hangs"]["failed"] == UNDER_WAY
     assert run_stage(tmp_path, "--new").returncode == DONE
     assert rows_of(tmp_path)["last"]["us"] == 2
 
@@ -141,7 +147,7 @@ def test_no_row_begins_with_less_than_half_its_time_left(tmp_path: Path) -> None
 
 
 def test_rows_are_of_sources_and_not_of_what_a_compiler_made_of_them() -> None:
-    suffixes = {path.suffix for path in e2e_stage.sources()}
+    suffixes = {path.suffix for path in e2e_stage.sources(*e2e_stage._SOURCES)}
     assert {".h", ".cpp", ".py"} <= suffixes
     assert ".so" not in suffixes
 
@@ -162,6 +168,12 @@ def test_gaps_between_kernels_are_the_hosts_where_they_are_long() -> None:
     assert found == {"span_us": 50, "busy_us": 29, "waiting_us": 20, "waiting_share": 0.4, "n_kernels": 4}
     with pytest.raises(ValueError, match="need kernels"):
         busy_and_waiting([])
+
+
+def test_where_a_profiler_begins_and_ends_nothing_counts() -> None:
+    late = [(0.0, 5.0), (50.0, 60.0), (65.0, 90.0), (95.0, 100.0)]
+    assert middle(late) == [(50.0, 60.0), (65.0, 90.0)]
+    assert middle([]) == []
 
 
 def test_a_step_reads_every_weight_but_the_table_of_embeddings() -> None:
@@ -208,7 +220,7 @@ def test_the_page_has_figures_shares_and_bars(tmp_path: Path) -> None:
         bench_transformers_decode_64={"tokens_per_s": 3000.0},
         bench_bfloat16_first_token_4096={"seconds": 0.1, "flops": 56_000_000_000_000},
         bench_bfloat16_first_token_2048={"seconds": 0.05, "flops": 28_000_000_000_000},
-        bench_bfloat16_waiting_1={"span_us": 64 * 5000.0, "waiting_share": 0.03, "n_steps": 64},
+        bench_bfloat16_waiting_1={"step_us": 5000.0, "waiting_share": 0.03},
     )
     assert "- judges: 1 passed, 1 failed" in page
     assert "- compute-sanitizer: 0 passed, 0 failed, 1 skipped (compute-sanitizer is not on PATH)" in page

@@ -4,10 +4,13 @@ it first runs on a device. The judges beside transformers are in tests/judge."""
 from __future__ import annotations
 
 import importlib
+import os
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +25,9 @@ import e2e_sanitizers  # noqa: E402
 import e2e_soak  # noqa: E402
 import e2e_stage  # noqa: E402
 import gpu_model  # noqa: E402
+import gpu_waiting  # noqa: E402
 from gpu_model_weights import LLAMA_8B  # noqa: E402
+from run import STAGES  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -79,11 +84,15 @@ def test_another_answer_than_alone_and_a_page_that_is_held_are_wrong(monkeypatch
 # ---- sanitizers --------------------------------------------------------------------------------------------------
 
 # Runs the program that it is given on the host machine, without what a bare machine has not.
-WATCHER = """#!{python}
-import importlib, os, runpy, sys
+BARE = """
+import sys
 
 for name in ("fastapi", "flask", "llguidance", "math_core", "nh3", "prompt_toolkit", "pydantic", "uvicorn", "waitress"):
     sys.modules[name] = None
+"""
+WATCHER = """#!{python}
+import importlib, os, runpy
+{bare}
 from llm_decoder import backends
 
 host = importlib.import_module("llm_decoder._cuda_host")
@@ -104,9 +113,19 @@ REFUSAL = "print('========= Error: Device not supported.'); sys.exit(1)"
 
 def watcher(tmp_path: Path, found: str = "") -> str:
     program = tmp_path / "watcher"
-    program.write_text(WATCHER.format(python=sys.executable, found=found))
+    program.write_text(WATCHER.format(python=sys.executable, bare=BARE, found=found))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return str(program)
+
+
+def test_every_program_is_there_on_a_bare_machine() -> None:
+    names = ("tools/gpu_test.py", "benchmarks/gpu_kernels.py", "benchmarks/attention_methods.py")
+    programs = [str(path) for path in (*STAGES.values(), *(ROOT / name for name in names))]
+    code = f"{BARE}import runpy\nfor program in {programs!r}:\n    runpy.run_path(program)"
+    known = [str(ROOT / "tools/gpu_e2e"), str(ROOT / "benchmarks"), *(path for path in sys.path if "tests" not in path)]
+    paths = ":".join(path for path in known if path)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_what_the_sanitizers_watch_runs_on_a_bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +190,7 @@ TINY = LLAMA_8B | {
 
 
 class Profile:
-    """torch.profiler.profile, that saw two kernels."""
+    """torch.profiler.profile, that saw four kernels."""
 
     def __init__(self, **options: Any) -> None:
         """options: what to watch."""
@@ -183,17 +202,11 @@ class Profile:
         """Ends."""
 
     def events(self) -> list[Any]:
-        class Range:
-            start, end = 0.0, 90.0
-
-        class Event:
-            device_type, time_range = "cuda", Range
-
-        class Later(Event):
-            class time_range:
-                start, end = 100.0, 110.0
-
-        return [Event, Later]
+        kernels = ((0.0, 5.0), (20.0, 90.0), (100.0, 110.0), (195.0, 200.0))
+        return [
+            SimpleNamespace(device_type="cuda", time_range=SimpleNamespace(start=start, end=end))
+            for start, end in kernels
+        ]
 
 
 class FakeTorch:
@@ -212,7 +225,7 @@ class FakeTorch:
 
 
 @pytest.fixture(scope="module")
-def rows() -> Iterator[Any]:
+def participants() -> Iterator[Any]:
     scale = gpu_model.Scale(
         hf_config=TINY,
         n_prompt=4,
@@ -224,8 +237,13 @@ def rows() -> Iterator[Any]:
         max_tokens_per_step=64,
     )
     participants = gpu_model.Participants(FakeTorch, scale)
-    yield gpu_model.all_rows(participants)
+    yield participants
     participants.close()
+
+
+@pytest.fixture
+def rows(participants: Any) -> Any:
+    return gpu_model.all_rows(participants)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int4", "int8", "fp8", "bfloat16-no-graphs"])
@@ -242,10 +260,12 @@ def test_ours_is_timed_through_the_engine(rows: Any, name: str, monkeypatch: pyt
         assert rows[f"bench-{name}-first-token-20"].make()["seconds"] > 0
 
 
-def test_the_profiler_watches_steps_in_the_middle_of_answers(rows: Any) -> None:
-    row = rows["bench-bfloat16-waiting-1"].make()
+def test_the_profiler_watches_steps_in_the_middle_of_answers(participants: Any) -> None:
+    rows = gpu_waiting.all_rows(participants)
+    assert list(rows) == ["bench-bfloat16-waiting-1", "bench-bfloat16-waiting-2"]
+    row = rows["bench-bfloat16-waiting-2"].make()
     assert row["waiting_us"] == 10.0
-    assert row["n_steps"] >= 2
+    assert row["step_us"] > 0
 
 
 def test_rows_are_named_for_the_page(rows: Any) -> None:

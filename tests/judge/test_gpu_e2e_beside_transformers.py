@@ -18,12 +18,24 @@ sys.path += [str(ROOT / folder) for folder in ("tools/gpu_e2e", "benchmarks", "b
 
 import e2e_judges  # noqa: E402
 from e2e_judges import Case  # noqa: E402
+from gpu_model import THEIRS, Participants, Scale, all_rows  # noqa: E402
 from gpu_model_weights import LLAMA_8B  # noqa: E402
 from transformers_on_gpu import TransformersOnGpu  # noqa: E402
 
 pytestmark = [pytest.mark.judge, pytest.mark.filterwarnings("default")]
 
 FEW: dict[str, Any] = {"prompts": (1, 5, 20, 40), "n_new": 4, "max_tokens_per_step": 32}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 CASES = [
     Case("llama", **FEW),
     Case("mistral", dtype="float16", **FEW),
@@ -65,11 +77,23 @@ def test_a_model_of_other_weights_fails(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_peer_tells_when_each_token_was_there() -> None:
     torch = pytest.importorskip("torch")
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    heads = {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": 256, "bos_token_id": 1, "eos_token_id": 2}
-    peer = TransformersOnGpu(torch, LLAMA_8B | sizes | heads, "cpu")
+    peer = TransformersOnGpu(torch, LLAMA_8B | SIZES, "cpu")
     for n_sequences in (1, 3):
         times = peer.token_times(np.ones((n_sequences, 6), np.int64), 5)
         assert len(times) == 5
         assert times == sorted(times)
     peer.close()
+
+
+def test_rows_of_the_peer_are_those_of_a_peer_that_has_recorded_its_graphs() -> None:
+    torch = pytest.importorskip("torch")
+    scale = Scale(
+        LLAMA_8B | SIZES, n_prompt=4, n_new={2: 8}, first_tokens=(20,), n_recorded=3, n_samples=1, device="cpu"
+    )
+    participants = Participants(torch, scale)
+    rows = all_rows(participants)
+    assert rows["bench-transformers-first-token-20"].make()["seconds"] > 0
+    times = [5.0 * i for i in range(4)] + [15.0 + i for i in range(1, 5)]
+    participants.get(THEIRS)._peer.token_times = lambda prompts, n_new: times[:n_new]
+    assert rows["bench-transformers-decode-2"].make()["tokens_per_s"] == pytest.approx(2.0)
+    participants.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import gpu_test  # noqa: E402
 from gpu_test import FAILED, PASSED, SKIPPED, Outcome, Record, Step  # noqa: E402
+from resumed import sources  # noqa: E402
 
 
 class Runner:
@@ -80,7 +83,8 @@ def test_refusals_and_findings_of_a_sanitizer_are_told_apart() -> None:
     refused = "========= COMPUTE-SANITIZER\n========= Error: Device not supported. Please refer to the manual\n"
     assert gpu_test.judge(step, 1, refused, 1).result == SKIPPED
     found = "this test says: not supported\n========= Invalid __global__ read\n========= ERROR SUMMARY: 1 error\n"
-    assert gpu_test.judge(step, 9, found, 1) == Outcome(FAILED, "exit status 9: ========= ERROR SUMMARY: 1 error", 1)
+    judged = gpu_test.judge(step, 9, found, 1)
+    assert judged == Outcome(FAILED, "exit status 9: ========= ERROR SUMMARY: 1 error", 1, found.strip())
     assert gpu_test.judge(step, 0, "========= ERROR SUMMARY: 0 errors\n", 1).result == PASSED
 
 
@@ -96,6 +100,53 @@ def test_a_program_runs_with_its_environment_and_its_output_is_kept(tmp_path: Pa
 def test_a_program_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     sleeping = Step("a", [sys.executable, "-c", "import time; time.sleep(60)"], 60)
     assert gpu_test.run_step(sleeping, 0.2, tmp_path / "a.log") == Outcome(FAILED, "not done after 0 s", 0.2)
+
+
+SLEEPS = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+RUNS = """
+import sys
+from pathlib import Path
+
+sys.path.append({tools!r})
+import gpu_test
+
+gpu_test.end_by_signal()
+gpu_test.run_step(gpu_test.Step("a", [sys.executable, "-c", {sleeps!r}], 60), 60, Path({log!r}))
+"""
+
+
+def test_who_is_asked_to_end_leaves_nothing_on_the_device(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    code = RUNS.format(tools=str(ROOT / "tools"), sleeps=SLEEPS, log=str(log))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    runner = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert runner.poll() is None
+        time.sleep(0.01)
+    runner.terminate()
+    assert runner.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
+
+
+def test_the_end_of_what_a_failed_step_said_is_told_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "for i in range(100): print('line', i)\nraise SystemExit(1)"
+    step = Step("a", [sys.executable, "-c", code], 60)
+    record = Record(tmp_path / "results.json", "x")
+    assert gpu_test.run_steps([step], record, tmp_path, 100, gpu_test.run_step) == 1
+    assert record.outcomes["a"].said.splitlines() == [f"line {i}" for i in range(60, 100)]
+    assert "    line 60\n" in capsys.readouterr().out
+    assert Record(tmp_path / "results.json", "x").outcomes == record.outcomes
+
+
+def test_results_are_of_the_sources_and_not_of_what_a_compiler_made_of_them() -> None:
+    suffixes = {path.suffix for path in sources(*gpu_test.TESTED)}
+    assert {".h", ".cpp", ".py"} <= suffixes
+    assert ".so" not in suffixes
+    assert gpu_test.fingerprint("NVIDIA H200") == gpu_test.fingerprint("NVIDIA H200")
+    assert gpu_test.fingerprint("NVIDIA H200") != gpu_test.fingerprint("NVIDIA A100")
 
 
 def test_steps_are_programs_then_files_of_ops_then_sanitizers(tmp_path: Path) -> None:
@@ -228,6 +279,65 @@ def test_a_driver_that_lists_no_gpu_is_told(tmp_path: Path) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has a driver")
     assert "an NVIDIA GPU (nvidia-smi -L lists none)" in check(tmp_path, "nvidia-smi").stderr
+
+
+def run_word(tmp_path: Path, word: str, **environment: str) -> tuple[int, list[str]]:
+    """(exit status of gpu.sh, what it started) where a GPU, nvcc and cmake are, which do nothing, and no make."""
+    programs = {
+        "nvidia-smi": "echo 'GPU 0: one'",
+        "nvcc": "",
+        "cmake": 'echo "cmake $*" >> "$LOG"; mkdir -p "$GPU_BUILD"; case $* in *$BROKEN*) exit 1 ;; esac',
+        "python3": f'case $1 in -*) exec {sys.executable} "$@" ;; esac; echo "$PYTHONPATH: $*" >> "$LOG"; exit 3',
+    }
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name, body in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    for name in ("awk", "cat", "date", "dirname", "grep", "mkdir", "nproc", "sh"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    own = {"PATH": str(folder), "LOG": str(tmp_path / "log"), "GPU_BUILD": str(tmp_path / "build"), "BROKEN": "nothing"}
+    command = ["/bin/sh", str(ROOT / "tools/gpu.sh"), word]
+    done = subprocess.run(command, env=own | environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode != 2, done.stderr
+    return done.returncode, (tmp_path / "log").read_text().splitlines()
+
+
+def test_a_word_builds_what_it_needs_and_runs_it_in_the_time_that_is_left(tmp_path: Path) -> None:
+    given = {"GPU_RESULTS": "/out", "PYTHONPATH": "/site", "GPU_S": "1000", "JOBS": "7", "GPU_TEST_ARGS": "--thorough"}
+    status, (configured, modules, others, ran) = run_word(tmp_path, "gpu-test", **given)
+    assert status == 3
+    assert "-DLLM_DECODER_CUDA=auto" in configured
+    assert modules.endswith("-j 7 --target python_modules")
+    assert "--target on_device_tests -- -k" in others
+    build = tmp_path / "build"
+    assert ran.startswith(f"{build}/python:/site: tools/gpu_test.py {build} --out /out/gpu_test.json --limit-s ")
+    limit_s = int(ran.split()[-2])
+    assert 900 < limit_s <= 1000
+    assert ran.endswith("--thorough")
+
+
+def test_models_need_no_test_programs_and_a_row_that_was_begun_has_its_time(tmp_path: Path) -> None:
+    status, started = run_word(tmp_path, "gpu-e2e", GPU_RESULTS="/out", GPU_S="1000", GPU_E2E_ARGS="--stages soak")
+    assert (status, len(started)) == (3, 3)
+    assert "tools/gpu_e2e/run.py --out /out/gpu_e2e.json --limit-s" in started[-1]
+    assert started[-1].endswith("--stages soak")
+    assert int(started[-1].split()[-3]) <= 910
+
+
+def test_a_test_program_that_does_not_compile_keeps_no_other_from_running(tmp_path: Path) -> None:
+    status, started = run_word(tmp_path, "gpu-bench", BROKEN="_study_cuda")
+    assert [line.split()[1] for line in started[-2:]] == [
+        "benchmarks/attention_methods.py",
+        "benchmarks/gpu_kernels.py",
+    ]
+    assert status == 3
+
+
+def test_without_kernels_nothing_runs(tmp_path: Path) -> None:
+    status, started = run_word(tmp_path, "gpu-e2e", BROKEN="python_modules")
+    assert status == 1
+    assert "python_modules" in started[-1]
 
 
 def test_make_says_the_same_and_builds_nothing(tmp_path: Path) -> None:

@@ -7,11 +7,9 @@ next process goes on with the others."""
 from __future__ import annotations
 
 import argparse
-import faulthandler
-import functools
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,11 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/soak", "tests/
 # transformers looks for a package of this name, and is not to find benchmarks/kernels.py.
 sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
 
-from resumed import FAILED, RowsFile, id_of, measure_rows  # noqa: E402
+from resumed import FAILED, RowsFile, id_of, measure_rows, sources, watched  # noqa: E402
 
 CANNOT = 2  # exit status: this machine cannot make any row
 LOST = 4  # exit status: the device answers this process no more, another may go on
 _SOURCES = ("attention", "cmake", "decoder", "include", "kv_cache", "python/llm_decoder", "src", "tests")
-_SUFFIXES = {".cmake", ".cpp", ".h", ".py", ".txt"}
-UNDER_WAY = "its process ended while it was made"  # what a failed row says until it is there
 
 
 @dataclass(frozen=True)
@@ -50,16 +46,10 @@ def arguments(what: str) -> argparse.ArgumentParser:
 def open_rows(path: Path) -> RowsFile:
     """The rows of these sources on this device; the facts say which these are. Raises BackendError where there is no
     device."""
-    of = {"sources": id_of(*sources()), "device": device_name()}
+    of = {"sources": id_of(*sources(*_SOURCES)), "device": device_name()}
     file = RowsFile(path, of)
     file.put_facts({"of": of})
     return file
-
-
-def sources() -> Iterator[Path]:
-    """What a row is of. Compiled files are no names for it: nvcc makes others each time."""
-    for folder in _SOURCES:
-        yield from sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in _SUFFIXES and path.is_file())
 
 
 def device_name() -> str:
@@ -77,7 +67,7 @@ def device_name() -> str:
 def make_rows(rows: Mapping[str, Row], file: RowsFile, limit_s: float) -> int:
     """The exit status: as of resumed.measure_rows, or LOST."""
     status = measure_rows(
-        {name: functools.partial(_make, name, row, file) for name, row in rows.items()},
+        {name: watched(name, _told(row.make), row.limit_s, file) for name, row in rows.items()},
         file,
         limit_s,
         can_go_on=is_alive,
@@ -97,16 +87,17 @@ def is_alive() -> bool:
     return True
 
 
-def _make(name: str, row: Row, file: RowsFile) -> Mapping[str, Any]:
-    file.put(name, {"failed": UNDER_WAY})
-    faulthandler.dump_traceback_later(row.limit_s, exit=True)
-    try:
-        return row.make()
-    except Exception:
-        traceback.print_exc()  # where, for the log; the row has what
-        raise
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+def _told(make: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
+    """With where it failed in the log: the row has what."""
+
+    def make_and_tell() -> Mapping[str, Any]:
+        try:
+            return make()
+        except Exception:
+            traceback.print_exc()
+            raise
+
+    return make_and_tell
 
 
 def run_stage(make_all: Callable[[], Mapping[str, Row]], asked: argparse.Namespace) -> int:

@@ -24,13 +24,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2e_stage import CANNOT, ROOT, UNDER_WAY
-from resumed import DONE, FAILED, LEFT
+from e2e_stage import CANNOT, ROOT
+from gpu_test import end_by_signal, wait_for
+from resumed import DONE, FAILED, LEFT, UNDER_WAY
 
 HERE = Path(__file__).parent
 STAGES = {
     "judges": HERE / "e2e_judges.py",
     "bench": ROOT / "benchmarks/gpu_model.py",
+    "waiting": ROOT / "benchmarks/gpu_waiting.py",
     "soak": HERE / "e2e_soak.py",
     "sanitizers": HERE / "e2e_sanitizers.py",
 }
@@ -95,19 +97,16 @@ def _read(out: Path) -> dict[str, Any]:
 def run_program(out: Path, program: Path, options: Sequence[str], end_s: float) -> int:
     command = [sys.executable, str(program), "--out", str(out), *options]
     paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        return process.wait(end_s)
-    except subprocess.TimeoutExpired:
-        return -signal.SIGKILL
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # what it started too
-            process.wait()
+    environment = {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "HF_HUB_OFFLINE": "1",  # nothing is fetched
+    }
+    status = wait_for(subprocess.Popen(command, env=os.environ | environment, start_new_session=True), end_s)
+    return -signal.SIGKILL if status is None else status
 
 
 def main() -> int:
+    end_by_signal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the JSON file; rows that are there are kept")
     parser.add_argument("--limit-s", type=float, default=450.0, help="no row begins after this (default 450)")
