@@ -55,6 +55,10 @@ run_cmake -S . -B "$build" $generator -DLLM_DECODER_CUDA=auto \
   -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" || exit 1
 build=$(cd "$build" && pwd)
 run_cmake --build "$build" -j "$jobs" --target python_modules || exit 1
+if ! ls "$build"/python/llm_decoder/_cuda.*so >/dev/null 2>&1; then
+  echo "make $word: nvcc cannot compile here, $build/CMakeFiles/CMakeConfigureLog.yaml says why" >&2
+  exit 1
+fi
 # What does not compile of the rest fails the word, and the others run.
 # shellcheck disable=SC2086
 [ -z "$others" ] || run_cmake --build "$build" -j "$jobs" --target $others -- $go_on || status=1

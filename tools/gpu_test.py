@@ -41,6 +41,8 @@ LAST_LINES = 40  # that are told of a step that failed
 NO_TESTS = 5  # of pytest: none of a file is for a device
 CPP_LIMIT_S, OPS_LIMIT_S, SANITIZER_LIMIT_S = 60.0, 200.0, 200.0
 TEST_LIMIT_S, SANITIZED_TEST_LIMIT_S = 45.0, 120.0  # of a test of tests/ops
+# Of compute-sanitizer itself: what it tells of a call that failed has no "Error:" in front.
+REFUSAL = re.compile("=+ Error: .*(not supported|unable to|failed to initialize)", re.IGNORECASE)
 ON_A_DEVICE = re.compile(r"any_machine|mark\.device|IMPLEMENTATIONS")  # what a file with tests for a device says
 
 
@@ -228,7 +230,7 @@ def judge(step: Step, status: int, output: str, seconds: float) -> Outcome:
     last = lines[-1] if lines else "no output"
     if step.is_sanitized:
         for line in lines:
-            if line.startswith("=====") and re.search("not supported|unable to|failed to initialize", line, re.I):
+            if REFUSAL.match(line):
                 return Outcome(SKIPPED, f"compute-sanitizer refuses this machine: {line.lstrip('= ')}", seconds)
     if status == 0 or (status == NO_TESTS and "pytest" in step.command):
         return Outcome(PASSED, last, seconds)

@@ -4,6 +4,7 @@ it first runs on a device. The judges beside transformers are in tests/judge."""
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import stat
 import subprocess
@@ -151,6 +152,8 @@ def test_every_tool_watches_with_graphs_and_without() -> None:
     step = e2e_sanitizers.step("/bin/compute-sanitizer", "initcheck", False, Path("model"), 10.0)
     assert step.command[:3] == ["/bin/compute-sanitizer", "--tool", "initcheck"]
     assert step.environment == {"LLM_DECODER_CUDA_GRAPHS": "0", "LLM_DECODER_GEMM": "ours"}
+    step = e2e_sanitizers.step("/bin/compute-sanitizer", "memcheck", True, Path("model"), 10.0)
+    assert step.environment == {"LLM_DECODER_CUDA_GRAPHS": "1"}
 
 
 # ---- judges ------------------------------------------------------------------------------------------------------
@@ -251,7 +254,7 @@ def test_ours_is_timed_through_the_engine(rows: Any, name: str, monkeypatch: pyt
     monkeypatch.setenv("LLM_DECODER_CUDA_GRAPHS", "1")
     for size in (1, 2):
         row = rows[f"bench-{name}-decode-{size}"].make()
-        assert row["tokens_per_s"] > 0
+        assert json.loads(json.dumps(row))["tokens_per_s"] > 0
         assert row["n_sequences"] == size
     layout = {"int4": "gpu_w4", "int8": "gpu_w8", "fp8": "gpu_f8"}.get(name, "gpu_bf16")
     assert row["backend"]["layout"] == layout

@@ -85,6 +85,8 @@ def test_refusals_and_findings_of_a_sanitizer_are_told_apart() -> None:
     found = "this test says: not supported\n========= Invalid __global__ read\n========= ERROR SUMMARY: 1 error\n"
     judged = gpu_test.judge(step, 9, found, 1)
     assert judged == Outcome(FAILED, "exit status 9: ========= ERROR SUMMARY: 1 error", 1, found.strip())
+    call = '========= Program hit cudaErrorNotSupported (error 801) due to "operation not supported" on CUDA API call\n'
+    assert gpu_test.judge(step, 9, call, 1).result == FAILED
     assert gpu_test.judge(step, 0, "========= ERROR SUMMARY: 0 errors\n", 1).result == PASSED
 
 
@@ -286,7 +288,10 @@ def run_word(tmp_path: Path, word: str, **environment: str) -> tuple[int, list[s
     programs = {
         "nvidia-smi": "echo 'GPU 0: one'",
         "nvcc": "",
-        "cmake": 'echo "cmake $*" >> "$LOG"; mkdir -p "$GPU_BUILD"; case $* in *$BROKEN*) exit 1 ;; esac',
+        "cmake": """
+            echo "cmake $*" >> "$LOG"
+            mkdir -p "$GPU_BUILD/python/llm_decoder"
+            case $* in *$BROKEN*) exit 1 ;; *python_modules*) : > "$GPU_BUILD/python/llm_decoder/$MODULE.so" ;; esac""",
         "python3": f'case $1 in -*) exec {sys.executable} "$@" ;; esac; echo "$PYTHONPATH: $*" >> "$LOG"; exit 3',
     }
     folder = tmp_path / "programs"
@@ -294,9 +299,10 @@ def run_word(tmp_path: Path, word: str, **environment: str) -> tuple[int, list[s
     for name, body in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
-    for name in ("awk", "cat", "date", "dirname", "grep", "mkdir", "nproc", "sh"):
+    for name in ("awk", "date", "dirname", "grep", "ls", "mkdir", "nproc", "sh"):
         (folder / name).symlink_to(str(shutil.which(name)))
-    own = {"PATH": str(folder), "LOG": str(tmp_path / "log"), "GPU_BUILD": str(tmp_path / "build"), "BROKEN": "nothing"}
+    own = {"PATH": str(folder), "LOG": str(tmp_path / "log"), "GPU_BUILD": str(tmp_path / "build")}
+    own |= {"BROKEN": "none of them", "MODULE": "_cuda"}
     command = ["/bin/sh", str(ROOT / "tools/gpu.sh"), word]
     done = subprocess.run(command, env=own | environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode != 2, done.stderr
@@ -334,8 +340,9 @@ def test_a_test_program_that_does_not_compile_keeps_no_other_from_running(tmp_pa
     assert status == 3
 
 
-def test_without_kernels_nothing_runs(tmp_path: Path) -> None:
-    status, started = run_word(tmp_path, "gpu-e2e", BROKEN="python_modules")
+@pytest.mark.parametrize("lack", [{"BROKEN": "python_modules"}, {"MODULE": "_core"}])
+def test_without_kernels_nothing_runs(tmp_path: Path, lack: dict[str, str]) -> None:
+    status, started = run_word(tmp_path, "gpu-e2e", **lack)
     assert status == 1
     assert "python_modules" in started[-1]
 

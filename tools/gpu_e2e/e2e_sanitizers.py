@@ -33,7 +33,8 @@ def watch(sanitizer: str | None, tool: str, graphs: bool, limit_s: float = LIMIT
 
 def step(sanitizer: str, tool: str, graphs: bool, folder: Path, limit_s: float) -> Step:
     environment = {"LLM_DECODER_CUDA_GRAPHS": "1" if graphs else "0"}
-    if tool == "initcheck":  # a library's kernels may read what they then leave out
+    # A library's kernels may read what they then leave out, and share memory in ways that look like a race.
+    if tool in ("initcheck", "racecheck"):
         environment["LLM_DECODER_GEMM"] = "ours"
     options = ["--tool", tool, "--error-exitcode", "9", "--launch-timeout", "60"]
     command = [sanitizer, *options, sys.executable, str(PROGRAM), str(folder)]
