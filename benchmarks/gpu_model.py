@@ -57,6 +57,7 @@ class Scale:
     n_recorded: int = 16
     n_watched: int = 64
     n_samples: int = 3
+    warm_s: float = 0.5
     kv_cache_bytes: int = 12 << 30
     max_tokens_per_step: int = 4096
     device: str = "cuda"  # of transformers
@@ -212,11 +213,15 @@ def graphs_as(is_off: bool) -> Iterator[None]:
             os.environ[GRAPHS] = before
 
 
-def measured(measure: Callable[[], float], n_samples: int, unit: str, **facts: Any) -> dict[str, Any]:
-    """The median of so many, after one that is not counted; the device's state around them."""
-    measure()
+def measured(measure: Callable[[], float], scale: Scale, unit: str, **facts: Any) -> dict[str, Any]:
+    """The median, after those that are not counted: one at least, for so long that a device which was idle has raised
+    its clocks again. And the device's state around them."""
     before = device_state()
-    samples = [measure() for _ in range(n_samples)]
+    end = time.perf_counter() + scale.warm_s
+    measure()
+    while time.perf_counter() < end:
+        measure()
+    samples = [measure() for _ in range(scale.n_samples)]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         unit: statistics.median(samples),
@@ -230,13 +235,13 @@ def decode(participants: Participants, name: str, n_sequences: int) -> dict[str,
     one, scale = participants.get(name), participants.scale
     n_new = scale.n_new[n_sequences]
     measure = functools.partial(one.tokens_per_s, n_sequences, scale.n_prompt, n_new)
-    return measured(measure, scale.n_samples, "tokens_per_s", **about(one, n_sequences=n_sequences, n_new=n_new))
+    return measured(measure, scale, "tokens_per_s", **about(one, n_sequences=n_sequences, n_new=n_new))
 
 
 def first_token(participants: Participants, name: str, n_prompt: int) -> dict[str, Any]:
     one, scale = participants.get(name), participants.scale
     facts = about(one, n_prompt=n_prompt, flops=prefill_flops(scale.hf_config, n_prompt))
-    return measured(functools.partial(one.first_token_s, n_prompt), scale.n_samples, "seconds", **facts)
+    return measured(functools.partial(one.first_token_s, n_prompt), scale, "seconds", **facts)
 
 
 def about(one: Any, **facts: Any) -> dict[str, Any]:

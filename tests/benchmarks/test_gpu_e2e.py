@@ -163,6 +163,20 @@ def test_a_rate_counts_what_comes_while_all_write() -> None:
         gpu_model.rate_of([[(0.0, 1)], [(1.0, 1)]])
 
 
+def test_what_warms_the_device_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(gpu_model.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(gpu_model, "device_state", dict)
+
+    def measure() -> float:
+        now[0] += 0.2
+        return now[0]
+
+    row = gpu_model.measured(measure, gpu_model.Scale(n_samples=3, warm_s=0.5), "seconds", n_prompt=7)
+    assert row["samples"] == pytest.approx([0.8, 1.0, 1.2])
+    assert (row["seconds"], row["n_prompt"]) == (pytest.approx(1.0), 7)
+
+
 def test_gaps_between_kernels_are_the_hosts_where_they_are_long() -> None:
     found = busy_and_waiting([(0, 10), (11, 20), (15, 25), (45, 50)], host_gap_us=5.0)
     assert found == {"span_us": 50, "busy_us": 29, "waiting_us": 20, "waiting_share": 0.4, "n_kernels": 4}

@@ -236,6 +236,7 @@ def participants() -> Iterator[Any]:
         first_tokens=(20,),
         n_watched=2,
         n_samples=1,
+        warm_s=0.0,
         kv_cache_bytes=1 << 20,
         max_tokens_per_step=64,
     )
