@@ -183,6 +183,7 @@ def test_every_file_with_tests_for_a_device_is_a_step() -> None:
     said = {path.name for path in (ROOT / "tests/ops").glob("test_*.py") if "device" in path.read_text()}
     steps = {Path(step.command[-1]).name for step in gpu_test.steps_of(Path("nowhere"), None)}
     assert said - steps == {"test_addresses.py", "test_device_rig.py"}  # of fakes
+    assert "test_order_of_threads.py" not in steps  # of the host machine alone
 
 
 def test_a_file_without_a_test_for_a_device_passes_and_a_machine_without_one_does_not() -> None:
