@@ -22,10 +22,12 @@ def id_of(*files: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
-def sources(*folders: str) -> Iterator[Path]:
-    """What rows of GPU kernels are of. Compiled files are no names for it: nvcc makes others each time."""
-    for folder in folders:
-        yield from sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in _SUFFIXES and path.is_file())
+def sources(*places: str) -> Iterator[Path]:
+    """What rows of GPU kernels are of: files, and those of folders. Compiled files are no names for it: nvcc makes
+    others each time."""
+    for place in places:
+        found = (path for given in ROOT.glob(place) for path in ([given] if given.is_file() else given.rglob("*")))
+        yield from sorted(path for path in found if path.suffix in _SUFFIXES and path.is_file())
 
 
 class RowsFile:

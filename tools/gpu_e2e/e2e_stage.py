@@ -19,11 +19,11 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/soak", "tests/
 # transformers looks for a package of this name, and is not to find benchmarks/kernels.py.
 sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
 
-from resumed import FAILED, RowsFile, id_of, measure_rows, sources, watched  # noqa: E402
+from resumed import FAILED, KERNELS, RowsFile, id_of, measure_rows, sources, watched  # noqa: E402
 
 CANNOT = 2  # exit status: this machine cannot make any row
 LOST = 4  # exit status: the device answers this process no more, another may go on
-_SOURCES = ("attention", "cmake", "decoder", "include", "kv_cache", "python/llm_decoder", "src", "tests")
+_SOURCES = (*KERNELS, "decoder", "kv_cache", "python/llm_decoder", "tests/*.py", "tests/soak")
 
 
 @dataclass(frozen=True)
