@@ -21,8 +21,8 @@ cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
 results=${GPU_RESULTS:-benchmarks/results}
 build=${GPU_BUILD:-build-gpu}
-# Where CUDA's installers leave nvcc and compute-sanitizer, and no profile has put them on the PATH.
-PATH=$PATH:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer
+# Where installers and containers leave nvcc, compute-sanitizer and nvidia-smi, and no profile has put them on the PATH.
+PATH=$PATH:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer:/usr/local/nvidia/bin
 export PATH
 
 sh tools/check_gpu.sh "$word" "$python" || exit 2
