@@ -5,7 +5,7 @@
 #   JOBS          compilers at once (as many as cores and free memory allow)
 #   GPU_BUILD     folder of the build (build-gpu)
 #   GPU_RESULTS   folder of the JSON files, each written after every row and gone on with (benchmarks/results)
-#   GPU_S         seconds that a word takes at most, its build included (560)
+#   GPU_S         seconds that a word takes at most, its build included (475)
 #   GPU_TEST_ARGS, GPU_BENCH_ARGS, GPU_E2E_ARGS    options of tools/gpu_test.py, benchmarks/gpu_kernels.py,
 #                                                  tools/gpu_e2e/run.py
 begin=$(date +%s)
@@ -40,7 +40,7 @@ run() {
 
 # Seconds that are left, less $1.
 left_s() {
-  echo $((begin + ${GPU_S:-560} - $(date +%s) - $1))
+  echo $((begin + ${GPU_S:-475} - $(date +%s) - $1))
 }
 
 generator=
