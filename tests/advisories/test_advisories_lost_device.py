@@ -131,18 +131,19 @@ def held_by(owner: Any) -> Iterator[Any]:
     """What it refers to, through dicts and tuples of plain values, which the collector does not list."""
     for part in gc.get_referents(owner):
         yield part
-        if isinstance(part, (dict, tuple)) and not gc.is_tracked(part):
+        if issubclass(type(part), (dict, tuple)) and not gc.is_tracked(part):
             yield from held_by(part)
 
 
 def who_remembers(secret: str) -> list[str]:
-    """The types of all that holds a text with it; not the texts, which would be found the next time."""
+    """The types of all that holds a text with it; not the texts, which would be found the next time. No object is asked
+    for its class, as isinstance does: some of other packages answer with a warning."""
     gc.collect()
     found = []
     for owner in gc.get_objects():
         for part in held_by(owner):
-            needle: Any = secret if isinstance(part, str) else secret.encode()
-            if isinstance(part, (str, bytes, bytearray)) and part is not secret and needle in part:
+            needle: Any = secret if issubclass(type(part), str) else secret.encode()
+            if issubclass(type(part), (str, bytes, bytearray)) and part is not secret and needle in part:
                 found.append(type(owner).__name__)
     return found
 

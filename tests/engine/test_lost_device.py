@@ -70,7 +70,7 @@ def test_an_engine_that_it_has_ended_and_its_error_hold_no_request(monkeypatch: 
     errors = [told(handle) for handle in handles]
     engine.close()  # waits for its thread
     gc.collect()
-    assert not [held for held in gc.get_objects() if isinstance(held, Request) and held.prompt == verb]
+    assert not [held for held in gc.get_objects() if type(held) is Request and held.prompt == verb]
     assert [error.__cause__ for error in errors] == [LOST, LOST]
 
 
