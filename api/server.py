@@ -87,7 +87,7 @@ def _in_our_words(record: logging.LogRecord, settings: ServerSettings) -> bool:
 
 def _watch(service: Service, server: _Server) -> None:
     if service.wait():
-        LOGGER.info("ready", extra={"fields": {"model": service.model_name}})
+        LOGGER.info("ready", extra={"fields": service.told_when_ready()})
     elif service.failure is not None:
         LOGGER.error("the model could not be loaded: %s", service.failure)
         server.should_exit = True

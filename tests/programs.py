@@ -47,6 +47,15 @@ class Program:
             read: bytes = answer.read()
         return read
 
+    def wait_for_log(self, words: str) -> str:
+        """The first line of its log that has these words."""
+        for _ in range(600):
+            for line in self.log.read_text().splitlines():
+                if words in line:
+                    return line
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
     def wait_until_ready(self) -> None:
         for _ in range(600):
             try:

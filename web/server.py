@@ -146,7 +146,7 @@ class Server:
 
     def _watch(self) -> None:
         if self._service.wait():
-            LOGGER.info("ready", extra={"fields": {"model": self._service.model_name}})
+            LOGGER.info("ready", extra={"fields": self._service.told_when_ready()})
         elif self._service.failure is not None:
             LOGGER.error("the model could not be loaded: %s", self._service.failure)
             self.stop(0.0)

@@ -33,6 +33,7 @@ def test_a_server_answers_on_a_gpu_and_says_so(folder: Path, tmp_path: Path) -> 
         server.wait_until_ready()
         answer = json.loads(server.ask("/generate", {"prompt": PROMPT, "max_tokens": 4, "temperature": 0.0}))
         told = server.ask("/metrics").decode()
+        assert server.wait_for_log("info ready ").endswith(f" model={folder} device=cuda")
     finally:
         server.process.terminate()
         server.process.wait()

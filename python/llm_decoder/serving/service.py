@@ -107,6 +107,11 @@ class Service:
         """What clients call the model."""
         return self.settings.served_model_name or self.llm.name
 
+    def told_when_ready(self) -> dict[str, str]:
+        """What the log has of the model once it is there: its name, and the device that "auto" may have chosen."""
+        stats = self.stats()
+        return {"model": self.model_name} | ({} if stats is None else {"device": stats["backend"]["device"]})
+
     def stats(self) -> dict[str, Any] | None:
         """What the engine counts (LLM.stats), also while it drains; None when there is none yet, or no longer."""
         try:
