@@ -372,6 +372,13 @@ def test_a_model_that_cannot_be_loaded_is_told() -> None:
     assert state_of(DirectServer(service)) == "failed"
 
 
+def test_what_is_told_of_a_model_that_is_ready_needs_none_that_is_still_there() -> None:
+    service = server_of().service
+    assert service.told_when_ready() == {"model": "fake", "device": "fake"}
+    service.close(0)
+    assert service.told_when_ready() == {}
+
+
 def test_all_counts_are_told_while_answers_end() -> None:
     backend = FakeBackend()
     go_on, is_inside = threading.Event(), threading.Event()

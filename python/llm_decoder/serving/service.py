@@ -108,9 +108,12 @@ class Service:
         return self.settings.served_model_name or self.llm.name
 
     def told_when_ready(self) -> dict[str, str]:
-        """What the log has of the model once it is there: its name, and the device that "auto" may have chosen."""
+        """What the log has of the model once `wait` has found it: its name, and the device that "auto" may have chosen;
+        less where the service is closed meanwhile."""
         stats = self.stats()
-        return {"model": self.model_name} | ({} if stats is None else {"device": stats["backend"]["device"]})
+        if stats is None:
+            return {}
+        return {"model": self.settings.served_model_name or stats["model"], "device": stats["backend"]["device"]}
 
     def stats(self) -> dict[str, Any] | None:
         """What the engine counts (LLM.stats), also while it drains; None when there is none yet, or no longer."""
